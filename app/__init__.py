@@ -1,0 +1,1 @@
+"""The server: protocol, storage, streaming and the HTTP surface."""

@@ -1,0 +1,45 @@
+"""What views reach for: the app's parts, and the principal of the request."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import flask_smorest
+from flask import current_app, request
+
+from app.api.parsing import StrictParser
+from app.auth import Authenticator, Caller
+from app.runs import Runs
+from app.storage.run_store import Principal
+from app.streaming.window import Windows
+from app.wiring import Services
+
+
+class Blueprint(flask_smorest.Blueprint):
+    """flask-smorest's, with strict JSON bodies."""
+
+    ARGUMENTS_PARSER = StrictParser()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtail:
+    """The parts of one app."""
+
+    services: Services
+    authenticator: Authenticator
+    runs: Runs
+    windows: Windows
+
+
+def runtail() -> Runtail:
+    """The parts of the current app."""
+    return cast(Runtail, current_app.extensions["runtail"])
+
+
+def principal() -> Principal:
+    """Who makes this request.
+
+    :raises Unauthorized: nobody we know.
+    """
+    host = request.host.rpartition(":")[0] or request.host
+    caller = Caller(request.headers.get("Authorization"), request.remote_addr, host)
+    return runtail().authenticator.principal(caller)

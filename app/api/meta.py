@@ -1,0 +1,55 @@
+"""What is served beside runs: agents, schemas, health."""
+
+from flask import Response, json
+
+from app.api.context import Blueprint, principal, runtail
+from app.api.schemas import AgentSchema
+from app.errors import StoreUnavailable
+from app.protocol.events import json_schema
+from app.storage.run_store import AgentRecord
+
+blueprint = Blueprint("meta", __name__, description="Agents, schemas, health")
+
+EVENTS_SCHEMA = json.dumps(json_schema(), indent=2) + "\n"
+
+
+@blueprint.route("/agents")
+@blueprint.response(200, AgentSchema(many=True))
+def agents() -> list[AgentRecord]:
+    """The agents that workers have registered, each with the JSON Schema of its input."""
+    principal()
+    return runtail().services.registry.agents()
+
+
+@blueprint.route("/schema/events.json")
+@blueprint.response(200)
+def events_schema() -> Response:
+    """JSON Schema of every event."""
+    return Response(EVENTS_SCHEMA, mimetype="application/schema+json")
+
+
+@blueprint.route("/healthz")
+@blueprint.response(200)
+def healthz() -> Response:
+    """This process answers."""
+    return Response('{"status": "ok"}\n', mimetype="application/json")
+
+
+@blueprint.route("/readyz")
+@blueprint.response(200)
+@blueprint.alt_response(503, description="Degraded: `checks` says what cannot be reached.")
+def readyz() -> Response:
+    """Postgres and Redis can be reached."""
+    services = runtail().services
+    checks = {"postgres": _reaches(services.database.ping), "redis": _reaches(services.log.ping)}
+    ready = all(checks.values())
+    body = {"status": "ready" if ready else "degraded", "checks": checks}
+    return Response(json.dumps(body) + "\n", 200 if ready else 503, mimetype="application/json")
+
+
+def _reaches(ping) -> bool:  # type: ignore[no-untyped-def]
+    try:
+        ping()
+    except StoreUnavailable:
+        return False
+    return True

@@ -1,0 +1,61 @@
+"""Errors as responses: RFC 9457 `application/problem+json` with a stable code, never a stack trace."""
+
+import logging
+
+from flask import Flask, Response, json
+from werkzeug.exceptions import HTTPException
+
+from app import errors
+from app.errors import RuntailError
+
+RETRY_AFTER_SECONDS = 1
+
+log = logging.getLogger(__name__)
+
+_BY_STATUS: dict[int, type[RuntailError]] = {
+    404: errors.NotFound,
+    413: errors.BodyTooLarge,
+    415: errors.UnsupportedMediaType,
+    422: errors.InvalidRequest,
+}
+
+
+def register(app: Flask) -> None:
+    """Answer every error of the app with a problem document."""
+    app.register_error_handler(RuntailError, problem)
+    app.register_error_handler(HTTPException, _http_problem)
+    app.register_error_handler(Exception, _unforeseen)
+
+
+def problem(error: RuntailError) -> Response:
+    """The problem document of one of our errors."""
+    return _response(error.status, error.code, error.title, error.detail)
+
+
+def _http_problem(error: HTTPException) -> Response:
+    """An error of Flask or werkzeug, or of the validation of a request by its schema."""
+    status = error.code or 500
+    kind = _BY_STATUS.get(status)
+    messages = getattr(error, "data", {}).get("messages") if status == 422 else None
+    if kind is not None:
+        return problem(kind(json.dumps(messages)[:1_000] if messages else ""))
+    code = error.name.lower().replace(" ", "_")
+    response = _response(status, code, error.name, error.description or error.name)
+    if status == 405:
+        response.headers["Allow"] = ", ".join(error.valid_methods or ())  # type: ignore[attr-defined]
+    return response
+
+
+def _unforeseen(error: Exception) -> Response:
+    log.error("A request failed.", exc_info=error)
+    return problem(RuntailError("The request could not be handled. The server's log says why."))
+
+
+def _response(status: int, code: str, title: str, detail: str) -> Response:
+    document = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    response = Response(json.dumps(document) + "\n", status, mimetype="application/problem+json")
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response

@@ -1,0 +1,142 @@
+"""`/runs`: start, list, read, follow, cancel, erase."""
+
+import hashlib
+from typing import Any
+
+from flask import Response, json, request, url_for
+from flask.views import MethodView
+
+from app.api.context import Blueprint, principal, runtail
+from app.api.cursors import FROM_SNAPSHOT, cursor_of
+from app.api.schemas import (
+    EventsQuerySchema,
+    IdempotencyKeySchema,
+    ListQuerySchema,
+    RunPageSchema,
+    RunSchema,
+    RunWithStateSchema,
+    StartedSchema,
+    StartRunSchema,
+)
+from app.errors import InvalidCursor, NotAcceptable
+from app.protocol.events import Event
+from app.runs import StartRequest
+from app.storage.run_store import RunRecord
+from app.streaming.window import NDJSON, Framing, sse
+
+SSE_TYPE, NDJSON_TYPE, JSON_TYPE = "text/event-stream", "application/x-ndjson", "application/json"
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Accept"}
+
+blueprint = Blueprint("runs", __name__, description="Runs and their events")
+
+
+@blueprint.route("/runs")
+class RunsView(MethodView):
+    """The caller's runs."""
+
+    @blueprint.arguments(StartRunSchema)
+    @blueprint.arguments(IdempotencyKeySchema, location="headers")
+    @blueprint.response(202, StartedSchema)
+    def post(self, body: dict[str, Any], headers: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+        """Start a run. It is committed when this answers; a worker picks it up from there."""
+        run = runtail().runs.start(principal(), StartRequest(**body, **headers))
+        answer = {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}
+        location = _urls(run.id)["self"]
+        return answer, {"Location": location, "X-Run-Id": run.id, "X-Session-Id": run.session_id}
+
+    @blueprint.arguments(ListQuerySchema, location="query")
+    @blueprint.response(200, RunPageSchema)
+    def get(self, query: dict[str, Any]) -> dict[str, Any]:
+        """The caller's runs, newest first."""
+        before, limit = query.pop("cursor"), query.pop("limit")
+        runs, next_cursor = runtail().runs.page(principal(), query, before, limit)
+        return {"runs": runs, "next_cursor": next_cursor}
+
+
+@blueprint.route("/runs/<run_id>")
+class RunView(MethodView):
+    """One run."""
+
+    @blueprint.response(200, RunWithStateSchema)
+    def get(self, run_id: str) -> Response:
+        """One run: its row, and the state that its events up to now fold to."""
+        run = runtail().runs.find(principal(), run_id)
+        state = runtail().services.history.state(run)
+        body = {**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}
+        text = json.dumps(body, ensure_ascii=False) + "\n"
+        response = Response(text, mimetype=JSON_TYPE)
+        response.set_etag(hashlib.sha256(text.encode()).hexdigest()[:32])
+        return response.make_conditional(request)
+
+    @blueprint.response(200, RunSchema)
+    @blueprint.alt_response(202, schema=RunSchema, description="The run has not ended yet, but will.")
+    def delete(self, run_id: str) -> tuple[RunRecord, int]:
+        """The same as POST /runs/{run_id}/cancel."""
+        return _cancel(run_id)
+
+
+@blueprint.route("/runs/<run_id>/cancel", methods=["POST"])
+@blueprint.response(200, RunSchema)
+@blueprint.alt_response(202, schema=RunSchema, description="The run has not ended yet, but will.")
+def cancel(run_id: str) -> tuple[RunRecord, int]:
+    """Cancel a run. 200: it has ended, now or before; 202: the request is committed, the end is on its way."""
+    return _cancel(run_id)
+
+
+@blueprint.route("/runs/<run_id>/erase", methods=["POST"])
+@blueprint.response(204)
+def erase(run_id: str) -> None:
+    """Remove every trace of a run that has ended."""
+    runtail().runs.erase(principal(), run_id)
+
+
+@blueprint.route("/runs/<run_id>/events")
+@blueprint.arguments(EventsQuerySchema, location="query")
+@blueprint.response(200, content_type=SSE_TYPE)
+def events(query: dict[str, Any], run_id: str) -> Response:
+    """Follow a run from a cursor, by `Accept`: server-sent events, NDJSON, or a JSON page."""
+    run = runtail().runs.find(principal(), run_id)
+    cursor = cursor_of(request.headers.get("Last-Event-ID"), query)
+    if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
+        raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
+    accepted = request.accept_mimetypes or None
+    wanted = accepted.best_match([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]) if accepted else SSE_TYPE
+    if wanted == SSE_TYPE:
+        if run.terminal and cursor == run.state_seq:
+            return Response(status=204)  # the one answer after which an EventSource stays away
+        return _window(run, cursor, sse(named=query["named"] == "1"))
+    if wanted == NDJSON_TYPE:
+        return _window(run, cursor, NDJSON)
+    if wanted == JSON_TYPE:
+        return _page(run, cursor, query["limit"])
+    raise NotAcceptable(f"Events come as {SSE_TYPE}, {NDJSON_TYPE} or {JSON_TYPE}.")
+
+
+def _window(run: RunRecord, cursor: int | None, framing: Framing) -> Response:
+    stream = runtail().windows.open(run, cursor, framing)
+    return Response(stream, content_type=f"{framing.mimetype}; charset=utf-8", headers=STREAM_HEADERS)
+
+
+def _page(run: RunRecord, cursor: int | None, limit: int) -> Response:
+    """A page of events, each byte for byte as it is stored."""
+    history = runtail().services.history
+    head = run.state_seq if run.terminal else history.head(run.id)
+    since = head if cursor is FROM_SNAPSHOT else cursor
+    found: list[Event] = history.after(run.id, since, limit)
+    last = found[-1].seq if found else since
+    rest = json.dumps({"next_since_seq": last, "head": max(head, last), "terminal": run.terminal})
+    text = f'{{"events": [{", ".join(event.text for event in found)}], {rest[1:]}\n'
+    return Response(text, mimetype=JSON_TYPE, headers={"Vary": "Accept"})
+
+
+def _cancel(run_id: str) -> tuple[RunRecord, int]:
+    run = runtail().runs.cancel(principal(), run_id)
+    return run, 200 if run.terminal else 202
+
+
+def _urls(run_id: str) -> dict[str, str]:
+    return {
+        "self": url_for("runs.RunView", run_id=run_id),
+        "events": url_for("runs.events", run_id=run_id),
+        "cancel": url_for("runs.cancel", run_id=run_id),
+    }

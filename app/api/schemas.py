@@ -1,0 +1,125 @@
+"""The shapes of requests and responses, for validation and for the OpenAPI document."""
+
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, fields, pre_load
+from marshmallow.validate import Length, OneOf, Range, Regexp
+
+STATUSES = ("pending", "running", "waiting", "completed", "failed", "cancelled")
+LIST_LIMIT = 50
+LIST_LIMIT_MAX = 200
+EVENTS_LIMIT = 500
+EVENTS_LIMIT_MAX = 1_000
+TIMEOUT_MAX_SECONDS = 30 * 86_400
+SESSION_ID = Regexp(r"[A-Za-z0-9_.:\-]{1,128}\Z", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
+
+
+class StartRunSchema(Schema):
+    """Body of POST /runs."""
+
+    agent = fields.String(required=True, validate=Length(1, 100))
+    input = fields.Dict(keys=fields.String(), load_default=dict)
+    session_id = fields.String(load_default=None, allow_none=True, validate=SESSION_ID)
+    on_disconnect = fields.String(load_default="continue", validate=OneOf(["continue"]))
+    timeout_s = fields.Integer(
+        load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS)
+    )
+    metadata = fields.Dict(keys=fields.String(), load_default=dict)
+
+
+class IdempotencyKeySchema(Schema):
+    """Headers of POST /runs."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    idempotency_key = fields.String(
+        data_key="Idempotency-Key", load_default=None, validate=Regexp(r"[\x21-\x7e]{1,255}\Z")
+    )
+
+
+class UrlsSchema(Schema):
+    """Where a run is found."""
+
+    self = fields.String()
+    events = fields.String()
+    cancel = fields.String()
+
+
+class StartedSchema(Schema):
+    """Answer to POST /runs."""
+
+    run_id = fields.String()
+    status = fields.String(validate=OneOf(STATUSES))
+    session_id = fields.String()
+    urls = fields.Nested(UrlsSchema)
+
+
+class RunSchema(Schema):
+    """A run; `state` only where one run was asked for."""
+
+    run_id = fields.String(attribute="id")
+    status = fields.String(validate=OneOf(STATUSES))
+    agent = fields.String()
+    attempt = fields.Integer()
+    input = fields.Raw()
+    output = fields.Raw()
+    error = fields.Raw()
+    usage = fields.Raw()
+    session_id = fields.String()
+    metadata = fields.Raw()
+    cancel_requested = fields.Boolean()
+    state_seq = fields.Integer()
+    digest = fields.String()
+    created_at = fields.AwareDateTime()
+    started_at = fields.AwareDateTime()
+    finished_at = fields.AwareDateTime()
+
+
+class RunWithStateSchema(RunSchema):
+    """One run with the fold of its events up to `state_seq`."""
+
+    state = fields.Raw()
+
+
+class RunPageSchema(Schema):
+    """Answer to GET /runs."""
+
+    runs = fields.List(fields.Nested(RunSchema))
+    next_cursor = fields.String(allow_none=True)
+
+
+class ListQuerySchema(Schema):
+    """Query of GET /runs."""
+
+    status = fields.String(validate=OneOf(STATUSES))
+    agent = fields.String(validate=Length(1, 100))
+    session = fields.String(attribute="session_id", validate=SESSION_ID)
+    since = fields.AwareDateTime(format="iso")
+    cursor = fields.String(load_default=None, validate=Length(1, 100))
+    limit = fields.Integer(load_default=LIST_LIMIT, validate=Range(1, LIST_LIMIT_MAX))
+
+    @pre_load
+    def spell_cancelled(self, data: Any, **_: Any) -> Any:
+        """`canceled` is taken too."""
+        return {**data, "status": "cancelled"} if data.get("status") == "canceled" else data
+
+
+class EventsQuerySchema(Schema):
+    """Query of GET /runs/{run_id}/events."""
+
+    since_seq = fields.String(
+        metadata={"description": "Cursor: seq of the last event you have, or `latest`."}
+    )
+    last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
+    named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
+    limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))
+
+
+class AgentSchema(Schema):
+    """A registered agent."""
+
+    name = fields.String()
+    version = fields.String()
+    isolation = fields.String()
+    input_schema = fields.Raw()

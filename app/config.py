@@ -1,0 +1,90 @@
+"""Every setting of Runtail: its name, unit, default, and what 0 means. Read once, from the environment."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from app.errors import ConfigError
+
+HEARTBEAT_SECONDS = 15
+STREAM_TTL_MIN_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one process. Build it with `from_env`; pass it on, never read the environment again."""
+
+    database_url: str
+    redis_url: str
+    events_redis_url: str
+    """Redis of the event log; the same as `redis_url` unless RQ is to have a Redis of its own."""
+    port: int = 8000
+    dev: bool = False
+    """Requests without a key act as principal `dev`, on loopback only."""
+    web_concurrency: int = 2
+    workers: int = 1
+    worker_concurrency: int = 100
+    """Runs that one worker process executes at the same time."""
+    db_pool_size: int = 4
+    """Postgres connections per process; a caller waits up to 5 s for one."""
+    trusted_proxy_hops: int = 0
+    """Proxies in front whose X-Forwarded-For is believed (Heroku: 1); 0 = none."""
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 1_000_000
+    stream_heartbeat_seconds: int = HEARTBEAT_SECONDS
+    stream_ttl_seconds: int = 3_600
+    """How long a finished run's stream stays in Redis; at least 60. Afterwards windows are served from Postgres."""
+    run_max_attempts: int = 5
+    run_timeout_seconds: int = 3_600
+    """Longest time one attempt of a run may take; 0 = no limit. A run's own `timeout_s` wins."""
+    drain_seconds: int = 20
+    """Time that running agents get to finish when a worker is asked to stop; 0 = none."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Config":
+        """Read the settings.
+
+        :raises ConfigError: a setting is missing, not a number, or out of its range; the message names it.
+        """
+        number = _number_reader(environ)
+        redis_url = _required(environ, "REDIS_URL")
+        return cls(
+            database_url=_required(environ, "DATABASE_URL").replace("postgres://", "postgresql://", 1),
+            redis_url=redis_url,
+            events_redis_url=environ.get("EVENTS_REDIS_URL") or redis_url,
+            port=number("PORT", 8000, 1),
+            dev=environ.get("RUNTAIL_DEV", "") not in ("", "0"),
+            web_concurrency=number("WEB_CONCURRENCY", 2, 1),
+            workers=number("RUNTAIL_WORKERS", 1, 1),
+            worker_concurrency=number("RUNTAIL_WORKER_CONCURRENCY", 100, 1),
+            db_pool_size=number("DB_POOL_SIZE", 4, 1),
+            trusted_proxy_hops=number("TRUSTED_PROXY_HOPS", 0, 0),
+            cors_origins=tuple(o.strip() for o in environ.get("CORS_ORIGINS", "").split(",") if o.strip()),
+            max_body_bytes=number("MAX_BODY_BYTES", 1_000_000, 1),
+            stream_heartbeat_seconds=number("STREAM_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS, 1),
+            stream_ttl_seconds=number("STREAM_TTL_SECONDS", 3_600, STREAM_TTL_MIN_SECONDS),
+            run_max_attempts=number("RUN_MAX_ATTEMPTS", 5, 1),
+            run_timeout_seconds=number("RUN_TIMEOUT_SECONDS", 3_600, 0),
+            drain_seconds=number("DRAIN_SECONDS", 20, 0),
+        )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise ConfigError(f"{name} is not set. `runtail dev` starts embedded servers and sets it by itself.")
+    return value
+
+
+def _number_reader(environ: Mapping[str, str]) -> Callable[[str, int, int], int]:
+    def number(name: str, default: int, least: int) -> int:
+        text = environ.get(name, "").strip()
+        if not text:
+            return default
+        if not text.isascii() or not text.isdigit():
+            raise ConfigError(f"{name} must be a whole number, not {text!r}.")
+        if int(text) < least:
+            raise ConfigError(f"{name} must be at least {least}, not {text}.")
+        return int(text)
+
+    return number

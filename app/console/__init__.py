@@ -1,0 +1,1 @@
+"""The page, and the fold in JavaScript that it shares its golden files with."""

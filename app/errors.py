@@ -1,0 +1,225 @@
+"""The error tree: one class per stable code, each with its HTTP status.
+
+Responsible for naming what can go wrong. Not responsible for turning an error into a response
+(`app.api.problems`) or into a `run.failed` event (`workers.executor`).
+"""
+
+
+class RuntailError(Exception):
+    """Base of every error that has a stable code. `detail` says what happened in this instance."""
+
+    code: str = "internal_error"
+    status: int = 500
+    title: str = "Internal error"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+
+
+class ConfigError(RuntailError):
+    """A setting is missing or wrong. Ends the process at its start."""
+
+    code = "config_error"
+    title = "A setting is wrong"
+
+
+# What a caller sent.
+
+
+class InvalidRequest(RuntailError):
+    """A body, header or query parameter does not fit its schema."""
+
+    code = "invalid_request"
+    status = 422
+    title = "The request does not fit its schema"
+
+
+class InvalidJson(RuntailError):
+    """A value that has no faithful JSON form: NaN, infinity, integer beyond ±(2^53-1), not JSON."""
+
+    code = "invalid_json"
+    status = 400
+    title = "Not valid JSON"
+
+
+class TooDeep(RuntailError):
+    """JSON nested deeper than the limit."""
+
+    code = "json_too_deep"
+    status = 400
+    title = "JSON nested too deeply"
+
+
+class BodyTooLarge(RuntailError):
+    """The request's body is beyond MAX_BODY_BYTES."""
+
+    code = "body_too_large"
+    status = 413
+    title = "The request body is too large"
+
+
+class UnsupportedMediaType(RuntailError):
+    """The request's body is not `application/json`."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "The request body must be application/json"
+
+
+class NotAcceptable(RuntailError):
+    """None of the media types in `Accept` can be produced."""
+
+    code = "not_acceptable"
+    status = 406
+    title = "None of the accepted media types is available"
+
+
+class UnknownAgent(RuntailError):
+    """No worker has registered an agent of that name."""
+
+    code = "unknown_agent"
+    status = 422
+    title = "No such agent"
+
+
+class InvalidInput(RuntailError):
+    """The run's input does not fit the schema that the agent registered."""
+
+    code = "invalid_input"
+    status = 422
+    title = "The input does not fit the agent's schema"
+
+
+class InvalidCursor(RuntailError):
+    """A cursor that is not a number, is negative, or lies beyond the end of a finished run."""
+
+    code = "invalid_cursor"
+    status = 400
+    title = "The cursor is not valid"
+
+
+class IdempotencyConflict(RuntailError):
+    """An Idempotency-Key was used again with another body."""
+
+    code = "idempotency_conflict"
+    status = 409
+    title = "The idempotency key was used with another request"
+
+
+class NotTerminal(RuntailError):
+    """The run has not ended, and the call needs it to."""
+
+    code = "run_not_terminal"
+    status = 409
+    title = "The run has not ended yet"
+
+
+# Who is calling.
+
+
+class Unauthorized(RuntailError):
+    """No key, or one that is unknown."""
+
+    code = "unauthorized"
+    status = 401
+    title = "A valid API key is needed"
+
+
+class NotFound(RuntailError):
+    """There is no such resource, or not for this caller."""
+
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class RunNotFound(NotFound):
+    """There is no such run, or it belongs to somebody else."""
+
+    code = "run_not_found"
+    title = "No such run"
+
+
+class StoreUnavailable(RuntailError):
+    """Postgres or Redis cannot be reached at the moment. Nothing was changed; try again."""
+
+    code = "store_unavailable"
+    status = 503
+    title = "A storage service cannot be reached"
+
+
+# What a writer of events meets.
+
+
+class InvalidEvent(RuntailError):
+    """An event whose type is unknown or whose payload does not fit its schema."""
+
+    code = "invalid_event"
+    status = 422
+    title = "Invalid event"
+
+
+class Fenced(RuntailError):
+    """Another owner has claimed the run: this writer may change neither its log nor its row."""
+
+    code = "fenced"
+    status = 409
+    title = "The run has another owner"
+
+
+class Behind(RuntailError):
+    """The log's head is not the event before the first one to append. `head` says where it is."""
+
+    code = "behind"
+    status = 409
+    title = "The log's head is elsewhere"
+
+    def __init__(self, head: int) -> None:
+        super().__init__(f"The log's head is at {head}.")
+        self.head = head
+
+
+# Why a run failed; only ever seen as the `error` of a `run.failed` event.
+
+
+class AgentError(RuntailError):
+    """The agent raised. The text is fixed: what happened is in the worker's log only."""
+
+    code = "agent_error"
+    title = "The agent failed unexpectedly"
+
+
+class AgentUnavailable(RuntailError):
+    """The worker that took the run does not know its agent, or the stored input no longer fits it."""
+
+    code = "agent_unavailable"
+    title = "The worker cannot run this agent"
+
+
+class InvalidOutput(RuntailError):
+    """What the agent returned has no faithful JSON form, or is too large."""
+
+    code = "invalid_output"
+    title = "The agent's output is not valid"
+
+
+class ReconciliationFailed(RuntailError):
+    """The agent returned a text that is not the one it streamed."""
+
+    code = "reconciliation_failed"
+    title = "The returned text differs from the streamed one"
+
+
+class RunTimeout(RuntailError):
+    """The run took longer than its `timeout_s`, or RUN_TIMEOUT_SECONDS."""
+
+    code = "timeout"
+    title = "The run took too long"
+
+
+class WorkerLost(RuntailError):
+    """Every one of RUN_MAX_ATTEMPTS workers died while it executed the run."""
+
+    code = "worker_lost"
+    title = "The run's workers were lost"

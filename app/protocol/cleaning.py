@@ -1,0 +1,119 @@
+"""Makes a value fit to be stored and sent: faithful JSON, storable text, bounded depth.
+
+Responsible for what may stand inside a payload at all. Not responsible for which fields a payload has
+(`payloads`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from app.errors import InvalidJson, TooDeep
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+MAX_DEPTH = 64
+"""Nested containers a value may have. A scalar has depth 0, `[]` has 1."""
+
+MAX_INT = 2**53 - 1
+"""The largest integer that every JSON reader keeps exact (IEEE 754 doubles)."""
+
+
+def clean(value: object) -> Json:
+    """A deep copy of `value` as plain JSON; idempotent.
+
+    In text and keys NUL and lone surrogates become U+FFFD (PostgreSQL stores neither), and surrogate pairs
+    are joined. Tuples become lists. Of two keys that become equal the last one wins.
+
+    :raises InvalidJson: NaN, infinity, an integer beyond ±(2^53-1), a key that is not text, whatever else
+        has no JSON form. Names the path.
+    :raises TooDeep: beyond MAX_DEPTH, so also a value that contains itself. Names the path.
+    """
+    try:
+        return _clean(value, 0)
+    except _Unfit as unfit:
+        raise unfit.error(f"{unfit.reason} at {unfit.path()}") from None
+
+
+def clean_text(text: str) -> str:
+    """`text` without NUL and lone surrogates."""
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+class _Unfit(Exception):
+    """Carries the reason up through the containers, which add their keys to the path on the way."""
+
+    def __init__(self, error: type[InvalidJson | TooDeep], reason: str) -> None:
+        self.error = error
+        self.reason = reason
+        self.keys: list[str] = []
+
+    def path(self) -> str:
+        return "$" + "".join(reversed(self.keys))
+
+
+def _clean(value: object, depth: int) -> Json:
+    # Ordered by how often each kind occurs. Subclasses (StrEnum, IntEnum, numpy.float64) become plain.
+    if isinstance(value, str):
+        return clean_text(value if type(value) is str else str.__str__(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return _clean_int(value)
+    if isinstance(value, float):
+        return _clean_float(value)
+    if isinstance(value, Mapping):
+        return _clean_mapping(value, _deeper(depth))
+    if isinstance(value, list | tuple):
+        return _clean_items(value, _deeper(depth))
+    raise _Unfit(InvalidJson, f"a {type(value).__name__} has no JSON form")
+
+
+def _clean_int(value: int) -> int:
+    if not -MAX_INT <= value <= MAX_INT:
+        raise _Unfit(InvalidJson, "an integer beyond ±(2^53-1)")
+    return int(value)
+
+
+def _clean_float(value: float) -> float:
+    if not math.isfinite(value):
+        raise _Unfit(InvalidJson, "a number that is not finite")
+    return float(value)
+
+
+def _deeper(depth: int) -> int:
+    if depth == MAX_DEPTH:
+        raise _Unfit(TooDeep, f"more than {MAX_DEPTH} levels")
+    return depth + 1
+
+
+def _clean_mapping(value: Mapping[object, object], depth: int) -> dict[str, Json]:
+    cleaned: dict[str, Json] = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise _Unfit(InvalidJson, f"a key that is not text ({type(key).__name__})")
+        try:
+            cleaned[clean_text(str.__str__(key))] = _clean(item, depth)
+        except _Unfit as unfit:
+            unfit.keys.append(f".{clean_text(key)[:40]}")
+            raise
+    return cleaned
+
+
+def _clean_items(value: list[object] | tuple[object, ...], depth: int) -> list[Json]:
+    cleaned: list[Json] = []
+    for index, item in enumerate(value):
+        try:
+            cleaned.append(_clean(item, depth))
+        except _Unfit as unfit:
+            unfit.keys.append(f"[{index}]")
+            raise
+    return cleaned

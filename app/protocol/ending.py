@@ -1,0 +1,80 @@
+"""How a run ends: what is closed, what its output is, and the terminal event's payload. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import ReconciliationFailed, RuntailError
+from app.protocol.digest import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The outcome of a run before it is written down. `status` is one of the three terminal ones."""
+
+    status: str
+    output: Any = None
+    error: Mapping[str, str] | None = None
+    reason: str | None = None
+
+    @classmethod
+    def completed(cls, output: Any) -> "Ending":
+        """The agent returned; `output` is clean JSON."""
+        return cls("completed", output=output)
+
+    @classmethod
+    def failed(cls, error: RuntailError) -> "Ending":
+        """The run failed for the stated reason; the error's code and detail become public."""
+        return cls("failed", error={"code": error.code, "message": error.detail})
+
+    @classmethod
+    def cancelled(cls, reason: str) -> "Ending":
+        """Somebody cancelled the run."""
+        return cls("cancelled", reason=reason)
+
+    @property
+    def type(self) -> str:
+        """The type of the terminal event."""
+        return f"run.{self.status}"
+
+
+def closing(state: Mapping[str, Any], ending: Ending) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events (type, payload) that close whatever the state still has open, innermost first."""
+    for message in state["messages"]:
+        if message["status"] == "open":
+            yield "message.completed", {"message_id": message["id"], "chars": len(message["text"])}
+    code = "cancelled" if ending.status != "failed" else "interrupted"
+    for call in state["tool_calls"]:
+        if call["status"] == "running":
+            yield "tool.failed", {"tool_call_id": call["id"], "code": code, "retryable": False}
+    for step in reversed(state["steps"]):
+        if step["status"] == "running":
+            error = {"code": code, "message": f"The run was {ending.status} during this step."}
+            yield "step.failed", {"step_id": step["id"], "error": error}
+
+
+def reconcile(state: Mapping[str, Any], output: Any) -> Any:
+    """The output of a run that returned `output` after streaming what `state` holds.
+
+    A function that returned nothing gets its output built from what it streamed.
+
+    :raises ReconciliationFailed: a text was returned, and it is not the text of the answer.
+    """
+    answer = state["answer"]["text"]
+    if output is None:
+        return {"text": answer, "sources": state["sources"], "checks": state["checks"]}
+    if isinstance(output, str) and output != answer:
+        raise ReconciliationFailed(
+            f"The agent returned {len(output)} characters that differ from the {len(answer)} it streamed."
+        )
+    return output
+
+
+def terminal_payload(state: Mapping[str, Any], ending: Ending) -> dict[str, Any]:
+    """The payload of the terminal event, digest included. `state` is the fold of everything before it."""
+    seal = digest(state, ending.output)
+    if ending.status == "completed":
+        return {"output": ending.output, "usage": state["usage"], "digest": seal}
+    if ending.status == "failed":
+        return {"error": ending.error, "digest": seal}
+    return {"reason": ending.reason, "last_seq": state["last_seq"], "digest": seal}

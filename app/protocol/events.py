@@ -1,0 +1,103 @@
+"""Events and their envelopes: the text that is made once and kept verbatim everywhere.
+
+Responsible for the envelope and, as the package's front, for re-exporting `clean`, `validate` and schemas.
+Not responsible for what an event does to the state (`reducer`) or for how it looks on a wire (`framing`).
+"""
+
+import json
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from json.encoder import encode_basestring as _quoted
+from typing import Any, NamedTuple
+
+from app.protocol.cleaning import MAX_DEPTH, MAX_INT, Json, clean, clean_text
+from app.protocol.payloads import CONTROL_SCHEMAS, CUSTOM_TYPE, SCHEMAS, json_schema, schema_json, validate
+
+__all__ = [
+    "CONTROL_SCHEMAS",
+    "CUSTOM_TYPE",
+    "MAX_DEPTH",
+    "MAX_INT",
+    "SCHEMAS",
+    "TERMINAL",
+    "VERSION",
+    "Event",
+    "Json",
+    "clean",
+    "clean_text",
+    "control",
+    "encode",
+    "json_schema",
+    "schema_json",
+    "timestamp",
+    "validate",
+]
+
+VERSION = 1
+TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
+
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+# JSON lets these stand raw, but many readers (Python's str.splitlines among them) end a line there.
+_LINE_BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+class Event(NamedTuple):
+    """One stored event. `text` is the envelope verbatim: compact JSON on one line, fit for UTF-8, no NUL."""
+
+    seq: int
+    type: str
+    text: str
+    op: str = ""
+    """The operation the event belongs to; kept beside the envelope, never sent."""
+
+    def envelope(self) -> dict[str, Any]:
+        """The parsed envelope: {v, seq, run_id, type, ts, payload}."""
+        envelope: dict[str, Any] = json.loads(self.text)
+        return envelope
+
+
+def encode(
+    run_id: str, seq: int, type: str, payload: Json, ts: datetime | str | None = None, op: str = ""
+) -> Event:
+    """Makes the event's text. `payload` is clean and valid already: this is the hot path and checks neither.
+
+    :param ts: a moment with a time zone, or what `timestamp` returned; None: now.
+    :param op: the operation the event belongs to.
+    """
+    text = (
+        f'{{"v":{VERSION},"seq":{seq},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'
+        f'"ts":"{ts if isinstance(ts, str) else timestamp(ts)}","payload":{_compact(payload)}}}'
+    )
+    return Event(seq, type, _one_line(text), op)
+
+
+def control(run_id: str, type: str, payload: Json, ts: datetime | None = None) -> str:
+    """The text of a control frame: an envelope without seq, which is sent and never stored."""
+    return _one_line(
+        f'{{"v":{VERSION},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'
+        f'"ts":"{timestamp(ts)}","payload":{_compact(payload)}}}'
+    )
+
+
+def timestamp(moment: datetime | None = None) -> str:
+    """The moment, by default now, as an envelope's ts: UTC with milliseconds, 2026-06-12T12:00:01.234Z."""
+    if moment is None:
+        seconds, ms = divmod(time.time_ns() // 1_000_000, 1000)
+        return f"{_second(seconds)}.{ms:03d}Z"
+    if moment.tzinfo is None:
+        raise ValueError("the moment has no time zone")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+@lru_cache(maxsize=4)  # thousands of events share a second, and formatting it is a third of `encode`
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _one_line(text: str) -> str:
+    # `in` is far faster than `translate`, which the few texts that need it can afford.
+    if text.isascii() or not ("\u2028" in text or "\u2029" in text or "\x85" in text):
+        return text
+    return text.translate(_LINE_BREAKS)

@@ -1,0 +1,54 @@
+"""What may be shown: secrets replaced by the name of their key, results cut to a preview. Pure."""
+
+import json
+import re
+from typing import Any
+
+from app.errors import InvalidJson, TooDeep
+from app.protocol.events import Json, clean
+
+REDACTED = "[redacted]"
+PREVIEW_BYTES = 2_048
+"""Of a preview's JSON text in UTF-8."""
+CUT_BYTES = 1_000
+"""What is kept of a longer one, as text; its quotes may double when that text becomes JSON in turn."""
+
+_SECRET_KEY = re.compile(
+    r"pass(word|wd|phrase)?|secret|token|api_?key|access_?key|private_?key|authorization|cookie|credential"
+    r"|card_?number|cvv|cvc|ssn|iban"
+)
+_NOT_SECRET = re.compile(r"((input|output|max|total|prompt|completion)_)?tokens|passed|.*_tokens_.*")
+
+
+def redact(value: Json) -> Json:
+    """A copy in which every value under a key that names a secret is replaced."""
+    if isinstance(value, dict):
+        return {key: REDACTED if _is_secret(key) else redact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [redact(item) for item in value]
+    return value
+
+
+def preview(value: object) -> dict[str, Any]:
+    """What may be shown of a tool's result: {preview, truncated, bytes}, the preview at most PREVIEW_BYTES of JSON.
+
+    A result that is not JSON is shown by its type.
+    """
+    try:
+        cleaned = redact(clean(value))
+    except (InvalidJson, TooDeep):
+        cleaned = f"<{value.__class__.__name__}>"
+    text = json_bytes(cleaned)
+    if len(text) <= PREVIEW_BYTES:
+        return {"preview": cleaned, "truncated": False, "bytes": len(text)}
+    return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": len(text)}
+
+
+def _is_secret(key: str) -> bool:
+    lowered = key.lower().replace("-", "_")
+    return bool(_SECRET_KEY.search(lowered)) and not _NOT_SECRET.fullmatch(lowered)
+
+
+def json_bytes(value: Json) -> bytes:
+    """The compact JSON text of a clean value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,197 @@
+"""The verbs of the API: start, find, list, cancel, erase. Knows neither Flask nor wire formats."""
+
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
+
+from app.errors import (
+    Fenced,
+    IdempotencyConflict,
+    InvalidInput,
+    NotTerminal,
+    RunNotFound,
+    StoreUnavailable,
+    UnknownAgent,
+)
+from app.hooks import Hooks
+from app.identifiers import new_id
+from app.protocol.ending import Ending
+from app.protocol.events import TERMINAL, Event, encode
+from app.protocol.redaction import preview
+from app.protocol.reducer import initial, reduce
+from app.storage.event_log import Append
+from app.storage.run_store import NewRun, Principal, RunRecord
+from app.wiring import Services
+
+CANCEL_WAIT_MS = 2_000
+"""How long a cancel waits for the owner to end the run before it answers that it is still on its way."""
+FOLLOW_EVENTS = 500
+
+log = logging.getLogger(__name__)
+
+# JSON Schema calls 5.0 an integer; the agents' own schemas do not.
+_Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """A valid body of POST /runs, cleaned."""
+
+    agent: str
+    input: dict[str, Any]
+    session_id: str | None
+    on_disconnect: str
+    timeout_s: int | None
+    metadata: dict[str, Any]
+    idempotency_key: str | None
+
+    @property
+    def hash(self) -> str:
+        """Equal for equal requests; the key itself is not part of it."""
+        body = (self.agent, self.input, self.session_id, self.on_disconnect, self.timeout_s, self.metadata)
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Verbs on runs. Every one that needs Postgres may raise StoreUnavailable."""
+
+    services: Services
+
+    def start(self, principal: Principal, request: StartRequest) -> RunRecord:
+        """Commit a run, then tell the log and the workers. A repeated idempotency key gives the earlier run.
+
+        :raises UnknownAgent: no worker has registered the agent.
+        :raises InvalidInput: the input does not fit the agent's schema.
+        :raises IdempotencyConflict: the key was used with another request.
+        """
+        self._check_input(request)
+        new, created = _new_run(principal, request, self.services.hooks)
+        run, is_new = self.services.store.create(new, created)
+        if is_new:
+            self._announce(run, created)
+        elif run.request_hash != request.hash:
+            raise IdempotencyConflict(f"The key belongs to {run.id}, which was started with another body.")
+        return run
+
+    def find(self, principal: Principal, run_id: str) -> RunRecord:
+        """
+        :raises RunNotFound: there is no such run, or it is somebody else's.
+        """
+        run = self.services.store.find(principal, run_id)
+        if run is None:
+            raise RunNotFound(f"There is no run {run_id!r}.")
+        return run
+
+    def page(
+        self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int
+    ) -> tuple[list[RunRecord], str | None]:
+        """Runs, newest first, and the cursor of the next page (None: this is the last)."""
+        runs = self.services.store.page(principal, filters, before, limit + 1)
+        return runs[:limit], runs[limit - 1].id if len(runs) > limit else None
+
+    def cancel(self, principal: Principal, run_id: str) -> RunRecord:
+        """Cancel a run that has not ended; wait a moment for it to end. Returns the row as it is then.
+
+        The request is committed before anything else: whatever fails from there on, the run will end.
+
+        :raises RunNotFound: there is no such run, or it is somebody else's.
+        """
+        run = self.services.store.request_cancel(self.find(principal, run_id).id)
+        if run is None:
+            raise RunNotFound(f"There is no run {run_id!r}.")
+        if run.terminal:
+            return run
+        try:
+            self._end_unowned(run)
+            self._await_end(run)
+        except StoreUnavailable:
+            log.warning("%s is to be cancelled; its owner or the janitor will find out.", run.id)
+        return self.services.store.get(run.id) or run
+
+    def erase(self, principal: Principal, run_id: str) -> None:
+        """Remove a finished run: row, events, stream.
+
+        :raises RunNotFound: there is no such run, or it is somebody else's.
+        :raises NotTerminal: it has not ended.
+        """
+        run = self.find(principal, run_id)
+        if not run.terminal:
+            raise NotTerminal(f"{run.id} is {run.status}; cancel it first.")
+        self.services.log.delete(run.id)  # first: while the row is there, a failure can be tried again
+        self.services.store.erase(run.id)
+
+    def _check_input(self, request: StartRequest) -> None:
+        agent = self.services.registry.agent(request.agent)
+        if agent is None:
+            raise UnknownAgent(f"There is no agent {request.agent!r}.")
+        error = next(iter(_Validator(agent.input_schema).iter_errors(request.input)), None)
+        if error is not None:
+            raise InvalidInput(f"{error.json_path}: {error.message}"[:500])
+
+    def _announce(self, run: RunRecord, created: Event) -> None:
+        """Both are repaired where they fail: a claim levels the log, the janitor enqueues."""
+        try:
+            self.services.log.append(Append(run.id, 0, [created], archived=created.seq))
+            self.services.queue.enqueue(run.id, run.epoch)
+        except (StoreUnavailable, Fenced) as error:
+            log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
+
+    def _end_unowned(self, run: RunRecord) -> None:
+        """End a pending run ourselves; leave a running one to its owner."""
+        try:
+            claimed = self.services.ownership.claim(run.id, f"cancel-{secrets.token_hex(4)}")
+            if claimed is not None:
+                self.services.ownership.finish(claimed[1], Ending.cancelled("requested"))
+        except Fenced:
+            log.info("%s was claimed by somebody else, who sees the request.", run.id)
+
+    def _await_end(self, run: RunRecord) -> None:
+        """Ring the owner and follow the log to its end, for at most CANCEL_WAIT_MS."""
+        seq = self.services.history.head(
+            run.id
+        )  # before the row: an end that comes in between is not waited for
+        latest = self.services.store.get(run.id)
+        if latest is None or latest.terminal or latest.owner is None:
+            return
+        self.services.log.ring(latest.owner)
+        deadline = time.monotonic() + CANCEL_WAIT_MS / 1_000
+        while (left_ms := round((deadline - time.monotonic()) * 1_000)) > 0:
+            events = self.services.log.wait(run.id, seq, left_ms, FOLLOW_EVENTS)
+            if any(event.type in TERMINAL for event in events):
+                return
+            seq = events[-1].seq if events else seq
+
+
+def _new_run(principal: Principal, request: StartRequest, hooks: Hooks) -> tuple[NewRun, Event]:
+    run_id, session_id = new_id("run"), request.session_id or new_id("ses")
+    shown = preview(request.input)["preview"]
+    payload = {"agent": request.agent, "input_preview": shown, "session_id": session_id}
+    created = encode(run_id, 1, "run.created", hooks("run.created", payload))
+    new = NewRun(
+        id=run_id,
+        principal=principal,
+        session_id=session_id,
+        agent=request.agent,
+        input=request.input,
+        metadata=request.metadata,
+        on_disconnect=request.on_disconnect,
+        timeout_s=request.timeout_s,
+        idempotency_key=request.idempotency_key,
+        request_hash=request.hash,
+        state=reduce(initial(run_id), created.envelope()),
+    )
+    return new, created

@@ -1,0 +1,212 @@
+"""The event log of each run in Redis: the only module that issues stream commands.
+
+Keys, all of a run in one cluster slot:
+
+    rt:{run_id}:events   stream   entry `n-0` is event n: `t` type, `e` the envelope's text, `o` the op it belongs to
+    rt:{run_id}:meta     hash     `epoch` of the owner, `head`: seq of the last event
+
+Channels, which carry no data:
+
+    rt:{run_id}          rings after every append
+    rt:worker:{id}       rings when the worker's commands in Postgres have changed
+
+It enforces who may append, by epoch; who that is, Postgres decides (`app.storage.ownership`).
+Every method may raise StoreUnavailable; what an append that raised it has done is unknown.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.errors import Behind, Fenced, StoreUnavailable
+from app.protocol.events import TERMINAL, Event
+
+LIVE_EVENTS = 10_000
+"""Events of a running run that stay in Redis once they are archived; windows further behind read Postgres."""
+SWEEP_SECONDS = 2.0
+SOCKET_TIMEOUT_SECONDS = 5
+POOL_WAIT_SECONDS = 5
+
+_LUA = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Consecutive events of one run to append under an epoch. `archived`: how far Postgres has them."""
+
+    run_id: str
+    epoch: int
+    events: Sequence[Event]
+    archived: int = 0
+
+
+class EventLog:
+    """Append to and read from the streams of all runs, over one pool of connections."""
+
+    def __init__(self, url: str, *, ttl_seconds: int, max_connections: int) -> None:
+        self._redis = connect(url, max_connections)
+        self._ttl_seconds = ttl_seconds
+        self._append = self._redis.register_script((_LUA / "append.lua").read_text())
+        self._raise_epoch = self._redis.register_script((_LUA / "raise_epoch.lua").read_text())
+
+    # Writing.
+
+    def append(self, append: Append) -> int:
+        """Append the events and ring. Returns the new head.
+
+        :raises Fenced: a later epoch owns the run.
+        :raises Behind: the head is not the event before the first one.
+        """
+        (outcome,) = self.append_all([append])
+        if isinstance(outcome, int):
+            return outcome
+        raise outcome
+
+    def append_all(self, appends: Sequence[Append]) -> list[int | Fenced | Behind]:
+        """Append to many runs in one round trip; each run's new head or its own error, in order."""
+        with _reachable():
+            return self._pipeline(appends)
+
+    def _pipeline(self, appends: Sequence[Append]) -> list[int | Fenced | Behind]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for append in appends:
+            pipeline.evalsha(self._append.sha, 2, *_keys(append.run_id), *self._arguments(append))
+        replies: list[Any] = pipeline.execute(raise_on_error=False)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, redis.exceptions.NoScriptError):  # a Redis that was just restarted
+                append = appends[index]
+                replies[index] = self._append(keys=_keys(append.run_id), args=self._arguments(append))
+            elif isinstance(reply, redis.RedisError):
+                raise reply
+        return [_outcome(*reply) for reply in replies]
+
+    def _arguments(self, append: Append) -> list[str | int]:
+        first, last = append.events[0], append.events[-1]
+        trim_to = max(0, min(append.archived, last.seq - LIVE_EVENTS))
+        ttl = self._ttl_seconds if last.type in TERMINAL else 0
+        arguments: list[str | int] = [channel(append.run_id), append.epoch, first.seq - 1, trim_to, ttl]
+        for event in append.events:
+            arguments += (event.type, event.text, event.op)
+        return arguments
+
+    def raise_epoch(self, run_id: str, epoch: int) -> int:
+        """Fence every earlier owner of the run. Returns the head.
+
+        :raises Fenced: a later epoch owns the run.
+        """
+        with _reachable():
+            outcome = _outcome(*self._raise_epoch(keys=_keys(run_id)[1:], args=[epoch]))
+        if isinstance(outcome, int):
+            return outcome
+        raise outcome
+
+    def delete(self, run_id: str) -> None:
+        """Remove every key of the run."""
+        with _reachable():
+            self._redis.delete(*_keys(run_id))
+
+    # Reading.
+
+    def head(self, run_id: str) -> int:
+        """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
+        with _reachable():
+            return int(self._redis.hget(_keys(run_id)[1], "head") or 0)  # type: ignore[arg-type]
+
+    def read(self, run_id: str, after: int, limit: int) -> list[Event]:
+        """Events with seq > `after`, in order, at most `limit`. The first need not be `after` + 1: callers check."""
+        with _reachable():
+            reply: Any = self._redis.xrange(_keys(run_id)[0], min=f"({after}-0", max="+", count=limit)
+            return [_event(entry_id, fields) for entry_id, fields in reply]
+
+    def wait(self, run_id: str, after: int, timeout_ms: int, limit: int) -> list[Event]:
+        """As `read`, but block up to `timeout_ms` (> 0) for the first of them; then empty."""
+        key = _keys(run_id)[0]
+        with _reachable():
+            reply: Any = self._redis.xread({key: f"{after}-0"}, count=limit, block=timeout_ms)
+            return [_event(entry_id, fields) for _, entries in reply for entry_id, fields in entries]
+
+    # Doorbells of owners.
+
+    def ring(self, owner: str) -> None:
+        """Tell an owner that its commands in Postgres have changed."""
+        with _reachable():
+            self._redis.publish(f"rt:worker:{owner}", "")
+
+    def rings(self, owner: str) -> Iterator[None]:
+        """Yield once when subscribed, then at each ring, and at least every SWEEP_SECONDS in case one was lost.
+
+        Holds a connection until Redis is lost.
+        """
+        with _reachable(), self._redis.pubsub() as pubsub:
+            pubsub.subscribe(f"rt:worker:{owner}")
+            while True:
+                pubsub.get_message(timeout=SWEEP_SECONDS)
+                yield
+
+    def ping(self) -> None:
+        """:raises StoreUnavailable: Redis cannot be reached."""
+        with _reachable():
+            self._redis.ping()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._redis.close()
+        self._redis.connection_pool.disconnect()
+
+
+def channel(run_id: str) -> str:
+    """The channel that rings after every append to the run."""
+    return f"rt:{{{run_id}}}"
+
+
+def connect(
+    url: str, max_connections: int, socket_timeout: float | None = SOCKET_TIMEOUT_SECONDS
+) -> redis.Redis:
+    """A client whose callers wait for a free connection, and that never repeats a command by itself."""
+    pool = redis.BlockingConnectionPool.from_url(
+        tolerate_self_signed(url),
+        max_connections=max_connections,
+        timeout=POOL_WAIT_SECONDS,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def tolerate_self_signed(url: str) -> str:
+    """Heroku's Redis speaks TLS with a certificate of its own making: encrypt, but do not verify it."""
+    if url.startswith("rediss://") and "ssl_cert_reqs" not in url:
+        return url + ("&" if "?" in url else "?") + "ssl_cert_reqs=none"
+    return url
+
+
+def _keys(run_id: str) -> list[str]:
+    return [f"rt:{{{run_id}}}:events", f"rt:{{{run_id}}}:meta"]
+
+
+def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
+    seq = int(entry_id.partition(b"-")[0])
+    return Event(seq, fields[b"t"].decode(), fields[b"e"].decode(), fields[b"o"].decode())
+
+
+def _outcome(word: bytes, number: int) -> int | Fenced | Behind:
+    if word == b"OK":
+        return number
+    if word == b"BEHIND":
+        return Behind(number)
+    return Fenced(f"Epoch {number} owns the run.")
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:  # connection lost, timeout, loading, out of memory, script busy
+        raise StoreUnavailable("Redis cannot be reached.") from error

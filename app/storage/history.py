@@ -1,0 +1,53 @@
+"""A run's events from wherever they are: the live part from Redis, the rest from Postgres, the same bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.errors import StoreUnavailable
+from app.protocol.events import Event
+from app.protocol.reducer import State, fold
+from app.storage.event_log import EventLog
+from app.storage.run_store import RunRecord, RunStore
+
+PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Reads of one run's log. They raise StoreUnavailable only if Postgres cannot be reached where it is needed."""
+
+    store: RunStore
+    log: EventLog
+
+    def after(self, run_id: str, seq: int, limit: int) -> list[Event]:
+        """The events that follow `seq`, without a gap, at most `limit`; empty at the head."""
+        events = self._live(run_id, seq, limit)
+        if events and events[0].seq == seq + 1:
+            return events
+        return self.store.events(run_id, seq, limit)
+
+    def all_after(self, run_id: str, seq: int) -> Iterator[Event]:
+        """All the events that follow `seq`."""
+        while events := self.after(run_id, seq, PAGE):
+            yield from events
+            seq = events[-1].seq
+
+    def head(self, run_id: str) -> int:
+        """Seq of the run's last event."""
+        try:
+            live = self.log.head(run_id)
+        except StoreUnavailable:
+            live = 0
+        return max(live, self.store.archived_head(run_id))
+
+    def state(self, run: RunRecord) -> State:
+        """The run's state as of now: the stored one with the events after it folded in."""
+        if run.terminal:
+            return run.state
+        return fold((event.envelope() for event in self.all_after(run.id, run.state_seq)), run.state)
+
+    def _live(self, run_id: str, seq: int, limit: int) -> list[Event]:
+        try:
+            return self.log.read(run_id, seq, limit)
+        except StoreUnavailable:
+            return []  # what is archived can be served without Redis

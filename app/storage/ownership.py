@@ -1,0 +1,114 @@
+"""Who may write a run: claim it, finish it, bring its log and its archive level. Shared by worker, API and janitor.
+
+Postgres decides, Redis enforces. The rules (checked by exploring their interleavings; keep their order):
+
+1. A claim raises the epoch in Postgres, then in Redis, then levels log and archive; only then may anything be appended.
+2. Every later write names its epoch. No row, or FENCED: somebody else owns the run, for that run alone.
+3. What is a fact (`run.created`, a tool's result, the end) is committed with every event before it, then appended.
+4. Commands are rows first; Redis only rings.
+5. A lost owner is observed (`workers.janitor`), never assumed.
+"""
+
+from dataclasses import dataclass
+
+from app.errors import Behind, Fenced
+from app.protocol.ending import Ending, closing, terminal_payload
+from app.protocol.reducer import fold
+from app.storage.event_log import Append, EventLog
+from app.storage.log_writer import LogWriter
+from app.storage.run_store import Checkpoint, RunRecord, RunStore
+
+CHUNK = 500
+"""Events that are moved between Postgres and Redis at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The verbs of an owner. Every one may raise StoreUnavailable and may then be called again."""
+
+    store: RunStore
+    log: EventLog
+
+    def claim(self, run_id: str, owner: str) -> tuple[RunRecord, LogWriter] | None:
+        """Take a pending run without executing it: to finish it. None: it is not pending.
+
+        :raises Fenced: it was taken over meanwhile.
+        """
+        run = self.store.claim(run_id, owner, start=False)
+        return (run, self.adopt(run)) if run else None
+
+    def adopt(self, run: RunRecord) -> LogWriter:
+        """Make the claimed run's log writable: fence earlier owners, then level the log and its archive.
+
+        :raises Fenced: the run was taken over meanwhile.
+        """
+        self.log.raise_epoch(run.id, run.epoch)
+        self.sync(run.id, run.epoch)
+        archived = self._archive_rest(run)
+        state = fold((e.envelope() for e in self._archive_after(run.id, run.state_seq)), run.state)
+        return LogWriter(run.id, run.epoch, state, appended=archived, archived=archived)
+
+    def end(self, writer: LogWriter, ending: Ending) -> None:
+        """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed."""
+        for type, payload in list(closing(writer.state, ending)):
+            writer.add(type, payload)
+        writer.add(ending.type, terminal_payload(writer.state, ending), commit_first=True)
+
+    def commit_end(self, writer: LogWriter) -> None:
+        """Commit what `end` wrote.
+
+        :raises Fenced: another owner has the run, or has finished it.
+        """
+        status = writer.state["status"]
+        try:
+            self.store.finish(writer.run_id, writer.epoch, status, writer.state, writer.unarchived())
+        except Fenced:
+            run = self.store.get(writer.run_id)
+            if run is None or (run.epoch, run.digest) != (writer.epoch, writer.state["digest"]):
+                raise
+            # An earlier call was carried out although its answer was lost.
+        writer.mark_archived(writer.head)
+
+    def publish(self, run_id: str, epoch: int) -> None:
+        """Append what is left of a finished run, the terminal event last."""
+        try:
+            self.sync(run_id, epoch)
+        except Fenced:
+            return  # only a claim raises the epoch, and nobody can claim a finished run: another one was erased
+        self.store.mark_published(run_id)
+
+    def finish(self, writer: LogWriter, ending: Ending) -> None:
+        """`end`, `commit_end` and `publish`.
+
+        :raises Fenced: another owner has the run, or has finished it.
+        """
+        self.end(writer, ending)
+        self.commit_end(writer)
+        self.publish(writer.run_id, writer.epoch)
+
+    def sync(self, run_id: str, epoch: int) -> int:
+        """Append the archived events above Redis' head. Returns the head.
+
+        :raises Fenced: a later epoch owns the run.
+        """
+        head = self.log.head(run_id)
+        while events := self.store.events(run_id, head, CHUNK):
+            try:
+                head = self.log.append(Append(run_id, epoch, events, archived=events[-1].seq))
+            except Behind as behind:  # somebody else is bringing the same events, or Redis lost its own
+                head = behind.head
+        return head
+
+    def _archive_rest(self, run: RunRecord) -> int:
+        """Archive what Redis holds beyond the archive: the earlier owner's last, un-archived events."""
+        archived = self.store.archived_head(run.id)
+        while events := self.log.read(run.id, archived, CHUNK):
+            if run.id not in self.store.archive([Checkpoint(run.id, run.epoch, events)]):
+                raise Fenced(f"{run.id} is not running under epoch {run.epoch}.")
+            archived = events[-1].seq
+        return archived
+
+    def _archive_after(self, run_id: str, seq: int):  # type: ignore[no-untyped-def]
+        while events := self.store.events(run_id, seq, CHUNK):
+            yield from events
+            seq = events[-1].seq

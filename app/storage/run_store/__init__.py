@@ -1,0 +1,19 @@
+"""Postgres: the only package that imports peewee. Rows in, records out."""
+
+from app.storage.run_store.database import Database, migrate
+from app.storage.run_store.records import Checkpoint, NewRun, OwnerBeat, Principal, RunRecord
+from app.storage.run_store.registry import AgentRecord, Registry
+from app.storage.run_store.store import RunStore
+
+__all__ = [
+    "AgentRecord",
+    "Checkpoint",
+    "Database",
+    "NewRun",
+    "OwnerBeat",
+    "Principal",
+    "Registry",
+    "RunRecord",
+    "RunStore",
+    "migrate",
+]

@@ -1,0 +1,84 @@
+"""The connection pool, sessions on it, and migrations. Knows no table but the one of applied migrations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peewee
+from playhouse.migrations import Runner
+from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
+
+from app.errors import StoreUnavailable
+
+POOL_WAIT_SECONDS = 5
+CONNECT_TIMEOUT_SECONDS = 5
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MIGRATION_LOCK = 0x52544D47
+"""Advisory lock: two releases at once apply each migration once."""
+
+_UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
+
+
+class Database:
+    """A pool of Postgres connections. Sessions do not nest: one greenlet holds at most one."""
+
+    def __init__(self, url: str, pool_size: int) -> None:
+        self.peewee = PooledPostgresqlDatabase(
+            url, max_connections=pool_size, timeout=POOL_WAIT_SECONDS, connect_timeout=CONNECT_TIMEOUT_SECONDS
+        )
+
+    @contextmanager
+    def session(self, *, atomic: bool = False) -> Iterator[peewee.Database]:
+        """One connection for the block; with `atomic` one transaction, else each statement is its own.
+
+        :raises StoreUnavailable: Postgres cannot be reached, or no connection came free within POOL_WAIT_SECONDS.
+        """
+        try:
+            self.peewee.connect()
+            try:
+                if atomic:
+                    with self.peewee.atomic():
+                        yield self.peewee
+                else:
+                    yield self.peewee
+            except BaseException:
+                # A connection that saw an exception, a greenlet kill among them, may be in the middle of
+                # its protocol: it is closed, not returned to the pool.
+                self.peewee.manual_close()
+                raise
+            self.peewee.close()
+        except _UNREACHABLE as error:
+            self.peewee.close_idle()  # its pool mates are most likely as dead as it is
+            raise StoreUnavailable("Postgres cannot be reached.") from error
+
+    def ping(self) -> None:
+        """:raises StoreUnavailable: Postgres cannot be reached."""
+        with self.session() as db:
+            db.execute_sql("SELECT 1")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.peewee.close_all()
+
+
+def rows(cursor: Any) -> list[dict[str, Any]]:
+    """The rows of a cursor as dictionaries by column name."""
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def migrate(url: str) -> list[str]:
+    """Apply the pending migrations. Returns their names.
+
+    :raises StoreUnavailable: Postgres cannot be reached.
+    """
+    database = Database(url, pool_size=1)
+    try:
+        with database.session() as db:
+            db.execute_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+            applied: list[str] = Runner(db, str(MIGRATIONS)).up()
+            db.execute_sql("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+            return applied
+    finally:
+        database.close()

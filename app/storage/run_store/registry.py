@@ -1,0 +1,85 @@
+"""What processes tell about themselves and who may call: agents, heartbeats, API keys."""
+
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from app.storage.run_store.database import Database, rows
+from app.storage.run_store.records import Principal
+
+KEY_PREFIX = "rt_"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """An agent as its worker registered it; `input_schema` is JSON Schema."""
+
+    name: str
+    input_schema: dict[str, Any]
+    isolation: str
+    version: str
+
+
+class Registry:
+    """Agents, worker heartbeats and API keys. Every method may raise StoreUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put_agent(self, agent: AgentRecord) -> None:
+        """Register an agent, or what changed about it."""
+        sql = """INSERT INTO agents (name, input_schema, isolation, version) VALUES (%s, %s, %s, %s)
+                 ON CONFLICT (name) DO UPDATE SET input_schema = excluded.input_schema,
+                 isolation = excluded.isolation, version = excluded.version, updated_at = now()"""
+        values = (agent.name, json.dumps(agent.input_schema), agent.isolation, agent.version)
+        self._execute(sql, *values)
+
+    def agents(self) -> list[AgentRecord]:
+        """Every registered agent, by name."""
+        sql = "SELECT name, input_schema, isolation, version FROM agents ORDER BY name"
+        return [AgentRecord(**row) for row in self._select(sql)]
+
+    def agent(self, name: str) -> AgentRecord | None:
+        """One agent, or None."""
+        sql = "SELECT name, input_schema, isolation, version FROM agents WHERE name = %s"
+        found = self._select(sql, name)
+        return AgentRecord(**found[0]) if found else None
+
+    def beat(self, worker_id: str) -> None:
+        """Count one heartbeat of a worker; the first one registers it."""
+        sql = """INSERT INTO workers (id) VALUES (%s)
+                 ON CONFLICT (id) DO UPDATE SET beats = workers.beats + 1, seen_at = now()"""
+        self._execute(sql, worker_id)
+
+    def remove_worker(self, worker_id: str) -> None:
+        """A worker ends in order."""
+        self._execute("DELETE FROM workers WHERE id = %s", worker_id)
+
+    def create_key(self, principal: Principal) -> str:
+        """Make an API key for a principal. Only its hash is kept: this is the one time that it can be read."""
+        key_id = secrets.token_hex(4)
+        key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
+        sql = "INSERT INTO api_keys (id, key_hash, tenant_id, user_id, admin) VALUES (%s, %s, %s, %s, %s)"
+        self._execute(sql, key_id, hash_key(key), principal.tenant_id, principal.user_id, principal.admin)
+        return key
+
+    def principal(self, key: str) -> Principal | None:
+        """Whose key this is, or None."""
+        sql = "SELECT tenant_id, user_id, admin FROM api_keys WHERE key_hash = %s"
+        found = self._select(sql, hash_key(key))
+        return Principal(**found[0]) if found else None
+
+    def _select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        with self._database.session() as db:
+            return rows(db.execute_sql(sql, values))
+
+    def _execute(self, sql: str, *values: Any) -> None:
+        with self._database.session() as db:
+            db.execute_sql(sql, values)
+
+
+def hash_key(key: str) -> str:
+    """SHA-256, hex. Enough for a key of 256 random bits, which no dictionary holds."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

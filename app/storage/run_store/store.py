@@ -1,0 +1,270 @@
+"""Runs and their archived events. Postgres decides here who may write: see `app.storage.ownership` for the rules."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from app.errors import Fenced
+from app.protocol.events import Event
+from app.storage.run_store.database import Database, rows
+from app.storage.run_store.records import Checkpoint, NewRun, OwnerBeat, Principal, RunRecord
+
+_INSERT_RUN = """
+INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
+                  idempotency_key, request_hash, status, state, state_seq)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, 1)
+ON CONFLICT (tenant_id, user_id, idempotency_key) DO NOTHING RETURNING *
+"""
+_INSERT_EVENTS = """
+INSERT INTO run_events (run_id, seq, type, ts, op, e)
+SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
+FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
+ON CONFLICT DO NOTHING
+"""  # A conflict is a commit that was repeated because its outcome was unknown: same owner, same events.
+_LOCK_OWNED = """
+SELECT r.id, r.cancel_requested FROM runs r
+JOIN unnest(%s::text[], %s::int[]) AS mine (id, epoch) ON r.id = mine.id AND r.epoch = mine.epoch
+WHERE r.status = 'running' ORDER BY r.id FOR NO KEY UPDATE OF r
+"""
+_UPDATE_STATES = """
+UPDATE runs SET state = due.state::json, state_seq = due.seq
+FROM unnest(%s::text[], %s::text[], %s::int[]) AS due (id, state, seq) WHERE runs.id = due.id
+"""
+_FINISH = """
+UPDATE runs SET status = %s, output = %s, error = %s, usage = %s, state = %s, state_seq = %s, digest = %s,
+                owner = NULL, finished_at = now()
+WHERE id = %s AND epoch = %s AND status = 'running'
+"""
+_CLAIM = """
+UPDATE runs SET epoch = epoch + 1, status = 'running', owner = %s,
+                started_at = CASE WHEN %s THEN coalesce(started_at, now()) ELSE started_at END
+WHERE id = %s AND status = 'pending' RETURNING *
+"""
+_RELEASE = """
+UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, attempt = attempt + %s, enqueued_at = now()
+WHERE {which} AND status = 'running' RETURNING *
+"""
+
+
+def dumps(value: object) -> str:
+    """JSON text of a value that `app.protocol.events.clean` has accepted."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+class RunStore:
+    """Blunt verbs over `runs` and `run_events`. Every method may raise StoreUnavailable; one call, one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Created by the API.
+
+    def create(self, new: NewRun, created: Event) -> tuple[RunRecord, bool]:
+        """Commit a run together with its `run.created`.
+
+        Returns the row and whether it is new: with an idempotency key that was used before, the earlier run.
+        """
+        who = new.principal
+        values = (
+            *(
+                new.id,
+                who.tenant_id,
+                who.user_id,
+                new.session_id,
+                new.agent,
+                dumps(new.input),
+                dumps(new.metadata),
+            ),
+            *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, dumps(new.state)),
+        )
+        with self._database.session(atomic=True) as db:
+            inserted = rows(db.execute_sql(_INSERT_RUN, values))
+            if inserted:
+                _insert_events(db, [(new.id, created)])
+                return RunRecord(**inserted[0]), True
+            key = (who.tenant_id, who.user_id, new.idempotency_key)
+            sql = "SELECT * FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
+            return RunRecord(**rows(db.execute_sql(sql, key))[0]), False
+
+    # Read.
+
+    def get(self, run_id: str) -> RunRecord | None:
+        """One run, whoever it belongs to."""
+        return self._one("SELECT * FROM runs WHERE id = %s", run_id)
+
+    def find(self, principal: Principal, run_id: str) -> RunRecord | None:
+        """One run, if it belongs to the principal."""
+        sql = "SELECT * FROM runs WHERE id = %s AND tenant_id = %s AND user_id = %s"
+        return self._one(sql, run_id, principal.tenant_id, principal.user_id)
+
+    def page(
+        self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int
+    ) -> list[RunRecord]:
+        """The principal's runs, newest first, older than the id `before`.
+
+        :param filters: any of `status`, `agent`, `session_id` (equal) and `since` (created at or after).
+        """
+        clauses, values = ["tenant_id = %s", "user_id = %s"], [principal.tenant_id, principal.user_id]
+        for column in ("status", "agent", "session_id"):
+            if column in filters:
+                clauses.append(f"{column} = %s")
+                values.append(filters[column])
+        if "since" in filters:
+            clauses.append("created_at >= %s")
+            values.append(filters["since"])
+        if before is not None:
+            clauses.append("id < %s")
+            values.append(before)
+        sql = f"SELECT * FROM runs WHERE {' AND '.join(clauses)} ORDER BY id DESC LIMIT %s"
+        return self._many(sql, *values, limit)
+
+    def events(self, run_id: str, after: int, limit: int) -> list[Event]:
+        """Archived events with seq > `after`, in order, at most `limit`."""
+        sql = "SELECT seq, type, e, op FROM run_events WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+        with self._database.session() as db:
+            return [Event(*row) for row in db.execute_sql(sql, (run_id, after, limit)).fetchall()]
+
+    def archived_head(self, run_id: str) -> int:
+        """Seq of the last archived event, 0 where there is none."""
+        sql = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
+        with self._database.session() as db:
+            return int(db.execute_sql(sql, (run_id,)).fetchone()[0])
+
+    # Owned: every write is under an epoch.
+
+    def claim(self, run_id: str, owner: str, *, start: bool) -> RunRecord | None:
+        """Take a pending run: the next epoch is the caller's. None: it is not pending.
+
+        :param start: the claim is to execute the run, so it counts as its start.
+        """
+        return self._one(_CLAIM, owner, start, run_id)
+
+    def owned(self, epochs: Mapping[str, int]) -> dict[str, bool]:
+        """Which of these runs (id → epoch) are still running under that epoch → whether their cancel was requested."""
+        with self._database.session(atomic=True) as db:
+            return _lock_owned(db, epochs)
+
+    def archive(self, checkpoints: Sequence[Checkpoint]) -> dict[str, bool]:
+        """Commit the checkpoints of any number of runs in one transaction.
+
+        A run that is no longer running under the checkpoint's epoch is left alone and missing from the answer;
+        for the others the answer says whether their cancel was requested.
+        """
+        with self._database.session(atomic=True) as db:
+            owned = _lock_owned(db, {c.run_id: c.epoch for c in checkpoints})
+            mine = [c for c in checkpoints if c.run_id in owned]
+            _insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
+            due = [c for c in mine if c.state is not None]
+            if due:
+                columns = ([c.run_id for c in due], [c.state for c in due], [c.state_seq for c in due])
+                db.execute_sql(_UPDATE_STATES, columns)
+            return owned
+
+    def finish(
+        self, run_id: str, epoch: int, status: str, state: Mapping[str, Any], events: Sequence[Event]
+    ) -> None:
+        """Commit the end of a run: row, final state and every event not yet archived, the terminal one last.
+
+        :raises Fenced: the run is not running under this epoch.
+        """
+        output, error, usage = (
+            None if state[k] is None else dumps(state[k]) for k in ("output", "error", "usage")
+        )
+        values = (
+            status,
+            output,
+            error,
+            usage,
+            dumps(state),
+            state["last_seq"],
+            state["digest"],
+            run_id,
+            epoch,
+        )
+        with self._database.session(atomic=True) as db:
+            if db.execute_sql(_FINISH, values).rowcount == 0:
+                raise Fenced(f"{run_id} is not running under epoch {epoch}.")
+            _insert_events(db, [(run_id, event) for event in events])
+
+    def mark_published(self, run_id: str) -> None:
+        """Nothing of this finished run is left to append."""
+        self._write("UPDATE runs SET published = true WHERE id = %s", run_id)
+
+    def release(self, run_id: str, epoch: int, reason: str) -> RunRecord | None:
+        """Hand an owned run back as pending; it costs no attempt. None: it is not the caller's any more."""
+        return self._one(_RELEASE.format(which="id = %s AND epoch = %s"), reason, 0, run_id, epoch)
+
+    # Commands.
+
+    def request_cancel(self, run_id: str) -> RunRecord | None:
+        """Set the cancel flag of a run that has not ended. Returns the row as it is after that."""
+        sql = "UPDATE runs SET cancel_requested = true WHERE id = %s AND finished_at IS NULL RETURNING *"
+        return self._one(sql, run_id) or self.get(run_id)
+
+    def cancel_requested(self, run_id: str) -> bool:
+        """Whether the run's cancel was requested."""
+        run = self.get(run_id)
+        return run is not None and run.cancel_requested
+
+    def owned_by(self, owner: str) -> list[RunRecord]:
+        """The running runs of this owner."""
+        return self._many("SELECT * FROM runs WHERE owner = %s AND status = 'running'", owner)
+
+    def erase(self, run_id: str) -> bool:
+        """Delete a finished run and its events. False: it has not ended (or does not exist)."""
+        with self._database.session(atomic=True) as db:
+            sql = "DELETE FROM runs WHERE id = %s AND finished_at IS NOT NULL"
+            if db.execute_sql(sql, (run_id,)).rowcount == 0:
+                return False
+            db.execute_sql("DELETE FROM run_events WHERE run_id = %s", (run_id,))
+            return True
+
+    # What the janitor looks at.
+
+    def owner_beats(self) -> list[OwnerBeat]:
+        """The owners of running runs, each with its heartbeat counter."""
+        sql = """SELECT DISTINCT r.owner, w.beats FROM runs r LEFT JOIN workers w ON w.id = r.owner
+                 WHERE r.status = 'running'"""
+        with self._database.session() as db:
+            return [OwnerBeat(*row) for row in db.execute_sql(sql).fetchall()]
+
+    def release_lost(self, beat: OwnerBeat) -> list[RunRecord]:
+        """Put back as pending every run of an owner whose counter still stands at `beat`; each costs an attempt."""
+        which = "owner = %s AND (SELECT beats FROM workers WHERE id = owner) IS NOT DISTINCT FROM %s"
+        return self._many(_RELEASE.format(which=which), "worker_lost", 1, beat.owner, beat.beats)
+
+    def take_forgotten(self, seconds: float, limit: int) -> list[RunRecord]:
+        """Pending runs last enqueued longer ago than `seconds`, oldest first; each is handed to one caller."""
+        sql = """UPDATE runs SET enqueued_at = now() WHERE id IN (
+                     SELECT id FROM runs WHERE status = 'pending' AND enqueued_at < now() - make_interval(secs => %s)
+                     ORDER BY enqueued_at LIMIT %s FOR UPDATE SKIP LOCKED
+                 ) RETURNING *"""
+        return self._many(sql, seconds, limit)
+
+    def unpublished(self, limit: int) -> list[RunRecord]:
+        """Finished runs whose terminal event is not known to have reached Redis, oldest first."""
+        sql = """SELECT * FROM runs WHERE finished_at < now() - interval '2 seconds' AND NOT published
+                 ORDER BY finished_at LIMIT %s"""
+        return self._many(sql, limit)
+
+    def _one(self, sql: str, *values: Any) -> RunRecord | None:
+        found = self._many(sql, *values)
+        return found[0] if found else None
+
+    def _many(self, sql: str, *values: Any) -> list[RunRecord]:
+        with self._database.session() as db:
+            return [RunRecord(**row) for row in rows(db.execute_sql(sql, values))]
+
+    def _write(self, sql: str, *values: Any) -> None:
+        with self._database.session() as db:
+            db.execute_sql(sql, values)
+
+
+def _lock_owned(db: Any, epochs: Mapping[str, int]) -> dict[str, bool]:
+    return dict(db.execute_sql(_LOCK_OWNED, (list(epochs), list(epochs.values()))).fetchall())
+
+
+def _insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> None:
+    columns = list(zip(*((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events), strict=True))
+    if columns:
+        db.execute_sql(_INSERT_EVENTS, [list(column) for column in columns])

@@ -1,0 +1,1 @@
+"""Windows onto runs: how events reach a client that follows one."""

@@ -1,0 +1,140 @@
+"""One window: the bytes that a client which follows a run gets, from its cursor to the end of the run.
+
+Replay and live are the same cursor loop, so there is no moment of hand-over. The caller has authorised the client
+and decided what to answer before the first byte; a window never changes the run.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from app.errors import StoreUnavailable
+from app.protocol import framing
+from app.protocol.events import TERMINAL, Event, control
+from app.protocol.reducer import ENDED
+from app.storage.history import History
+from app.storage.run_store import RunRecord
+
+WAIT_MS = 1_000
+"""How long one wait for events may block; a draining process ends its windows that fast."""
+HEALING_SECONDS = 5.0
+"""How long a cursor beyond a live run's head waits for the log to catch up."""
+RETRY_MS = 1_000
+BATCH = 500
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a window writes what it sends."""
+
+    mimetype: str
+    opening: bytes
+    heartbeat: bytes
+    event: Callable[[Event], bytes]
+    control: Callable[[str, str, int | None], bytes]
+
+
+def sse(*, named: bool) -> Framing:
+    """Server-sent events; without names, everything reaches a browser's `onmessage`."""
+    return Framing(
+        "text/event-stream",
+        framing.sse_retry(RETRY_MS),
+        framing.SSE_HEARTBEAT,
+        lambda event: framing.sse(event, named),
+        lambda type, text, seq: framing.sse_control(type, text, seq, named),
+    )
+
+
+NDJSON = Framing(
+    "application/x-ndjson",
+    framing.NDJSON_HEARTBEAT,
+    framing.NDJSON_HEARTBEAT,
+    framing.ndjson,
+    lambda type, text, seq: framing.ndjson_control(text),
+)
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class Windows:
+    """Opens the windows of one web process."""
+
+    history: History
+    heartbeat_seconds: float
+    draining: Callable[[], bool] = _never
+    """Set by the server; true once this process is to end: every window ends cleanly, and its client comes back elsewhere."""
+
+    def open(self, run: RunRecord, cursor: int | None, frame: Framing) -> Iterator[bytes]:
+        """The window's bytes. Blocks between events; ends after the terminal event, or when the process drains.
+
+        :param cursor: seq of the last event that the client has; None: begin with a snapshot at the head.
+        """
+        yield frame.opening
+        if cursor is not None and cursor > 0 and not run.terminal:
+            cursor = yield from self._heal(run.id, cursor, frame)
+        if cursor is None:
+            snapshot = yield from self._snapshot(run.id, frame)
+            if snapshot is None:
+                return
+            cursor = snapshot
+        yield from self._follow(run.id, cursor, frame)
+
+    def _follow(self, run_id: str, cursor: int, frame: Framing) -> Iterator[bytes]:
+        quiet_since = time.monotonic()
+        events: Sequence[Event] = self._stored(run_id, cursor)
+        while True:
+            if events:
+                yield b"".join(map(frame.event, events))
+                cursor, quiet_since = events[-1].seq, time.monotonic()
+                if events[-1].type in TERMINAL:
+                    return
+            if self.draining():
+                return
+            events = self._wait(run_id, cursor)
+            if not events and time.monotonic() - quiet_since >= self.heartbeat_seconds:
+                yield frame.heartbeat
+                quiet_since = time.monotonic()
+                events = self._stored(run_id, cursor)  # Redis may have lost what Postgres has
+
+    def _wait(self, run_id: str, cursor: int) -> Sequence[Event]:
+        try:
+            events = self.history.log.wait(run_id, cursor, WAIT_MS, BATCH)
+        except StoreUnavailable:
+            time.sleep(WAIT_MS / 1_000)  # Redis is away; what is archived meanwhile can be served
+            return self._stored(run_id, cursor)
+        return events if not events or events[0].seq == cursor + 1 else self._stored(run_id, cursor)
+
+    def _stored(self, run_id: str, cursor: int) -> Sequence[Event]:
+        try:
+            return self.history.after(run_id, cursor, BATCH)
+        except StoreUnavailable as error:
+            log.warning("A window of %s waits. %s", run_id, error.detail)
+            return ()
+
+    def _heal(self, run_id: str, cursor: int, frame: Framing) -> Generator[bytes, None, int | None]:
+        """Wait for a log that is behind the client's cursor. Yields a gap frame and returns None if it stays so."""
+        deadline = time.monotonic() + HEALING_SECONDS
+        while (head := self.history.head(run_id)) < cursor:
+            if time.monotonic() >= deadline or self.draining():
+                gap = {"requested": cursor, "earliest": 1, "head": head}
+                yield frame.control("stream.gap", control(run_id, "stream.gap", gap), None)
+                return None
+            self.history.log.wait(run_id, head, WAIT_MS, 1)
+        return cursor
+
+    def _snapshot(self, run_id: str, frame: Framing) -> Generator[bytes, None, int | None]:
+        """Yields the folded state. Returns its seq, or None where the run has ended and nothing follows."""
+        run = self.history.store.get(run_id)
+        if run is None:
+            return None
+        state = self.history.state(run)
+        seq = state["last_seq"]
+        text = control(run_id, "stream.snapshot", {"seq": seq, "state": state})
+        yield frame.control("stream.snapshot", text, seq)
+        return None if state["status"] in ENDED else seq

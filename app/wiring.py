@@ -1,0 +1,61 @@
+"""What a process needs, built once from its Config and closed once."""
+
+from dataclasses import dataclass
+
+from app.config import Config
+from app.hooks import Hooks
+from app.storage.event_log import EventLog
+from app.storage.history import History
+from app.storage.ownership import Ownership
+from app.storage.run_queue import RunQueue
+from app.storage.run_store import Database, Registry, RunStore
+
+WEB_LOG_CONNECTIONS = 2_000
+"""Each open window of a web process holds one while it waits for events."""
+WEB_QUEUE_CONNECTIONS = 8
+WORKER_LOG_CONNECTIONS = 3
+"""The flusher's, the command doorbell's, and one for claims, ends and repairs."""
+WORKER_QUEUE_CONNECTIONS = 3
+"""RQ's blocking pop, its control channel, and one for bookkeeping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The storage of one process. Connections are made on first use."""
+
+    config: Config
+    database: Database
+    store: RunStore
+    registry: Registry
+    log: EventLog
+    queue: RunQueue
+    ownership: Ownership
+    history: History
+    hooks: Hooks
+
+    @classmethod
+    def for_web(cls, config: Config) -> "Services":
+        """For a process that serves windows."""
+        return cls._build(config, WEB_LOG_CONNECTIONS, WEB_QUEUE_CONNECTIONS)
+
+    @classmethod
+    def for_worker(cls, config: Config) -> "Services":
+        """For a process that executes runs: at most six Redis connections in all."""
+        return cls._build(config, WORKER_LOG_CONNECTIONS, WORKER_QUEUE_CONNECTIONS)
+
+    @classmethod
+    def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
+        database = Database(config.database_url, config.db_pool_size)
+        store, registry = RunStore(database), Registry(database)
+        log = EventLog(
+            config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections
+        )
+        queue = RunQueue(config.redis_url, max_connections=queue_connections)
+        ownership, history = Ownership(store, log), History(store, log)
+        return cls(config, database, store, registry, log, queue, ownership, history, Hooks.load())
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.log.close()
+        self.queue.close()
+        self.database.close()

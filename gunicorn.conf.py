@@ -1,0 +1,62 @@
+"""gunicorn's settings, the same for `runtail dev`, a Procfile and the container: everything comes by environment.
+
+Responsible for how connections are accepted and how a worker ends. Not responsible for the application (`wsgi`).
+"""
+
+import ipaddress
+import os
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+from psycogreen.gevent import patch_psycopg
+
+dev = os.environ.get("RUNTAIL_DEV", "") not in ("", "0")
+
+bind = f"{'127.0.0.1' if dev else '0.0.0.0'}:{os.environ.get('PORT') or 8000}"
+backlog = 2048
+
+# Imported by name: gevent patches the standard library when the worker starts, before the application is loaded.
+# For the same reason nothing is preloaded.
+worker_class = "gevent"
+preload_app = False
+workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
+# Windows are long-lived and cheap; the application has limits of its own, this one only has to be above them.
+worker_connections = 20_000
+# Recycling a worker by its number of requests would wait for its windows, and new requests would wait for it.
+max_requests = 0
+
+# Seconds. The application ends its windows itself when its worker is told to stop; what is left then are idle
+# kept-alive connections, which gunicorn waits for.
+graceful_timeout = 2 if dev else 5
+# Longer than proxies keep an idle connection to us (60 to 90 s), so that it is the proxy that closes it.
+keepalive = 95
+
+# A socket for remote control, in the home folder: of no use here.
+control_socket_disable = True
+
+accesslog = None
+errorlog = "-"
+loglevel = os.environ.get("LOG_LEVEL", "info").lower()
+
+
+def when_ready(server: Arbiter) -> None:
+    """Without keys everybody is the development principal: then nobody else may reach the port.
+
+    :raises SystemExit: RUNTAIL_DEV=1 on an address that is not loopback.
+    """
+    for listener in server.LISTENERS:
+        address = listener.getsockname()
+        if dev and isinstance(address, tuple) and not ipaddress.ip_address(address[0]).is_loopback:
+            raise SystemExit(
+                f"RUNTAIL_DEV=1 serves without keys and listens on loopback only, not {address[0]}."
+            )
+
+
+def post_fork(server: Arbiter, worker: Worker) -> None:
+    """psycopg2 blocks the whole process unless it is told to wait in gevent's way."""
+    patch_psycopg()
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Let the windows see that their process is to end."""
+    worker.wsgi.extensions["runtail"].windows.draining = lambda: not worker.alive

@@ -1,0 +1,102 @@
+"""The services of a test session: real PostgreSQL and Redis, a real web process and worker."""
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg2
+import pytest
+from redis import Redis
+
+from app.config import Config
+from app.devservices import EmbeddedServices
+from app.storage.run_store import Principal, migrate
+from app.wiring import Services
+from tests.harness import Stack
+
+StackMaker = Callable[..., Stack]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """DATABASE_URL and REDIS_URL of a migrated PostgreSQL and a Redis: the environment's, else embedded ones."""
+    with ExitStack() as stack:
+        if os.environ.get("DATABASE_URL") and os.environ.get("REDIS_URL"):
+            urls = {name: os.environ[name] for name in ("DATABASE_URL", "REDIS_URL")}
+        else:
+            embedded = stack.enter_context(EmbeddedServices(tmp_path_factory.mktemp("services")))
+            urls = {"DATABASE_URL": embedded.database_url, "REDIS_URL": embedded.redis_url}
+        migrate(urls["DATABASE_URL"])
+        yield urls
+
+
+@pytest.fixture(scope="session")
+def config(environment: dict[str, str]) -> Config:
+    """The settings of this process."""
+    return Config.from_env(environment)
+
+
+@pytest.fixture(scope="session")
+def services(config: Config) -> Iterator[Services]:
+    """The storage, as a web process has it."""
+    services = Services.for_web(config)
+    yield services
+    services.close()
+
+
+@pytest.fixture
+def principal() -> Principal:
+    """The principal of development mode."""
+    return Principal("dev", "dev", admin=True)
+
+
+@pytest.fixture(scope="session")
+def live(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One web process and one worker, shared by all tests that leave them as they are."""
+    with Stack(environment, tmp_path_factory.mktemp("live")) as stack:
+        stack.start_web()
+        stack.start_worker()
+        yield stack
+
+
+@pytest.fixture
+def stack(environment: dict[str, str], tmp_path: Path) -> Iterator[StackMaker]:
+    """Makes stacks of a test's own, with settings of its own, on a PostgreSQL and a Redis database of their own."""
+    with ExitStack() as opened:
+
+        def make(**settings: str) -> Stack:
+            urls = opened.enter_context(own_databases(environment))
+            return opened.enter_context(Stack({**urls, **settings}, tmp_path))
+
+        yield make
+
+
+_redis_numbers = itertools.cycle(range(1, 16))
+
+
+@contextmanager
+def own_databases(environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """URLs of an empty, migrated PostgreSQL database and an empty Redis database."""
+    name = f"test_{secrets.token_hex(4)}"
+    server = environment["DATABASE_URL"]
+    database = urlsplit(server)._replace(path=f"/{name}").geturl()
+    queue = urlsplit(environment["REDIS_URL"])._replace(path=f"/{next(_redis_numbers)}").geturl()
+    with Redis.from_url(queue) as redis:
+        redis.flushdb()
+    execute(server, f"CREATE DATABASE {name}")
+    try:
+        migrate(database)
+        yield {"DATABASE_URL": database, "REDIS_URL": queue}
+    finally:
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def execute(url: str, sql: str) -> None:
+    """One statement outside a transaction."""
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(sql)

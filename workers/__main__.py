@@ -1,0 +1,29 @@
+"""`python -m workers`: one worker process. Patches first: what is imported before shares one connection."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import logging  # noqa: E402
+import sys  # noqa: E402
+
+from psycogreen.gevent import patch_psycopg  # noqa: E402
+
+patch_psycopg()
+
+from app.config import Config  # noqa: E402
+from app.errors import ConfigError  # noqa: E402
+from workers.process import WorkerProcess  # noqa: E402
+
+
+def main() -> None:
+    """Run a worker with the settings of the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        config = Config.from_env()
+    except ConfigError as error:
+        sys.exit(error.detail)
+    WorkerProcess(config).run()
+
+
+main()

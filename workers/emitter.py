@@ -1,0 +1,298 @@
+"""From agents to the log: coalesces deltas, appends to Redis, archives in Postgres, pushes back.
+
+One `Emission` per run gives events their seq. One `Emitter` per process moves those of all runs: each turn one
+pipeline to Redis, each tick one transaction to Postgres, in which a fenced run fails alone.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+
+import gevent
+from gevent.event import Event as Flag
+from gevent.lock import BoundedSemaphore
+
+from app.errors import Behind, Fenced, StoreUnavailable
+from app.storage.event_log import Append
+from app.storage.log_writer import LogWriter
+from app.storage.ownership import Ownership
+from app.storage.run_store import Checkpoint
+from workers.interrupts import Cancelled, Interrupted, Lost
+
+DELTA_SECONDS = 0.040
+"""Deltas that follow one another faster than this leave together."""
+DELTA_CHARS = 2_048
+"""… unless they come to this much."""
+UNFLUSHED_BYTES = 262_144
+"""A run whose unappended events come to more blocks its agent until Redis has taken some."""
+APPEND_EVENTS = 500
+"""Most events of one run in one turn."""
+ARCHIVE_SECONDS = 1.0
+STATE_BYTES_PER_SECOND = 200_000
+"""A state of this size is rewritten at most once a second, a larger one proportionally less often."""
+SLICE_SECONDS = 0.005
+"""An agent that emits without pause lets the others run this often."""
+BACKOFF_SECONDS = (0.05, 2.0)
+
+log = logging.getLogger(__name__)
+
+
+class Emission:
+    """The events of one run while its agent runs. `interrupt` is called with Cancelled or Lost, at most once each."""
+
+    def __init__(
+        self, writer: LogWriter, emitter: "Emitter", interrupt: Callable[[Interrupted], None]
+    ) -> None:
+        self.writer = writer
+        self.interrupt = interrupt
+        self.delta_due: float | None = None
+        self.state_due = 0.0
+        self.moved = Flag()
+        """Set whenever Redis or Postgres has taken events of this run."""
+        self._emitter = emitter
+        self._delta: list[str] = []
+        self._delta_of = ("", "")
+        self._delta_chars = 0
+        self._delta_sent = 0.0
+        self._slice_end = time.monotonic() + SLICE_SECONDS
+
+    def emit(self, type: str, payload: dict[str, object], op: str) -> None:
+        """Add an event; it is on its way to Redis when this returns. Blocks while too much is unappended."""
+        self.settle()
+        self.writer.add(type, payload, op=op)
+        self._emitter.append_soon(self)
+        self._give_way()
+
+    def commit(self, type: str, payload: dict[str, object], op: str) -> None:
+        """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis."""
+        self.settle()
+        seq = self.writer.add(type, payload, op=op, commit_first=True).seq
+        self._emitter.archive_soon(self)
+        while self.writer.archived < seq:
+            self._wait_moved()
+
+    def delta(self, message_id: str, text: str, op: str) -> None:
+        """Add text to a message. What comes in quick succession becomes one event."""
+        if self._delta_of != (message_id, op):
+            self.settle()
+            self._delta_of = (message_id, op)
+        self._delta.append(text)
+        self._delta_chars += len(text)
+        due = self._delta_sent + DELTA_SECONDS
+        if self._delta_chars >= DELTA_CHARS or time.monotonic() >= due:
+            self.settle()
+            self._emitter.append_soon(self)
+        elif self.delta_due is None:
+            self.delta_due = due
+            self._emitter.append_soon(self)
+        self._give_way()
+
+    def settle(self) -> None:
+        """Make an event of the text that was held back."""
+        self.delta_due = None
+        if self._delta:
+            message_id, op = self._delta_of
+            self.writer.add("message.delta", {"message_id": message_id, "text": "".join(self._delta)}, op=op)
+            self._delta, self._delta_chars, self._delta_sent = [], 0, time.monotonic()
+
+    def checkpoint(self) -> Checkpoint:
+        """What is not archived yet, with the state where that is due."""
+        writer, now, state = self.writer, time.monotonic(), None
+        if now >= self.state_due:
+            state = json.dumps(writer.state, ensure_ascii=False, separators=(",", ":"))
+            self.state_due = now + max(ARCHIVE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
+        return Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), state, writer.head)
+
+    def _give_way(self) -> None:
+        while self.writer.unappended_bytes > UNFLUSHED_BYTES:
+            self._wait_moved()
+        if time.monotonic() >= self._slice_end:
+            gevent.sleep(0)
+            self._slice_end = time.monotonic() + SLICE_SECONDS
+
+    def _wait_moved(self) -> None:
+        self.moved.clear()
+        self.moved.wait()
+
+
+class Emitter:
+    """Moves the events of every run of this process, in two greenlets."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        self._emissions: dict[str, Emission] = {}
+        self._to_append: set[Emission] = set()
+        self._to_archive: set[Emission] = set()
+        self._append_flag, self._archive_flag = Flag(), Flag()
+        self._appending, self._archiving = BoundedSemaphore(), BoundedSemaphore()
+        self._next_tick = 0.0
+        self._confirmed = True
+        """False after an append with an unknown outcome: epochs are confirmed in Postgres before the next."""
+
+    def start(self) -> None:
+        """Start moving."""
+        gevent.spawn(self._forever, self._append_turn)
+        gevent.spawn(self._forever, self._archive_turn)
+
+    def open(self, writer: LogWriter, interrupt: Callable[[Interrupted], None]) -> Emission:
+        """Begin to move a run's events."""
+        emission = Emission(writer, self, interrupt)
+        self._emissions[writer.run_id] = emission
+        return emission
+
+    def close(self, emission: Emission) -> None:
+        """Stop moving a run's events; when this returns, its writer belongs to the caller alone."""
+        del self._emissions[emission.writer.run_id]
+        with self._appending, self._archiving:
+            self._to_append.discard(emission)
+            self._to_archive.discard(emission)
+        emission.settle()
+
+    def append_soon(self, emission: Emission) -> None:
+        """The run has events, or text that falls due, for Redis."""
+        self._to_append.add(emission)
+        self._append_flag.set()
+
+    def archive_soon(self, emission: Emission) -> None:
+        """The run waits for its events to be archived."""
+        self._to_archive.add(emission)
+        self._archive_flag.set()
+
+    def _forever(self, turn: Callable[[], None]) -> None:
+        least, most = BACKOFF_SECONDS
+        backoff = least
+        while True:
+            try:
+                turn()
+                backoff = least
+            except StoreUnavailable as error:
+                log.warning("%s Trying again in %.2f s.", error.detail, backoff)
+                gevent.sleep(backoff)
+                backoff = min(most, backoff * 2)
+            except Exception:
+                # One run's surprise must not stop the events of all the others.
+                log.exception("A turn of the emitter failed.")
+                gevent.sleep(backoff)
+                backoff = min(most, backoff * 2)
+
+    # To Redis.
+
+    def _append_turn(self) -> None:
+        self._append_flag.wait(self._until_due())
+        self._append_flag.clear()
+        with self._appending:
+            batch = self._due_for_append()
+            if not batch:
+                return
+            try:
+                if not self._confirmed:
+                    batch = self._confirm(batch)
+                outcomes = self._ownership.log.append_all([_append(emission) for emission in batch])
+            except BaseException:
+                self._confirmed = False
+                self._retry_append(batch)
+                raise
+            for emission, outcome in zip(batch, outcomes, strict=True):
+                self._appended(emission, outcome)
+
+    def _until_due(self) -> float | None:
+        due = [e.delta_due for e in self._to_append if e.delta_due is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _due_for_append(self) -> list[Emission]:
+        now, later, batch = time.monotonic(), set(), []
+        for emission in self._to_append:
+            if emission.delta_due is not None:
+                if emission.delta_due <= now:
+                    emission.settle()
+                else:
+                    later.add(emission)
+            if emission.writer.appendable():
+                batch.append(emission)
+        self._to_append = later
+        return batch
+
+    def _confirm(self, batch: list[Emission]) -> list[Emission]:
+        """Only those that Postgres still calls ours; the others are told that they are lost."""
+        owned = self._ownership.store.owned(
+            {e.writer.run_id: e.writer.epoch for e in self._emissions.values()}
+        )
+        for emission in list(self._emissions.values()):
+            if emission.writer.run_id not in owned:
+                emission.interrupt(Lost())
+        self._confirmed = True
+        return [emission for emission in batch if emission.writer.run_id in owned]
+
+    def _appended(self, emission: Emission, outcome: int | Fenced | Behind) -> None:
+        if isinstance(outcome, Fenced):
+            emission.interrupt(Lost())
+            return
+        if isinstance(outcome, Behind):
+            self._level(emission, outcome.head)
+        else:
+            emission.writer.mark_appended(outcome)
+            emission.moved.set()
+        if emission.writer.appendable():
+            self.append_soon(emission)
+
+    def _level(self, emission: Emission, head: int) -> None:
+        """Redis' head is elsewhere: it lost events, or has taken some whose answer got lost."""
+        writer = emission.writer
+        try:
+            if head > writer.head or writer.run_id not in self._ownership.store.owned(
+                {writer.run_id: writer.epoch}
+            ):
+                raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
+            if not writer.remembers(head):
+                head = self._ownership.sync(writer.run_id, writer.epoch)
+            writer.level(head)
+            self._retry_append([emission])
+        except Fenced:
+            emission.interrupt(Lost())
+        except StoreUnavailable:
+            self._retry_append([emission])
+            raise
+
+    def _retry_append(self, batch: list[Emission]) -> None:
+        for emission in batch:
+            if emission.writer.run_id in self._emissions:
+                self.append_soon(emission)
+
+    # To Postgres.
+
+    def _archive_turn(self) -> None:
+        self._archive_flag.wait(max(0.0, self._next_tick - time.monotonic()))
+        self._archive_flag.clear()
+        tick = time.monotonic() >= self._next_tick
+        if tick:
+            self._next_tick = time.monotonic() + ARCHIVE_SECONDS
+        with self._archiving:
+            wanted = set(self._emissions.values()) if tick else set(self._to_archive)
+            self._to_archive.clear()
+            due = [e for e in wanted if e.writer.archived < e.writer.head]
+            if due:
+                self._archive(due)
+
+    def _archive(self, due: list[Emission]) -> None:
+        checkpoints = [emission.checkpoint() for emission in due]
+        try:
+            owned = self._ownership.store.archive(checkpoints)
+        except BaseException:
+            self._to_archive.update(e for e in due if e.writer.run_id in self._emissions)
+            self._archive_flag.set()
+            raise
+        for emission, checkpoint in zip(due, checkpoints, strict=True):
+            if checkpoint.run_id not in owned:
+                emission.interrupt(Lost())
+                continue
+            emission.writer.mark_archived(checkpoint.state_seq)
+            emission.moved.set()
+            self.append_soon(emission)
+            if owned[checkpoint.run_id]:
+                emission.interrupt(Cancelled())
+
+
+def _append(emission: Emission) -> Append:
+    writer = emission.writer
+    return Append(writer.run_id, writer.epoch, writer.appendable()[:APPEND_EVENTS], archived=writer.archived)

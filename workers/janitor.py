@@ -1,0 +1,85 @@
+"""Puts right what a vanished process left behind: lost owners, pending runs without a job, ends not yet published.
+
+One runs in each worker. They need no leader: every repair is safe to make twice.
+"""
+
+import logging
+import time
+from datetime import UTC, datetime
+
+import gevent
+
+from app.errors import StoreUnavailable
+from app.storage.ownership import Ownership
+from app.storage.run_queue import RunQueue
+from app.storage.run_store import OwnerBeat
+
+PASS_SECONDS = 1.0
+LEASE_SECONDS = 6.0
+"""An owner whose heartbeat stood still for so long, as observed here with Postgres reachable, is lost."""
+PENDING_SECONDS = 5.0
+"""A pending run that nobody has claimed for so long may have lost its job."""
+BATCH = 200
+
+log = logging.getLogger(__name__)
+
+
+class Janitor:
+    """One pass each PASS_SECONDS."""
+
+    def __init__(self, ownership: Ownership, queue: RunQueue, stream_ttl_seconds: int) -> None:
+        self._store = ownership.store
+        self._ownership = ownership
+        self._queue = queue
+        self._stream_ttl_seconds = stream_ttl_seconds
+        self._seen: dict[OwnerBeat, float] = {}
+        """Heartbeats as first seen here, by our own monotonic clock."""
+
+    def run(self) -> None:
+        """Pass after pass, for ever."""
+        while True:
+            gevent.sleep(PASS_SECONDS)
+            try:
+                self.work()
+            except StoreUnavailable as error:
+                # Nobody may be called lost for a time in which this process could not have seen a heartbeat.
+                self._seen.clear()
+                log.warning("The janitor waits. %s", error.detail)
+            except Exception:
+                log.exception("A pass of the janitor failed.")
+
+    def work(self) -> None:
+        """One pass.
+
+        :raises StoreUnavailable: Postgres or Redis cannot be reached; what was done so far is done.
+        """
+        self.release_lost()
+        self.enqueue_forgotten()
+        self.publish_ends()
+
+    def release_lost(self) -> None:
+        """Put back the runs of owners whose heartbeat stands still."""
+        now, beats = time.monotonic(), self._store.owner_beats()
+        self._seen = {beat: self._seen.get(beat, now) for beat in beats}
+        for beat, since in self._seen.items():
+            if now - since > LEASE_SECONDS:
+                for run in self._store.release_lost(beat):
+                    log.warning("%s lost its worker %s; it is pending again.", run.id, beat.owner)
+                    self._queue.enqueue(run.id, run.epoch)
+
+    def enqueue_forgotten(self) -> None:
+        """Enqueue pending runs that have no job."""
+        forgotten = self._store.take_forgotten(PENDING_SECONDS, BATCH)
+        waiting = self._queue.waiting() if forgotten else ()
+        for run in forgotten:
+            if run.id not in waiting:
+                self._queue.enqueue(run.id, run.epoch)
+
+    def publish_ends(self) -> None:
+        """Bring terminal events into Redis that are committed but were not appended."""
+        for run in self._store.unpublished(BATCH):
+            assert run.finished_at is not None
+            if (datetime.now(UTC) - run.finished_at).total_seconds() > self._stream_ttl_seconds:
+                self._store.mark_published(run.id)  # its stream would have expired by now
+            else:
+                self._ownership.publish(run.id, run.epoch)

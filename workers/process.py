@@ -1,0 +1,82 @@
+"""One worker process: puts its parts together, starts them, and ends in order on SIGTERM or SIGINT."""
+
+import logging
+import secrets
+import signal
+import socket
+from functools import partial
+
+import gevent
+
+from app.config import Config
+from app.errors import StoreUnavailable
+from app.wiring import Services
+from workers.emitter import Emitter
+from workers.executor import Executor
+from workers.gevent_worker import GeventWorker
+from workers.heartbeat import Heartbeat
+from workers.janitor import Janitor
+from workers.registry import load_agents
+from workers.retry import until_reachable
+
+RECONNECT_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """Everything that one worker process runs."""
+
+    def __init__(self, config: Config) -> None:
+        self.id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._config = config
+        self._services = services = Services.for_worker(config)
+        self._agents = load_agents()
+        self._emitter = Emitter(services.ownership)
+        self._heartbeat = Heartbeat(config.database_url, self.id)
+        self._janitor = Janitor(services.ownership, services.queue, config.stream_ttl_seconds)
+        self._executor = Executor(
+            config, services.ownership, services.queue, self._emitter, self._agents, services.hooks, self.id
+        )
+
+    def run(self) -> None:
+        """Work until a signal asks to stop, then drain."""
+        self._heartbeat.start()
+        for agent in self._agents.values():
+            until_reachable(partial(self._services.registry.put_agent, agent.record()))
+        self._emitter.start()
+        helpers = [gevent.spawn(self._janitor.run), gevent.spawn(self._heed_commands)]
+        worker = until_reachable(self._connect_rq)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, worker.stop)
+        log.info("Worker %s is ready: %s.", self.id, ", ".join(sorted(self._agents)))
+        worker.run()
+        log.info("Worker %s drains for up to %d s.", self.id, self._config.drain_seconds)
+        self._executor.drain(self._config.drain_seconds)
+        gevent.killall(helpers)
+        self._heartbeat.stop()
+        self._leave()
+
+    def _connect_rq(self) -> GeventWorker:
+        self._services.log.ping()
+        return GeventWorker(self._services.queue.redis, self._executor, self._config.worker_concurrency)
+
+    def _heed_commands(self) -> None:
+        """Look at this worker's commands whenever its doorbell rings."""
+        while True:
+            try:
+                for _ in self._services.log.rings(self.id):
+                    self._executor.heed_commands()
+            except StoreUnavailable as error:
+                log.warning("No doorbell. %s", error.detail)
+                gevent.sleep(RECONNECT_SECONDS)
+            except Exception:
+                log.exception("Commands could not be heeded.")
+                gevent.sleep(RECONNECT_SECONDS)
+
+    def _leave(self) -> None:
+        try:
+            self._services.registry.remove_worker(self.id)
+        except StoreUnavailable:
+            log.warning("The worker's row stays behind; nothing refers to it.")
+        self._services.close()

@@ -1,0 +1,82 @@
+"""Agents by name: how one is declared, and which ones this worker has."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from marshmallow import RAISE, Schema, ValidationError
+
+from app.errors import InvalidInput
+from app.storage.run_store import AgentRecord
+
+if TYPE_CHECKING:
+    from workers.context import RunContext
+
+ENTRY_POINTS = "runtail.agents"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A plain synchronous function and what the server needs to know about it."""
+
+    name: str
+    function: Callable[["RunContext"], object]
+    input: type[Schema]
+    version: str
+    isolation: str
+
+    def load(self, input: dict[str, Any]) -> dict[str, Any]:
+        """The input with defaults filled in.
+
+        :raises InvalidInput: it does not fit the schema.
+        """
+        try:
+            loaded: dict[str, Any] = self.input().load(input)
+        except ValidationError as error:
+            raise InvalidInput(f"The input does not fit {self.name!r}: {error.messages}") from error
+        return loaded
+
+    def record(self) -> AgentRecord:
+        """What the API validates inputs with."""
+        return AgentRecord(self.name, input_schema(self.input), self.isolation, self.version)
+
+
+def agent(
+    name: str, *, input: type[Schema], version: str = "1"
+) -> Callable[[Callable[["RunContext"], object]], Agent]:
+    """Declare a function as the agent `name`.
+
+    :param input: marshmallow schema of the run's input; validated at POST and loaded before the function is called.
+    :param version: change it when a run that is under way could not go on with the new code.
+    """
+
+    def declare(function: Callable[["RunContext"], object]) -> Agent:
+        return Agent(name, function, input, version, "gevent")
+
+    return declare
+
+
+def load_agents() -> dict[str, Agent]:
+    """The built-in agents, then those of the entry-point group `runtail.agents`, which win over a built-in's name."""
+    package = importlib.import_module("workers.agents")
+    modules = [
+        importlib.import_module(f"workers.agents.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+    ]
+    found: list[Any] = [value for module in modules for value in vars(module).values()]
+    found += [entry_point.load() for entry_point in entry_points(group=ENTRY_POINTS)]
+    return {value.name: value for value in found if isinstance(value, Agent)}
+
+
+def input_schema(schema: type[Schema]) -> dict[str, Any]:
+    """JSON Schema (2020-12) of an input; unknown fields are refused as marshmallow refuses them."""
+    plugin = MarshmallowPlugin(schema_name_resolver=lambda _: None)
+    APISpec("inputs", "1", "3.1.0", plugins=[plugin])
+    assert plugin.converter is not None
+    instance = schema()
+    converted: dict[str, Any] = plugin.converter.schema2jsonschema(instance)
+    return {**converted, "type": "object", "additionalProperties": instance.unknown != RAISE}
