@@ -47,9 +47,7 @@ def when_ready(server: Arbiter) -> None:
     for listener in server.LISTENERS:
         address = listener.getsockname()
         if dev and isinstance(address, tuple) and not ipaddress.ip_address(address[0]).is_loopback:
-            raise SystemExit(
-                f"RUNTAIL_DEV=1 serves without keys and listens on loopback only, not {address[0]}."
-            )
+            raise SystemExit(f"RUNTAIL_DEV=1 serves without keys and listens on loopback only, not {address[0]}.")
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:

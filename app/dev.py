@@ -97,9 +97,7 @@ def _say(text: str) -> None:
 
 
 class _Installation:
-    def __init__(
-        self, data: Path, servers: list[Server], env: dict[str, str], web_socket: socket.socket
-    ) -> None:
+    def __init__(self, data: Path, servers: list[Server], env: dict[str, str], web_socket: socket.socket) -> None:
         self._config = Config.from_env(env)
         self._data = data
         self._servers = servers

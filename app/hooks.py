@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from app.errors import InvalidEvent
-from app.protocol.events import clean, validate
+from app.protocol.events import Json, clean, validate
 from app.protocol.redaction import json_bytes, redact
 
 ENTRY_POINTS = "runtail.hooks"
@@ -37,13 +37,10 @@ class Hooks:
         :raises InvalidJson, TooDeep: it is not JSON.
         :raises InvalidEvent: it does not fit the type's schema, or is beyond EVENT_BYTES.
         """
-        cleaned = redact(clean(payload))
-        if not isinstance(cleaned, dict):
-            raise InvalidEvent(f"The payload of {type} must be an object.")
+        outbound = redact(clean(payload))
         for hook in self._hooks:
-            cleaned = hook(type, cleaned)
-        if self._hooks:
-            cleaned = clean(cleaned)  # type: ignore[assignment]
+            outbound = clean(hook(type, _object(type, outbound)))
+        cleaned = _object(type, outbound)
         validate(type, cleaned)
         if len(json_bytes(cleaned)) > EVENT_BYTES:
             raise InvalidEvent(f"The payload of {type} is larger than {EVENT_BYTES} bytes.")
@@ -55,3 +52,9 @@ class Hooks:
             return text
         outbound: str = self("message.delta", {"message_id": message_id, "text": text})["text"]
         return outbound
+
+
+def _object(type: str, payload: Json) -> Payload:
+    if not isinstance(payload, dict):
+        raise InvalidEvent(f"The payload of {type} must be an object.")
+    return payload

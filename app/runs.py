@@ -161,9 +161,7 @@ class Runs:
 
     def _await_end(self, run: RunRecord) -> None:
         """Ring the owner and follow the log to its end, for at most CANCEL_WAIT_MS."""
-        seq = self.services.history.head(
-            run.id
-        )  # before the row: an end that comes in between is not waited for
+        seq = self.services.history.head(run.id)  # before the row: an end that comes in between is not waited for
         latest = self.services.store.get(run.id)
         if latest is None or latest.terminal or latest.owner is None:
             return

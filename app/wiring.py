@@ -47,9 +47,7 @@ class Services:
     def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
         store, registry = RunStore(database), Registry(database)
-        log = EventLog(
-            config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections
-        )
+        log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         queue = RunQueue(config.redis_url, max_connections=queue_connections)
         ownership, history = Ownership(store, log), History(store, log)
         return cls(config, database, store, registry, log, queue, ownership, history, Hooks.load())

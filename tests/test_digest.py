@@ -36,9 +36,7 @@ def test_the_digest_can_be_recomputed_by_hand_from_the_finished_run(path: Path) 
     state = json.loads(path.with_suffix(".state.json").read_text("utf-8"))
     outcome = {
         "output": state["output"],
-        "messages": [
-            {k: m[k] for k in ("id", "text")} for m in state["messages"] if m["status"] != "abandoned"
-        ],
+        "messages": [{k: m[k] for k in ("id", "text")} for m in state["messages"] if m["status"] != "abandoned"],
         "tool_calls": [{k: c[k] for k in ("id", "name", "status")} for c in state["tool_calls"]],
         "last_seq": state["last_seq"] - 1,
     }

@@ -34,9 +34,7 @@ from app.protocol.reducer import initial
 ROOT = Path(__file__).parent.parent
 NOON = datetime(2026, 6, 12, 12, 0, 1, 234567, UTC)
 
-any_text = st.text(st.characters(codec=None, exclude_categories=[])) | st.text(
-    "\0\ud800\udfff🚚aé", max_size=8
-)
+any_text = st.text(st.characters(codec=None, exclude_categories=[])) | st.text("\0\ud800\udfff🚚aé", max_size=8)
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers(-MAX_INT, MAX_INT) | st.floats(allow_nan=False, allow_infinity=False)
     | any_text,
@@ -297,9 +295,7 @@ def test_the_json_schema_accepts_custom_events_and_control_frames(envelopes: Dra
         {"payload": None},
     ],
 )
-def test_the_json_schema_refuses_what_is_never_emitted(
-    envelopes: Draft202012Validator, change: dict[str, Any]
-) -> None:
+def test_the_json_schema_refuses_what_is_never_emitted(envelopes: Draft202012Validator, change: dict[str, Any]) -> None:
     event = encode("run_1", 1, "message.delta", {"message_id": "msg_1", "text": ""}).envelope()
     assert envelopes.is_valid(event)
     assert not envelopes.is_valid(event | change)

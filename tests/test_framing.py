@@ -24,9 +24,7 @@ from app.protocol.framing import (
 
 GOLDEN = Path(__file__).parent / "golden" / "framing"
 
-awkward_text = (
-    st.text(st.sampled_from("\r\n\0\t\x0b\x0c\x1c\x1e\x85\u2028\u2029\ud83d\ude9aé🚚 :a")) | st.text()
-)
+awkward_text = st.text(st.sampled_from("\r\n\0\t\x0b\x0c\x1c\x1e\x85\u2028\u2029\ud83d\ude9aé🚚 :a")) | st.text()
 
 
 def read_sse(body: bytes, sizes: tuple[int, ...] = ()) -> list[ServerSentEvent]:
@@ -50,9 +48,7 @@ def delta(seq: int, text: str) -> Event:
 @pytest.fixture(scope="module")
 def window() -> dict[str, Any]:
     texts: dict[str, Any] = json.loads((GOLDEN / "events.json").read_text("utf-8"))
-    texts["events"] = [
-        Event(e["seq"], e["type"], text) for text in texts["events"] for e in [json.loads(text)]
-    ]
+    texts["events"] = [Event(e["seq"], e["type"], text) for text in texts["events"] for e in [json.loads(text)]]
     return texts
 
 

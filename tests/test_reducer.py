@@ -121,9 +121,7 @@ def test_the_answer_follows_the_last_assistant_message() -> None:
 
 
 def test_the_answer_falls_back_when_the_message_it_follows_is_abandoned() -> None:
-    state = folded(
-        _open("1"), _delta("1", "one"), _close("1"), _open("2"), _delta("2", "tw"), _retry(restart=False)
-    )
+    state = folded(_open("1"), _delta("1", "one"), _close("1"), _open("2"), _delta("2", "tw"), _retry(restart=False))
     assert [m["status"] for m in state["messages"]] == ["completed", "abandoned"]
     assert state["answer"] == {"text": "one", "status": "draft"}
 
@@ -135,9 +133,7 @@ def test_a_run_that_starts_over_has_no_answer_yet() -> None:
 
 
 def test_a_closed_message_takes_no_more_text() -> None:
-    state = folded(
-        _open("1"), _close("1"), _delta("1", "late"), _open("2"), _retry(restart=False), _delta("2", "late")
-    )
+    state = folded(_open("1"), _close("1"), _delta("1", "late"), _open("2"), _retry(restart=False), _delta("2", "late"))
     assert [m["text"] for m in state["messages"]] == ["", ""]
     assert [m["status"] for m in state["messages"]] == ["completed", "abandoned"]
 

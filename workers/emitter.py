@@ -41,9 +41,7 @@ log = logging.getLogger(__name__)
 class Emission:
     """The events of one run while its agent runs. `interrupt` is called with Cancelled or Lost, at most once each."""
 
-    def __init__(
-        self, writer: LogWriter, emitter: "Emitter", interrupt: Callable[[Interrupted], None]
-    ) -> None:
+    def __init__(self, writer: LogWriter, emitter: "Emitter", interrupt: Callable[[Interrupted], None]) -> None:
         self.writer = writer
         self.interrupt = interrupt
         self.delta_due: float | None = None
@@ -215,9 +213,7 @@ class Emitter:
 
     def _confirm(self, batch: list[Emission]) -> list[Emission]:
         """Only those that Postgres still calls ours; the others are told that they are lost."""
-        owned = self._ownership.store.owned(
-            {e.writer.run_id: e.writer.epoch for e in self._emissions.values()}
-        )
+        owned = self._ownership.store.owned({e.writer.run_id: e.writer.epoch for e in self._emissions.values()})
         for emission in list(self._emissions.values()):
             if emission.writer.run_id not in owned:
                 emission.interrupt(Lost())
@@ -240,9 +236,7 @@ class Emitter:
         """Redis' head is elsewhere: it lost events, or has taken some whose answer got lost."""
         writer = emission.writer
         try:
-            if head > writer.head or writer.run_id not in self._ownership.store.owned(
-                {writer.run_id: writer.epoch}
-            ):
+            if head > writer.head or writer.run_id not in self._ownership.store.owned({writer.run_id: writer.epoch}):
                 raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
             if not writer.remembers(head):
                 head = self._ownership.sync(writer.run_id, writer.epoch)

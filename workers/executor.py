@@ -23,7 +23,7 @@ from app.storage.run_queue import RunQueue
 from app.storage.run_store import RunRecord
 from workers.context import RunContext
 from workers.emitter import Emission, Emitter
-from workers.interrupts import Cancelled, Drained, Interrupted, Lost, TimedOut
+from workers.interrupts import Cancelled, Drained, Interrupted, TimedOut
 from workers.registry import Agent
 from workers.retry import until_reachable
 
@@ -62,7 +62,7 @@ class Execution:
         if self.interruption is not None:
             raise self.interruption
 
-    def wait(self, greenlet: gevent.Greenlet, seconds: float | None) -> None:
+    def wait(self, greenlet: "gevent.Greenlet[..., Any]", seconds: float | None) -> None:
         """Wait until the agent has ended, or was interrupted and has stopped or let STOP_SECONDS pass."""
         greenlet.rawlink(lambda _: self._stirred.set())
         if not self._stirred.wait(seconds):
@@ -70,9 +70,7 @@ class Execution:
         if self.interruption is not None and not greenlet.ready():
             greenlet.kill(self.interruption, timeout=STOP_SECONDS)
             if not greenlet.ready():
-                log.warning(
-                    "The agent of %s goes on although it was stopped; nothing it emits counts.", self.run.id
-                )
+                log.warning("The agent of %s goes on although it was stopped; nothing it emits counts.", self.run.id)
 
 
 class Executor:
@@ -230,9 +228,7 @@ class Executor:
         try:
             self._ownership.publish(writer.run_id, writer.epoch)
         except StoreUnavailable as error:
-            log.warning(
-                "The end of %s is committed; the janitor will publish it. %s", writer.run_id, error.detail
-            )
+            log.warning("The end of %s is committed; the janitor will publish it. %s", writer.run_id, error.detail)
 
     def _hand_back(self, run: RunRecord, reason: str) -> None:
         released = until_reachable(lambda: self._ownership.store.release(run.id, run.epoch, reason))

@@ -48,10 +48,8 @@ class GeventWorker(SimpleWorker):
     max_connection_wait_time = 2.0
     log_result_lifespan = False
 
-    def __init__(self, connection: "Redis[bytes]", executor: Executor, slots: int) -> None:
-        super().__init__(
-            [QUEUE], connection=connection, worker_ttl=WORKER_TTL_SECONDS, log_job_description=False
-        )
+    def __init__(self, connection: Redis, executor: Executor, slots: int) -> None:
+        super().__init__([QUEUE], connection=connection, worker_ttl=WORKER_TTL_SECONDS, log_job_description=False)
         self._executor = executor
         self._pool = Pool(slots)
         self._jobs: dict[str, tuple[GeventWorker, Job]] = {}

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from apispec import APISpec
-from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import RAISE, Schema, ValidationError
 
 from app.errors import InvalidInput
+from app.protocol.payloads import schema_json
 from app.storage.run_store import AgentRecord
 
 if TYPE_CHECKING:
@@ -46,9 +45,7 @@ class Agent:
         return AgentRecord(self.name, input_schema(self.input), self.isolation, self.version)
 
 
-def agent(
-    name: str, *, input: type[Schema], version: str = "1"
-) -> Callable[[Callable[["RunContext"], object]], Agent]:
+def agent(name: str, *, input: type[Schema], version: str = "1") -> Callable[[Callable[["RunContext"], object]], Agent]:
     """Declare a function as the agent `name`.
 
     :param input: marshmallow schema of the run's input; validated at POST and loaded before the function is called.
@@ -64,9 +61,7 @@ def agent(
 def load_agents() -> dict[str, Agent]:
     """The built-in agents, then those of the entry-point group `runtail.agents`, which win over a built-in's name."""
     package = importlib.import_module("workers.agents")
-    modules = [
-        importlib.import_module(f"workers.agents.{m.name}") for m in pkgutil.iter_modules(package.__path__)
-    ]
+    modules = [importlib.import_module(f"workers.agents.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     found: list[Any] = [value for module in modules for value in vars(module).values()]
     found += [entry_point.load() for entry_point in entry_points(group=ENTRY_POINTS)]
     return {value.name: value for value in found if isinstance(value, Agent)}
@@ -74,9 +69,5 @@ def load_agents() -> dict[str, Agent]:
 
 def input_schema(schema: type[Schema]) -> dict[str, Any]:
     """JSON Schema (2020-12) of an input; unknown fields are refused as marshmallow refuses them."""
-    plugin = MarshmallowPlugin(schema_name_resolver=lambda _: None)
-    APISpec("inputs", "1", "3.1.0", plugins=[plugin])
-    assert plugin.converter is not None
-    instance = schema()
-    converted: dict[str, Any] = plugin.converter.schema2jsonschema(instance)
-    return {**converted, "type": "object", "additionalProperties": instance.unknown != RAISE}
+    converted = schema_json(schema)
+    return {**converted, "type": "object", "additionalProperties": schema().unknown != RAISE}

@@ -66,7 +66,8 @@ class RunView(MethodView):
         text = json.dumps(body, ensure_ascii=False) + "\n"
         response = Response(text, mimetype=JSON_TYPE)
         response.set_etag(hashlib.sha256(text.encode()).hexdigest()[:32])
-        return response.make_conditional(request)
+        response.make_conditional(request)
+        return response
 
     @blueprint.response(200, RunSchema)
     @blueprint.alt_response(202, schema=RunSchema, description="The run has not ended yet, but will.")

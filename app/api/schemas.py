@@ -21,9 +21,7 @@ class StartRunSchema(Schema):
     input = fields.Dict(keys=fields.String(), load_default=dict)
     session_id = fields.String(load_default=None, allow_none=True, validate=SESSION_ID)
     on_disconnect = fields.String(load_default="continue", validate=OneOf(["continue"]))
-    timeout_s = fields.Integer(
-        load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS)
-    )
+    timeout_s = fields.Integer(load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS))
     metadata = fields.Dict(keys=fields.String(), load_default=dict)
 
 
@@ -108,9 +106,7 @@ class ListQuerySchema(Schema):
 class EventsQuerySchema(Schema):
     """Query of GET /runs/{run_id}/events."""
 
-    since_seq = fields.String(
-        metadata={"description": "Cursor: seq of the last event you have, or `latest`."}
-    )
+    since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
     limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))

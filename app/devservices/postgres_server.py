@@ -121,9 +121,7 @@ def _private_file(account: str | None, text: str) -> Iterator[str]:
 def _check_version(folder: Path, binaries: Path) -> None:
     mark = folder / "PG_VERSION"
     if not mark.exists():
-        raise DevError(
-            f"{folder} is no PostgreSQL data folder: move it away or choose another --data folder."
-        )
+        raise DevError(f"{folder} is no PostgreSQL data folder: move it away or choose another --data folder.")
     ask = [str(binaries / "postgres"), "--version"]
     told = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     ours, theirs = told.split()[-1].partition(".")[0], mark.read_text().strip()

@@ -23,9 +23,7 @@ def digest(state: Mapping[str, Any], output: Any) -> str:
         raise ValueError("the digest is over the state before the terminal event")
     outcome = {
         "output": output,
-        "messages": [
-            {"id": m["id"], "text": m["text"]} for m in state["messages"] if m["status"] != "abandoned"
-        ],
+        "messages": [{"id": m["id"], "text": m["text"]} for m in state["messages"] if m["status"] != "abandoned"],
         "tool_calls": [
             {"id": call["id"], "name": call["name"], "status": call["status"]} for call in state["tool_calls"]
         ],

@@ -6,6 +6,7 @@ Not responsible for what an event does to the state (`reducer`) or for how it lo
 
 import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
@@ -58,9 +59,7 @@ class Event(NamedTuple):
         return envelope
 
 
-def encode(
-    run_id: str, seq: int, type: str, payload: Json, ts: datetime | str | None = None, op: str = ""
-) -> Event:
+def encode(run_id: str, seq: int, type: str, payload: Json, ts: datetime | str | None = None, op: str = "") -> Event:
     """Makes the event's text. `payload` is clean and valid already: this is the hot path and checks neither.
 
     :param ts: a moment with a time zone, or what `timestamp` returned; None: now.
@@ -73,7 +72,7 @@ def encode(
     return Event(seq, type, _one_line(text), op)
 
 
-def control(run_id: str, type: str, payload: Json, ts: datetime | None = None) -> str:
+def control(run_id: str, type: str, payload: Mapping[str, Any], ts: datetime | None = None) -> str:
     """The text of a control frame: an envelope without seq, which is sent and never stored."""
     return _one_line(
         f'{{"v":{VERSION},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'

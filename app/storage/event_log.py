@@ -116,7 +116,7 @@ class EventLog:
     def head(self, run_id: str) -> int:
         """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
         with _reachable():
-            return int(self._redis.hget(_keys(run_id)[1], "head") or 0)  # type: ignore[arg-type]
+            return int(self._redis.hget(_keys(run_id)[1], "head") or 0)
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """Events with seq > `after`, in order, at most `limit`. The first need not be `after` + 1: callers check."""
@@ -143,7 +143,7 @@ class EventLog:
 
         Holds a connection until Redis is lost.
         """
-        with _reachable(), self._redis.pubsub() as pubsub:
+        with _reachable(), self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(f"rt:worker:{owner}")
             while True:
                 pubsub.get_message(timeout=SWEEP_SECONDS)
@@ -165,9 +165,7 @@ def channel(run_id: str) -> str:
     return f"rt:{{{run_id}}}"
 
 
-def connect(
-    url: str, max_connections: int, socket_timeout: float | None = SOCKET_TIMEOUT_SECONDS
-) -> redis.Redis:
+def connect(url: str, max_connections: int, socket_timeout: float | None = SOCKET_TIMEOUT_SECONDS) -> redis.Redis:
     """A client whose callers wait for a free connection, and that never repeats a command by itself."""
     pool = redis.BlockingConnectionPool.from_url(
         tolerate_self_signed(url),

@@ -61,9 +61,7 @@ class LogWriter:
 
     def remembers(self, after: int) -> bool:
         """Every event with seq > `after` is still in memory."""
-        return after <= self.head and (
-            after == self.head or bool(self._events) and self._events[0].seq <= after + 1
-        )
+        return after <= self.head and (after == self.head or (bool(self._events) and self._events[0].seq <= after + 1))
 
     def level(self, head: int) -> None:
         """Redis' head was found to be `head`, which may be less than was thought: go on from there."""

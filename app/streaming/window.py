@@ -68,7 +68,7 @@ class Windows:
     history: History
     heartbeat_seconds: float
     draining: Callable[[], bool] = _never
-    """Set by the server; true once this process is to end: every window ends cleanly, and its client comes back elsewhere."""
+    """Set by the server; true once this process is to end: windows end cleanly, their clients come back elsewhere."""
 
     def open(self, run: RunRecord, cursor: int | None, frame: Framing) -> Iterator[bytes]:
         """The window's bytes. Blocks between events; ends after the terminal event, or when the process drains.
@@ -76,14 +76,24 @@ class Windows:
         :param cursor: seq of the last event that the client has; None: begin with a snapshot at the head.
         """
         yield frame.opening
-        if cursor is not None and cursor > 0 and not run.terminal:
-            cursor = yield from self._heal(run.id, cursor, frame)
+        try:
+            start = yield from self._start(run, cursor, frame)
+            if start is not None:
+                yield from self._follow(run.id, start, frame)
+        except StoreUnavailable as error:
+            log.warning("A window of %s ends; its client will come back. %s", run.id, error.detail)
+
+    def _start(self, run: RunRecord, cursor: int | None, frame: Framing) -> Generator[bytes, None, int | None]:
+        """Where to follow from, after a snapshot where one is due; None: there is nothing to follow."""
+        if cursor and not run.terminal and not self._heals(run.id, cursor):
+            if self.draining():
+                return None
+            gap = {"requested": cursor, "earliest": 1, "head": self.history.head(run.id)}
+            yield frame.control("stream.gap", control(run.id, "stream.gap", gap), None)
+            cursor = None
         if cursor is None:
-            snapshot = yield from self._snapshot(run.id, frame)
-            if snapshot is None:
-                return
-            cursor = snapshot
-        yield from self._follow(run.id, cursor, frame)
+            return (yield from self._snapshot(run.id, frame))
+        return cursor
 
     def _follow(self, run_id: str, cursor: int, frame: Framing) -> Iterator[bytes]:
         quiet_since = time.monotonic()
@@ -117,16 +127,14 @@ class Windows:
             log.warning("A window of %s waits. %s", run_id, error.detail)
             return ()
 
-    def _heal(self, run_id: str, cursor: int, frame: Framing) -> Generator[bytes, None, int | None]:
-        """Wait for a log that is behind the client's cursor. Yields a gap frame and returns None if it stays so."""
+    def _heals(self, run_id: str, cursor: int) -> bool:
+        """Wait up to HEALING_SECONDS for a log whose head is before the client's cursor."""
         deadline = time.monotonic() + HEALING_SECONDS
         while (head := self.history.head(run_id)) < cursor:
             if time.monotonic() >= deadline or self.draining():
-                gap = {"requested": cursor, "earliest": 1, "head": head}
-                yield frame.control("stream.gap", control(run_id, "stream.gap", gap), None)
-                return None
+                return False
             self.history.log.wait(run_id, head, WAIT_MS, 1)
-        return cursor
+        return True
 
     def _snapshot(self, run_id: str, frame: Framing) -> Generator[bytes, None, int | None]:
         """Yields the folded state. Returns its seq, or None where the run has ended and nothing follows."""

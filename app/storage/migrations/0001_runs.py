@@ -5,6 +5,8 @@
 partitioned by month.
 """
 
+from typing import Any
+
 UP = """
 CREATE TABLE runs (
     id text COLLATE "C" PRIMARY KEY,
@@ -80,9 +82,9 @@ CREATE TABLE api_keys (
 """
 
 
-def up(migrator, db):
+def up(migrator: object, db: Any) -> None:
     db.execute_sql(UP)
 
 
-def down(migrator, db):
+def down(migrator: object, db: Any) -> None:
     db.execute_sql("DROP TABLE api_keys, workers, agents, run_events, runs")

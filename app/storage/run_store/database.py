@@ -29,8 +29,8 @@ class Database:
         )
 
     @contextmanager
-    def session(self, *, atomic: bool = False) -> Iterator[peewee.Database]:
-        """One connection for the block; with `atomic` one transaction, else each statement is its own.
+    def session(self, *, atomic: bool = False) -> Iterator[Any]:
+        """A connection for the block, by way of peewee; with `atomic` one transaction, else each statement its own.
 
         :raises StoreUnavailable: Postgres cannot be reached, or no connection came free within POOL_WAIT_SECONDS.
         """

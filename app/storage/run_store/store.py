@@ -97,9 +97,7 @@ class RunStore:
         sql = "SELECT * FROM runs WHERE id = %s AND tenant_id = %s AND user_id = %s"
         return self._one(sql, run_id, principal.tenant_id, principal.user_id)
 
-    def page(
-        self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int
-    ) -> list[RunRecord]:
+    def page(self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int) -> list[RunRecord]:
         """The principal's runs, newest first, older than the id `before`.
 
         :param filters: any of `status`, `agent`, `session_id` (equal) and `since` (created at or after).
@@ -160,16 +158,12 @@ class RunStore:
                 db.execute_sql(_UPDATE_STATES, columns)
             return owned
 
-    def finish(
-        self, run_id: str, epoch: int, status: str, state: Mapping[str, Any], events: Sequence[Event]
-    ) -> None:
+    def finish(self, run_id: str, epoch: int, status: str, state: Mapping[str, Any], events: Sequence[Event]) -> None:
         """Commit the end of a run: row, final state and every event not yet archived, the terminal one last.
 
         :raises Fenced: the run is not running under this epoch.
         """
-        output, error, usage = (
-            None if state[k] is None else dumps(state[k]) for k in ("output", "error", "usage")
-        )
+        output, error, usage = (None if state[k] is None else dumps(state[k]) for k in ("output", "error", "usage"))
         values = (
             status,
             output,

@@ -1,0 +1,20 @@
+def test_x(live):
+    import time
+
+    print(live.url)
+    r = live.start("emit", {"count": 3, "type": "custom.tick"})
+    print(live.ended(r))
+    print(live.http.get(f"/runs/{r}/events").text)
+    print(live.http.get(f"/runs/{r}/events").headers)
+    a = live.http.get("/runs/x%00y")
+    print(a.status_code, a.text)
+    a = live.http.put("/runs")
+    print(a.status_code, a.text, a.headers)
+    a = live.http.get("/nope")
+    print(a.status_code, a.text, a.headers)
+    a = live.http.get("/openapi.json")
+    print(a.status_code, a.text[:3000], a.headers)
+    a = live.http.get("/docs/")
+    print(a.status_code, a.text[:3000], a.headers)
+    a = live.http.get("/docs")
+    print(a.status_code, a.text[:300], a.headers)
