@@ -1,6 +1,6 @@
-"""gunicorn's settings, the same for `runtail dev`, a Procfile and the container: everything comes by environment.
+"""gunicorn's settings: the same for `runtail dev`, the Procfile and the container, told by the environment.
 
-Responsible for how connections are accepted and how a worker ends. Not responsible for the application (`wsgi`).
+Responsible for how connections are accepted and how a worker ends. Not responsible for the application.
 """
 
 import ipaddress
@@ -15,8 +15,8 @@ dev = os.environ.get("RUNTAIL_DEV", "") not in ("", "0")
 bind = f"{'127.0.0.1' if dev else '0.0.0.0'}:{os.environ.get('PORT') or 8000}"
 backlog = 2048
 
-# Imported by name: gevent patches the standard library when the worker starts, before the application is loaded.
-# For the same reason nothing is preloaded.
+# gevent patches the standard library when the worker starts, and the application must be loaded after that:
+# nothing is preloaded.
 worker_class = "gevent"
 preload_app = False
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)

@@ -3,13 +3,13 @@
 Responsible for the processes, their logs and `pids.json`. Not responsible for what they are (`app.dev`).
 
 The work is done by circus as a library: it respawns, stops with the right signal and a time limit, runs
-PostgreSQL under another account and collects the output. supervisord would be a second daemon with a
-configuration file of its own, and honcho restarts nothing.
+PostgreSQL under another account. supervisord would be a second daemon with a configuration file of its own, and
+honcho restarts nothing.
 """
 
 import asyncio
 import logging
-import shlex
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,10 @@ from app.devservices.folder import POLL_SECONDS, log_path, remove_pids, write_pi
 CHECK_SECONDS = 0.2
 """How often circus looks for dead children; it restarts them at once."""
 LOG_BYTES = 10_000_000
-"""A log file is rotated at this size; one older file is kept."""
+"""A log file beyond this is put aside (as NAME.log.1) at the next start."""
+EXEC_INTO_LOG = 'exec "$@" >>"$0" 2>&1'
+"""The shell's part in starting a child. circus' own redirection loses its pipes when children are restarted
+("fd added twice"), and would leave the children without a reader if this process were killed."""
 IGNORE_ITS_FAILURE = True
 """A pids.json that cannot be written (full disk) is no reason to end a child."""
 CONTROL, EVENTS = "inproc://circus-control", "inproc://circus-events"
@@ -95,8 +98,8 @@ class Supervisor:
         hooks: dict[str, Callable[..., bool]] = {"after_spawn": self._spawned, "after_reap": self._reaped}
         return Watcher(
             child.name,
-            shlex.quote(child.argv[0]),
-            args=list(child.argv[1:]),
+            "/bin/sh",
+            args=["-c", EXEC_INTO_LOG, str(self._open_log(child)), *child.argv],
             env=dict(child.env),
             working_dir=str(child.folder),
             numprocesses=child.count,
@@ -104,19 +107,19 @@ class Supervisor:
             stop_signal=child.stop_signal,
             graceful_timeout=child.stop_seconds,
             use_sockets=child.inherits_sockets,
-            stdout_stream=self._stream(child.name),
-            stderr_stream=self._stream(child.name),
             hooks={name: (hook, IGNORE_ITS_FAILURE) for name, hook in hooks.items()},
             loop=IOLoop.current(),
         )
 
-    def _stream(self, name: str) -> dict[str, Any]:
-        return {
-            "class": "FileStream",
-            "filename": str(log_path(self._data, name)),
-            "max_bytes": LOG_BYTES,
-            "backup_count": 1,
-        }
+    def _open_log(self, child: Child) -> Path:
+        """Make the child's log, writable for whoever it runs as; put a long one aside."""
+        log = log_path(self._data, child.name)
+        if log.exists() and log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        log.touch()
+        if child.account:
+            shutil.chown(log, child.account)
+        return log
 
     async def _command(self, command: Callable[..., Any], names: list[str]) -> None:
         """Give circus a command for some watchers. It refuses while its own look-around is in progress."""

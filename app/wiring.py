@@ -13,10 +13,10 @@ from app.storage.run_store import Database, Registry, RunStore
 WEB_LOG_CONNECTIONS = 2_000
 """Each open window of a web process holds one while it waits for events."""
 WEB_QUEUE_CONNECTIONS = 8
-WORKER_LOG_CONNECTIONS = 3
-"""The flusher's, the command doorbell's, and one for claims, ends and repairs."""
-WORKER_QUEUE_CONNECTIONS = 3
-"""RQ's blocking pop, its control channel, and one for bookkeeping."""
+WORKER_LOG_CONNECTIONS = 2
+"""The doorbell's, and one for everything else: appends are pipelined, none of them blocks."""
+WORKER_QUEUE_CONNECTIONS = 4
+"""RQ's blocking pop, its control channel, and the two that it needs at the end of a job."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,18 @@ def free_port() -> int:
         return port
 
 
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem document of an error; fails unless it is that one, in RFC 9457's form, without a stack trace."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json()
+    assert set(document) == {"type", "title", "status", "code", "detail"}
+    assert (document["status"], document["code"]) == (status, code), document
+    assert "Traceback" not in answer.text
+    assert ".py" not in answer.text
+    return document
+
+
 class Process:
     """A child process with its output in a file."""
 
@@ -92,14 +104,14 @@ class Stack:
         self.http = httpx.Client(base_url=self.url, timeout=30)
         self._processes: list[Process] = []
 
-    def start_web(self) -> Process:
-        """Start gunicorn and wait until it is ready."""
+    def start_web(self, until: str = "/readyz") -> Process:
+        """Start gunicorn and wait until that path answers 200."""
         process = self._start("web", [sys.executable, "-m", "gunicorn", "wsgi:app"])
 
         def ready() -> bool:
             assert process.popen.poll() is None, process.log.read_text()[-3000:]
             with contextlib.suppress(httpx.TransportError):
-                return self.http.get("/readyz").status_code == 200
+                return self.http.get(until).status_code == 200
             return False
 
         eventually(ready, READY_SECONDS, "readiness of the web process")
@@ -167,7 +179,7 @@ class Stack:
                 return found
             found += page["events"]
 
-    def follow(self, run_id: str, since: int = 0) -> Iterator[str]:
+    def follow(self, run_id: str, since: int | str = 0) -> Iterator[str]:
         """The lines of an NDJSON window until it ends, heartbeats left out."""
         headers = {"Accept": "application/x-ndjson"}
         query = {"since_seq": since}

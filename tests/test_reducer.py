@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.protocol.events import SCHEMAS, TERMINAL, validate
@@ -172,6 +172,7 @@ def test_usage_is_summed_and_replaced_by_what_the_run_reports_at_its_end() -> No
 
 # Laws. Ids come from small pools, so that logs hold sense and nonsense alike.
 
+unhurried = settings(deadline=None)  # a loaded machine is no failure
 _ids = st.sampled_from(["1", "2", "3"])
 _words = st.sampled_from(["", "a", "é🚚", "line\r\n"])
 _counts = st.integers(0, 5)
@@ -214,6 +215,7 @@ logs = st.tuples(
 ).map(lambda parts: log(*parts[0], *parts[1]))
 
 
+@unhurried
 @given(logs, st.data())
 def test_the_fold_is_the_same_whatever_the_chunking(envelopes: Log, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(envelopes)), max_size=4)))
@@ -224,6 +226,7 @@ def test_the_fold_is_the_same_whatever_the_chunking(envelopes: Log, data: st.Dat
     assert state == fold(envelopes, initial(RUN))
 
 
+@unhurried
 @given(logs)
 def test_reducing_one_by_one_changes_neither_state_nor_event(envelopes: Log) -> None:
     before = copy.deepcopy(envelopes)
@@ -237,6 +240,7 @@ def test_reducing_one_by_one_changes_neither_state_nor_event(envelopes: Log) -> 
     assert states[-1] == fold(envelopes, initial(RUN))
 
 
+@unhurried
 @given(logs)
 def test_a_writer_that_folds_in_place_gets_the_same_state_and_leaves_its_events_alone(envelopes: Log) -> None:
     before = copy.deepcopy(envelopes)
@@ -247,6 +251,7 @@ def test_a_writer_that_folds_in_place_gets_the_same_state_and_leaves_its_events_
     assert envelopes == before
 
 
+@unhurried
 @given(logs.filter(bool))
 def test_a_type_that_nobody_knows_only_moves_seq_and_ts(envelopes: Log) -> None:
     state = fold(envelopes[:-1], initial(RUN))
@@ -254,6 +259,7 @@ def test_a_type_that_nobody_knows_only_moves_seq_and_ts(envelopes: Log) -> None:
     assert reduce(state, later) == {**state, "last_seq": later["seq"], "last_ts": later["ts"]}
 
 
+@unhurried
 @given(logs.filter(bool))
 def test_a_field_that_nobody_knows_changes_nothing(envelopes: Log) -> None:
     state = fold(envelopes[:-1], initial(RUN))

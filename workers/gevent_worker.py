@@ -10,6 +10,7 @@ import uuid
 from typing import Any
 
 import gevent
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Pool
 from redis import Redis
 from rq import SimpleWorker
@@ -53,6 +54,7 @@ class GeventWorker(SimpleWorker):
         self._executor = executor
         self._pool = Pool(slots)
         self._jobs: dict[str, tuple[GeventWorker, Job]] = {}
+        self._ending = BoundedSemaphore()
         self._fetcher: gevent.Greenlet[..., Any] | None = None
         self._stopping = False
 
@@ -94,6 +96,19 @@ class GeventWorker(SimpleWorker):
             log.warning("RQ could not keep its record of job %s.", job.id, exc_info=True)
         finally:
             self._jobs.pop(job.id, None)
+
+    # RQ holds one connection while it asks for a second one here: any number of slots at once would use up the pool
+    # and wait for one another.
+
+    def handle_job_success(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ's, one slot at a time."""
+        with self._ending:
+            super().handle_job_success(*args, **kwargs)
+
+    def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ's, one slot at a time."""
+        with self._ending:
+            super().handle_job_failure(*args, **kwargs)
 
     def _keep_jobs_alive(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.devservices.folder import DevError, disk_full, os_errors_as_sentences, password
+from app.devservices.folder import DevError, disk_full, log_path, os_errors_as_sentences, password
 from app.devservices.servers import LOOPBACK, Server, free_port
 
 ACCOUNT = "pgserver"
@@ -49,6 +49,7 @@ def prepare(data: Path) -> Server:
         if account:
             _ensure_account(account)
             _let_through(folder)
+            _let_through(log_path(data, "postgres"))
             _let_through(binaries)
         if not folder.exists():
             _init_cluster(binaries, folder, password(data), account)

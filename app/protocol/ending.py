@@ -43,7 +43,7 @@ def closing(state: Mapping[str, Any], ending: Ending) -> Iterator[tuple[str, dic
     for message in state["messages"]:
         if message["status"] == "open":
             yield "message.completed", {"message_id": message["id"], "chars": len(message["text"])}
-    code = "cancelled" if ending.status != "failed" else "interrupted"
+    code = "cancelled" if ending.status == "cancelled" else "interrupted"
     for call in state["tool_calls"]:
         if call["status"] == "running":
             yield "tool.failed", {"tool_call_id": call["id"], "code": code, "retryable": False}

@@ -93,7 +93,7 @@ class Windows:
             cursor = None
         if cursor is None:
             return (yield from self._snapshot(run.id, frame))
-        return cursor
+        return None if run.terminal and cursor >= run.state_seq else cursor
 
     def _follow(self, run_id: str, cursor: int, frame: Framing) -> Iterator[bytes]:
         quiet_since = time.monotonic()
@@ -111,6 +111,8 @@ class Windows:
                 yield frame.heartbeat
                 quiet_since = time.monotonic()
                 events = self._stored(run_id, cursor)  # Redis may have lost what Postgres has
+                if not events and self._over(run_id, cursor):
+                    return
 
     def _wait(self, run_id: str, cursor: int) -> Sequence[Event]:
         try:
@@ -126,6 +128,12 @@ class Windows:
         except StoreUnavailable as error:
             log.warning("A window of %s waits. %s", run_id, error.detail)
             return ()
+
+    def _over(self, run_id: str, cursor: int) -> bool:
+        try:
+            return self.history.is_over(run_id, cursor)
+        except StoreUnavailable:
+            return False  # the window outlasts it
 
     def _heals(self, run_id: str, cursor: int) -> bool:
         """Wait up to HEALING_SECONDS for a log whose head is before the client's cursor."""

@@ -1,0 +1,197 @@
+"""A small web shop: the orders, inventory and refunds that the `support` agent looks things up in.
+
+Responsible for its tables (`shop_…`, beside Runtail's own in DATABASE_URL, made and seeded at the first question),
+for the questions that can be asked of them, and for the refund policy. Knows nothing of runs, and shares no
+connection with Runtail. Works with gevent and without.
+"""
+
+import os
+from contextlib import closing
+from datetime import date, timedelta
+from threading import BoundedSemaphore
+from typing import Any, Literal, TypedDict, cast
+
+import psycopg2
+from psycopg2.errors import UndefinedTable
+from psycopg2.extras import RealDictCursor
+
+TODAY = date(2026, 6, 12)
+"""The shop's calendar stands still: the same question has the same answer on every day."""
+REFUND_DAYS = 30
+"""How long after its delivery an order can be refunded."""
+APPROVAL_CENTS = 500_00
+"""A refund above this needs somebody's approval."""
+MAX_CONNECTIONS = 4
+"""Per process; further questions wait. Small databases allow 20 connections in all."""
+CONNECT_SECONDS = 5
+APPLICATION_NAME = "runtail-shop"
+
+
+class ShopUnavailable(Exception):
+    """The shop's database cannot be reached."""
+
+
+class Order(TypedDict):
+    """One row of `shop_orders` with its product's name. Dates are ISO 8601, money is in US cents."""
+
+    id: int
+    sku: str
+    product: str
+    quantity: int
+    total_cents: int
+    status: Literal["processing", "shipped", "delivered", "cancelled"]
+    ordered_on: str
+    shipped_on: str | None
+    delivered_on: str | None
+
+
+class Stock(TypedDict):
+    """One row of `shop_inventory`. `restock_on` is None where no delivery is expected."""
+
+    sku: str
+    product: str
+    in_stock: int
+    restock_on: str | None
+
+
+class Refund(TypedDict):
+    """What the policy says about refunding an order, given its row and its rows in `shop_refunds`."""
+
+    order_id: int
+    verdict: Literal["returnable", "not_shipped", "in_transit", "too_late", "already_refunded", "cancelled"]
+    eligible: bool
+    amount_cents: int
+    """What is left to refund; 0 where it is not eligible."""
+    refunded_cents: int
+    until: str | None
+    """Last day for a refund, where the order was delivered."""
+    needs_approval: bool
+
+
+def find_order(order_id: int) -> Order | None:
+    """The order of that number, if there is one.
+
+    :raises ShopUnavailable: here and below.
+    """
+    rows = _query(
+        """SELECT o.id, o.sku, i.product, o.quantity, o.total_cents, o.status, o.ordered_on::text,
+                  o.shipped_on::text, o.delivered_on::text
+           FROM shop_orders o JOIN shop_inventory i USING (sku) WHERE o.id = %s""",
+        order_id,
+    )
+    return cast(Order, rows[0]) if rows else None
+
+
+def find_stock(sku: str) -> Stock:
+    """How many of a product are in stock."""
+    rows = _query("SELECT sku, product, in_stock, restock_on::text FROM shop_inventory WHERE sku = %s", sku)
+    return cast(Stock, rows[0])
+
+
+def check_refund(order_id: int) -> Refund:
+    """Whether, until when and how much of an order can be refunded."""
+    rows = _query(
+        """SELECT o.id, o.status, o.total_cents, o.delivered_on, coalesce(sum(r.amount_cents), 0)::int AS refunded
+           FROM shop_orders o LEFT JOIN shop_refunds r ON r.order_id = o.id WHERE o.id = %s GROUP BY o.id""",
+        order_id,
+    )
+    return _apply_policy(**rows[0])
+
+
+def _apply_policy(id: int, status: str, total_cents: int, delivered_on: date | None, refunded: int) -> Refund:
+    until = delivered_on + timedelta(days=REFUND_DAYS) if delivered_on else None
+    verdict: Literal["returnable", "not_shipped", "in_transit", "too_late", "already_refunded", "cancelled"]
+    if refunded >= total_cents:
+        verdict = "already_refunded"
+    elif status == "cancelled":
+        verdict = "cancelled"
+    elif until is None:
+        verdict = "not_shipped" if status == "processing" else "in_transit"
+    else:
+        verdict = "returnable" if until >= TODAY else "too_late"
+    eligible = verdict in ("returnable", "not_shipped")
+    amount = total_cents - refunded if eligible else 0
+    return {
+        "order_id": id,
+        "verdict": verdict,
+        "eligible": eligible,
+        "amount_cents": amount,
+        "refunded_cents": refunded,
+        "until": until.isoformat() if until else None,
+        "needs_approval": amount > APPROVAL_CENTS,
+    }
+
+
+_slots = BoundedSemaphore(MAX_CONNECTIONS)
+
+
+def _query(sql: str, *values: Any) -> list[dict[str, Any]]:
+    """The rows of one statement, on a connection of its own.
+
+    The caller's greenlet may be killed at any point of this. A connection in the middle of a query is of no
+    use to anybody, so whatever happens it is closed, never kept.
+    """
+    try:
+        with _slots, closing(_connect()) as connection, connection.cursor() as cursor:
+            try:
+                cursor.execute(sql, values)
+            except UndefinedTable:
+                cursor.execute(_CREATE)
+                cursor.execute(sql, values)
+            return [dict(row) for row in cursor.fetchall()]
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        raise ShopUnavailable("The shop's database cannot be reached.") from error
+
+
+def _connect() -> Any:
+    connection = psycopg2.connect(
+        os.environ["DATABASE_URL"],
+        connect_timeout=CONNECT_SECONDS,
+        application_name=APPLICATION_NAME,
+        cursor_factory=RealDictCursor,
+    )
+    connection.autocommit = True
+    return connection
+
+
+# Sent as one message, so one transaction: others see every table with its rows, or none. The lock makes several
+# processes that begin at once take turns; CREATE … IF NOT EXISTS alone fails when two of them meet.
+_CREATE = """
+SELECT pg_advisory_xact_lock(1397247824);
+CREATE TABLE IF NOT EXISTS shop_inventory (
+    sku text PRIMARY KEY, product text NOT NULL, in_stock int NOT NULL CHECK (in_stock >= 0), restock_on date
+);
+CREATE TABLE IF NOT EXISTS shop_orders (
+    id int PRIMARY KEY, sku text NOT NULL REFERENCES shop_inventory, quantity int NOT NULL CHECK (quantity > 0),
+    total_cents int NOT NULL CHECK (total_cents > 0),
+    status text NOT NULL CHECK (status IN ('processing', 'shipped', 'delivered', 'cancelled')),
+    ordered_on date NOT NULL, shipped_on date, delivered_on date
+);
+-- The reference is the caller's: who asks twice with the same one refunds once.
+CREATE TABLE IF NOT EXISTS shop_refunds (
+    reference text PRIMARY KEY, order_id int NOT NULL REFERENCES shop_orders,
+    amount_cents int NOT NULL CHECK (amount_cents > 0), refunded_on date NOT NULL
+);
+INSERT INTO shop_inventory VALUES
+    ('DESK-180', 'Meridian standing desk', 4, NULL), ('LAMP-02', 'Aurora desk lamp', 37, NULL),
+    ('CHAIR-11', 'Halden office chair', 0, '2026-06-24'), ('KETTLE-1', 'Fjord kettle', 112, NULL),
+    ('RUG-0300', 'Solvang wool rug', 0, NULL), ('SHELF-4', 'Birk wall shelf', 1, NULL)
+ON CONFLICT DO NOTHING;
+INSERT INTO shop_orders VALUES
+    (48291, 'DESK-180', 1, 124900, 'delivered', '2026-05-29', '2026-06-01', '2026-06-03'),
+    (48292, 'LAMP-02', 2, 13800, 'shipped', '2026-06-08', '2026-06-10', NULL),
+    (48293, 'CHAIR-11', 1, 34950, 'processing', '2026-06-11', NULL, NULL),
+    (48294, 'KETTLE-1', 1, 5990, 'delivered', '2026-06-04', '2026-06-05', '2026-06-08'),
+    (48295, 'RUG-0300', 1, 27900, 'delivered', '2026-04-20', '2026-04-22', '2026-04-27'),
+    (48296, 'SHELF-4', 3, 11700, 'cancelled', '2026-06-02', NULL, NULL),
+    (48297, 'CHAIR-11', 2, 69900, 'delivered', '2026-05-18', '2026-05-20', '2026-05-26'),
+    (48298, 'LAMP-02', 1, 6900, 'delivered', '2026-05-11', '2026-05-12', '2026-05-15'),
+    (48299, 'DESK-180', 2, 249800, 'processing', '2026-06-12', NULL, NULL),
+    (48300, 'KETTLE-1', 2, 11980, 'delivered', '2026-05-08', '2026-05-11', '2026-05-13'),
+    (48301, 'SHELF-4', 1, 3900, 'shipped', '2026-06-11', '2026-06-12', NULL),
+    (48302, 'RUG-0300', 1, 27900, 'delivered', '2026-05-21', '2026-05-22', '2026-05-28')
+ON CONFLICT DO NOTHING;
+INSERT INTO shop_refunds VALUES
+    ('counter-1107', 48298, 6900, '2026-05-19'), ('counter-1123', 48302, 5000, '2026-06-02')
+ON CONFLICT DO NOTHING;
+"""
