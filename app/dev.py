@@ -58,7 +58,7 @@ def dev(port: int, data: Path) -> None:
     data = prepare_folder(data)
     with owned(data):
         if left := stop_orphans(data):
-            _say(f"Stopped what a killed `runtail dev` had left running: {', '.join(left)}.")
+            _say(f"Stopped {left} processes that a killed `runtail dev` had left running.")
         with _listen(port) as web_socket:
             servers = _embedded_servers(data)
             env = _child_environment(data, port, servers)

@@ -48,6 +48,7 @@ class Emission:
         self.state_due = 0.0
         self.moved = Flag()
         """Set whenever Redis or Postgres has taken events of this run."""
+        self.closed = False
         self._emitter = emitter
         self._delta: list[str] = []
         self._delta_of = ("", "")
@@ -112,6 +113,8 @@ class Emission:
     def _wait_moved(self) -> None:
         self.moved.clear()
         self.moved.wait()
+        if self.closed:
+            raise Lost  # an agent that outlived its run
 
 
 class Emitter:
@@ -146,6 +149,8 @@ class Emitter:
             self._to_append.discard(emission)
             self._to_archive.discard(emission)
         emission.settle()
+        emission.closed = True
+        emission.moved.set()
 
     def append_soon(self, emission: Emission) -> None:
         """The run has events, or text that falls due, for Redis."""

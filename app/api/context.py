@@ -1,5 +1,6 @@
 """What views reach for: the app's parts, and the principal of the request."""
 
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +13,8 @@ from app.runs import Runs
 from app.storage.run_store import Principal
 from app.streaming.window import Windows
 from app.wiring import Services
+
+_PORT = re.compile(r":\d*\Z")
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -40,6 +43,6 @@ def principal() -> Principal:
 
     :raises Unauthorized: nobody we know.
     """
-    host = request.host.rpartition(":")[0] or request.host
+    host = _PORT.sub("", request.host)
     caller = Caller(request.headers.get("Authorization"), request.remote_addr, host)
     return runtail().authenticator.principal(caller)

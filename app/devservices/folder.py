@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -121,18 +122,18 @@ def remove_pids(data: Path) -> None:
     (data / "pids.json").unlink(missing_ok=True)
 
 
-def stop_orphans(data: Path) -> list[str]:
-    """End every process that a killed `runtail dev` left running on this folder; returns their names.
+def stop_orphans(data: Path) -> int:
+    """End every process that a killed `runtail dev` left running on this folder; returns how many.
 
-    Web and worker first: they talk to the servers while they end. Blocks for up to twice ORPHAN_SECONDS.
+    Web and worker first: they talk to the servers while they end. Blocks for up to four times ORPHAN_SECONDS.
     """
     orphans = list(_orphans(data))
-    servers = [process for process in orphans if process.name() in SERVER_PROGRAMS]
-    names = sorted({process.name() for process in orphans})
-    _stop([process for process in orphans if process not in servers])
-    # The backends go with their postmaster; a signal of their own would only make it log a crash.
-    _stop([process for process in servers if process.ppid() not in {other.pid for other in servers}])
-    return names
+    servers = [orphan for orphan in orphans if orphan.program in SERVER_PROGRAMS]
+    pids = {orphan.process.pid for orphan in servers}
+    _stop([orphan for orphan in orphans if orphan not in servers])
+    # The backends go with their postmaster; a signal of their own would only make it report a crash.
+    _stop([orphan for orphan in servers if orphan.parent not in pids])
+    return len(orphans)
 
 
 def wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -154,28 +155,33 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _orphans(data: Path) -> Iterator[psutil.Process]:
+class _Orphan(NamedTuple):
+    process: psutil.Process
+    program: str
+    parent: int
+
+
+def _orphans(data: Path) -> Iterator[_Orphan]:
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
-        try:
+        # Somebody else's, or just gone: not ours to end.
+        with suppress(psutil.AccessDenied, psutil.NoSuchProcess):
             if _is_ours(process, data):
-                yield process
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue  # somebody else's, or gone: not ours to end
+                yield _Orphan(process, process.name(), process.ppid())
 
 
 def _is_ours(process: psutil.Process, data: Path) -> bool:
     if process.environ().get(OWNER_VARIABLE) == str(data):
         return True
-    # The servers may write over their environment, but they work in their folder.
+    # PostgreSQL's backends write their title over their environment, but they work in their folder.
     return process.name() in SERVER_PROGRAMS and Path(process.cwd()).parent == data
 
 
-def _stop(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        _signal(process, SERVER_PROGRAMS.get(process.name(), signal.SIGTERM))
-    alive = wait_until_gone(processes, ORPHAN_SECONDS)
+def _stop(orphans: list[_Orphan]) -> None:
+    for orphan in orphans:
+        _signal(orphan.process, SERVER_PROGRAMS.get(orphan.program, signal.SIGTERM))
+    alive = wait_until_gone([orphan.process for orphan in orphans], ORPHAN_SECONDS)
     for process in alive:
         _signal(process, signal.SIGKILL)
     wait_until_gone(alive, ORPHAN_SECONDS)

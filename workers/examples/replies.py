@@ -145,15 +145,15 @@ def _refund(refund: Refund | None) -> str:
     amount, until = _usd(refund["amount_cents"]), _day(refund["until"]) if refund["until"] else ""
     match refund["verdict"]:
         case "returnable":
-            text = f"Your order is within the {REFUND_DAYS} days of our refund policy: until {until} we can refund {amount}."
+            text = f"Your order is within our {REFUND_DAYS} days for refunds: until {until} we can refund {amount}."
         case "not_shipped":
             text = f"As your order has not been shipped, it can still be cancelled and {amount} be refunded."
         case "in_transit":
             text = f"A refund is possible once your order has arrived, within {REFUND_DAYS} days of its delivery."
         case "too_late":
-            text = f"The {REFUND_DAYS} days of our refund policy ended on {until}, so your order can no longer be refunded."
+            text = f"Our {REFUND_DAYS} days for refunds ended on {until}, so your order can no longer be refunded."
         case "already_refunded":
-            text = f"Your order was refunded in full, {_usd(refund['refunded_cents'])}, so there is nothing left to refund."
+            text = f"{_usd(refund['refunded_cents'])} was refunded for it, so there is nothing left to refund."
         case "cancelled":
             text = "Cancelled orders are not charged, so there is nothing to refund."
     return text + _earlier(refund) + _approval(refund)
