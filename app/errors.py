@@ -27,6 +27,22 @@ class ConfigError(RuntailError):
 # What a caller sent.
 
 
+class BadRequest(RuntailError):
+    """A request that is malformed as HTTP, before it is looked at."""
+
+    code = "bad_request"
+    status = 400
+    title = "The request is malformed"
+
+
+class MethodNotAllowed(RuntailError):
+    """The resource does not have this method; `Allow` says which it has."""
+
+    code = "method_not_allowed"
+    status = 405
+    title = "The method is not allowed"
+
+
 class InvalidRequest(RuntailError):
     """A body, header or query parameter does not fit its schema."""
 

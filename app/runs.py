@@ -33,6 +33,8 @@ from app.wiring import Services
 
 CANCEL_WAIT_MS = 2_000
 """How long a cancel waits for the owner to end the run before it answers that it is still on its way."""
+WAIT_MS = 2_000
+"""How long one wait for events may block: less than a Redis connection's timeout."""
 FOLLOW_EVENTS = 500
 
 log = logging.getLogger(__name__)
@@ -91,10 +93,19 @@ class Runs:
         """
         :raises RunNotFound: there is no such run, or it is somebody else's.
         """
-        run = self.services.store.find(principal, run_id)
+        # Postgres takes no NUL.
+        run = None if "\0" in run_id else self.services.store.find(principal, run_id)
         if run is None:
-            raise RunNotFound(f"There is no run {run_id!r}.")
+            raise RunNotFound(f"There is no run {run_id[:100]!r}.")
         return run
+
+    def await_end(self, run: RunRecord, seconds: float) -> RunRecord:
+        """The run once it has ended; after so long, or where the log cannot be followed, as it is then."""
+        try:
+            self._follow_to_end(run.id, seconds, ring=False)
+        except StoreUnavailable as error:
+            log.warning("The end of %s is not waited for. %s", run.id, error.detail)
+        return self.services.store.get(run.id) or run
 
     def page(
         self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int
@@ -117,7 +128,7 @@ class Runs:
             return run
         try:
             self._end_unowned(run)
-            self._await_end(run)
+            self._follow_to_end(run.id, CANCEL_WAIT_MS / 1_000, ring=True)
         except StoreUnavailable:
             log.warning("%s is to be cancelled; its owner or the janitor will find out.", run.id)
         return self.services.store.get(run.id) or run
@@ -159,16 +170,19 @@ class Runs:
         except Fenced:
             log.info("%s was claimed by somebody else, who sees the request.", run.id)
 
-    def _await_end(self, run: RunRecord) -> None:
-        """Ring the owner and follow the log to its end, for at most CANCEL_WAIT_MS."""
-        seq = self.services.history.head(run.id)  # before the row: an end that comes in between is not waited for
-        latest = self.services.store.get(run.id)
-        if latest is None or latest.terminal or latest.owner is None:
+    def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:
+        """Follow the log to its end, for at most so long. With `ring`, tell the owner first, and expect one."""
+        deadline = time.monotonic() + seconds
+        seq = self.services.history.head(run_id)  # before the row: an end that comes in between is not waited for
+        latest = self.services.store.get(run_id)
+        if latest is None or latest.terminal:
             return
-        self.services.log.ring(latest.owner)
-        deadline = time.monotonic() + CANCEL_WAIT_MS / 1_000
+        if ring:
+            if latest.owner is None:
+                return
+            self.services.log.ring(latest.owner)
         while (left_ms := round((deadline - time.monotonic()) * 1_000)) > 0:
-            events = self.services.log.wait(run.id, seq, left_ms, FOLLOW_EVENTS)
+            events = self.services.log.wait(run_id, seq, min(left_ms, WAIT_MS), FOLLOW_EVENTS)
             if any(event.type in TERMINAL for event in events):
                 return
             seq = events[-1].seq if events else seq

@@ -59,15 +59,20 @@ class RunContext:
         self._planned: list[dict[str, str]] = []
         self._steps: list[Step] = []
         self._tools: list[str] = []
-        self._usage: dict[str, int | float] = {}
 
     # Progress.
 
     def plan(self, titles: Sequence[str]) -> list[str]:
-        """Say what is going to happen. Returns the steps' ids, for `step(..., id=…)`."""
-        op = self._next()
-        self._planned = [{"id": f"step_{op}_{n}", "title": title} for n, title in enumerate(titles, 1)]
-        self._emit("plan.created", {"steps": self._planned}, op)
+        """Say what is going to happen. Returns the steps' ids, for `step(..., id=…)`.
+
+        Said again, it changes the plan: a title that stays keeps its id, and so its status.
+        """
+        op, type = self._next(), "plan.updated" if self._planned else "plan.created"
+        known = {step["title"]: step["id"] for step in self._planned}
+        self._planned = [
+            {"id": known.get(title, f"step_{op}_{n}"), "title": title} for n, title in enumerate(titles, 1)
+        ]
+        self._emit(type, {"steps": self._planned}, op)
         return [step["id"] for step in self._planned]
 
     @contextmanager
@@ -82,8 +87,8 @@ class RunContext:
         started = time.monotonic()
         try:
             yield step
-        except Exception:
-            error = {"code": "step_failed", "message": "The step failed."}
+        except Exception as failure:
+            error = _public(failure, "step_failed", "The step failed.")
             self._emit("step.failed", {"step_id": step.id, "error": error}, op)
             raise
         finally:
@@ -129,7 +134,9 @@ class RunContext:
         try:
             result = function(*args, **kwargs)
         except Exception as error:
-            failed = {"tool_call_id": call_id, **_failure(error), "duration_ms": _ms_since(started)}
+            reason = _public(error, "tool_error", "The tool failed.")
+            retryable = isinstance(error, ToolError) and error.retryable
+            failed = {"tool_call_id": call_id, **reason, "retryable": retryable, "duration_ms": _ms_since(started)}
             self._commit("tool.failed", failed, op)
             raise
         finally:
@@ -299,13 +306,6 @@ class Message:
         return written
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    """What may be said of a tool's error: the code of one of ours, else only that it failed."""
-    if isinstance(error, ToolError):
-        return {"code": error.code, "message": error.detail, "retryable": error.retryable}
-    return {"code": "tool_error", "message": "The tool failed.", "retryable": False}
-
-
 class ToolError(RuntailError):
     """Raise it in a tool to say in public what went wrong.
 
@@ -316,6 +316,13 @@ class ToolError(RuntailError):
         super().__init__(detail)
         self.code = code
         self.retryable = retryable
+
+
+def _public(error: Exception, code: str, message: str) -> dict[str, str]:
+    """What may be said of an error: what a ToolError says of itself, of any other only that it happened."""
+    if isinstance(error, ToolError):
+        return {"code": error.code, "message": error.detail}
+    return {"code": code, "message": message}
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import logging
 
 from flask import Flask, Response, json
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
 from app.errors import RuntailError
@@ -13,7 +13,9 @@ RETRY_AFTER_SECONDS = 1
 log = logging.getLogger(__name__)
 
 _BY_STATUS: dict[int, type[RuntailError]] = {
+    400: errors.BadRequest,
     404: errors.NotFound,
+    405: errors.MethodNotAllowed,
     413: errors.BodyTooLarge,
     415: errors.UnsupportedMediaType,
     422: errors.InvalidRequest,
@@ -38,11 +40,12 @@ def _http_problem(error: HTTPException) -> Response:
     kind = _BY_STATUS.get(status)
     messages = getattr(error, "data", {}).get("messages") if status == 422 else None
     if kind is not None:
-        return problem(kind(json.dumps(messages)[:1_000] if messages else ""))
-    code = error.name.lower().replace(" ", "_")
-    response = _response(status, code, error.name, error.description or error.name)
-    if status == 405:
-        response.headers["Allow"] = ", ".join(error.valid_methods or ())  # type: ignore[attr-defined]
+        response = problem(kind(json.dumps(messages)[:1_000] if messages else ""))
+    else:
+        code = error.name.lower().replace(" ", "_")
+        response = _response(status, code, error.name, error.description or error.name)
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
     return response
 
 

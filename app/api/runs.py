@@ -1,13 +1,15 @@
 """`/runs`: start, list, read, follow, cancel, erase."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Response, json, request, url_for
 from flask.views import MethodView
 
-from app.api.context import Blueprint, principal, runtail
+from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import FROM_SNAPSHOT, cursor_of
+from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, preferred_wait
 from app.api.schemas import (
     EventsQuerySchema,
     IdempotencyKeySchema,
@@ -18,16 +20,17 @@ from app.api.schemas import (
     StartedSchema,
     StartRunSchema,
 )
-from app.errors import InvalidCursor, NotAcceptable
-from app.protocol.events import Event
+from app.errors import InvalidCursor
+from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
 from app.storage.run_store import RunRecord
 from app.streaming.window import NDJSON, Framing, sse
 
-SSE_TYPE, NDJSON_TYPE, JSON_TYPE = "text/event-stream", "application/x-ndjson", "application/json"
-STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Accept"}
+VARY = {"Vary": "Accept"}
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 blueprint = Blueprint("runs", __name__, description="Runs and their events")
+blueprint.before_request(require_principal)
 
 
 @blueprint.route("/runs")
@@ -37,12 +40,24 @@ class RunsView(MethodView):
     @blueprint.arguments(StartRunSchema)
     @blueprint.arguments(IdempotencyKeySchema, location="headers")
     @blueprint.response(202, StartedSchema)
-    def post(self, body: dict[str, Any], headers: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-        """Start a run. It is committed when this answers; a worker picks it up from there."""
+    @blueprint.alt_response(200, schema=RunWithStateSchema, description="`Prefer: wait=N`, and the run has ended.")
+    def post(self, body: dict[str, Any], headers: dict[str, Any]) -> Response | tuple[Any, dict[str, str]]:
+        """Start a run. It is committed when this answers; a worker picks it up from there.
+
+        By `Accept` the answer is JSON, or the run's window as server-sent events or NDJSON. With `Prefer: wait=N`
+        JSON waits up to N seconds, at most 25, for the run to end.
+        """
+        media_type = accepted_type(JSON_TYPE, SSE_TYPE, NDJSON_TYPE)
         run = runtail().runs.start(principal(), StartRequest(**body, **headers))
-        answer = {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}
-        location = _urls(run.id)["self"]
-        return answer, {"Location": location, "X-Run-Id": run.id, "X-Session-Id": run.session_id}
+        about = {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
+        if media_type != JSON_TYPE:
+            return _window(run, 0, NDJSON if media_type == NDJSON_TYPE else sse(named=True), about)
+        if seconds := preferred_wait():
+            about["Preference-Applied"] = f"wait={seconds}"
+            run = runtail().runs.await_end(run, seconds)
+            if run.terminal:
+                return Response(_text(run), headers=about, mimetype=JSON_TYPE)
+        return {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}, about
 
     @blueprint.arguments(ListQuerySchema, location="query")
     @blueprint.response(200, RunPageSchema)
@@ -60,10 +75,7 @@ class RunView(MethodView):
     @blueprint.response(200, RunWithStateSchema)
     def get(self, run_id: str) -> Response:
         """One run: its row, and the state that its events up to now fold to."""
-        run = runtail().runs.find(principal(), run_id)
-        state = runtail().services.history.state(run)
-        body = {**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}
-        text = json.dumps(body, ensure_ascii=False) + "\n"
+        text = _text(runtail().runs.find(principal(), run_id))
         response = Response(text, mimetype=JSON_TYPE)
         response.set_etag(hashlib.sha256(text.encode()).hexdigest()[:32])
         response.make_conditional(request)
@@ -100,22 +112,26 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     cursor = cursor_of(request.headers.get("Last-Event-ID"), query)
     if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
         raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
-    accepted = request.accept_mimetypes or None
-    wanted = accepted.best_match([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]) if accepted else SSE_TYPE
-    if wanted == SSE_TYPE:
-        if run.terminal and cursor == run.state_seq:
-            return Response(status=204)  # the one answer after which an EventSource stays away
-        return _window(run, cursor, sse(named=query["named"] == "1"))
-    if wanted == NDJSON_TYPE:
-        return _window(run, cursor, NDJSON)
-    if wanted == JSON_TYPE:
+    media_type = accepted_type(SSE_TYPE, NDJSON_TYPE, JSON_TYPE)
+    if media_type == JSON_TYPE:
         return _page(run, cursor, query["limit"])
-    raise NotAcceptable(f"Events come as {SSE_TYPE}, {NDJSON_TYPE} or {JSON_TYPE}.")
+    if media_type == NDJSON_TYPE:
+        return _window(run, cursor, NDJSON)
+    if run.terminal and cursor == run.state_seq:
+        return Response(status=204, headers=VARY)  # the one answer after which an EventSource stays away
+    return _window(run, cursor, sse(named=query["named"] == "1"))
 
 
-def _window(run: RunRecord, cursor: int | None, framing: Framing) -> Response:
+def _text(run: RunRecord) -> str:
+    """JSON of a run with its state."""
+    state = runtail().services.history.state(run)
+    return json.dumps({**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}) + "\n"
+
+
+def _window(run: RunRecord, cursor: int | None, framing: Framing, about: Mapping[str, str] = VARY) -> Response:
     stream = runtail().windows.open(run, cursor, framing)
-    return Response(stream, content_type=f"{framing.mimetype}; charset=utf-8", headers=STREAM_HEADERS)
+    headers = {**STREAM_HEADERS, **about}
+    return Response(stream, content_type=f"{framing.mimetype}; charset=utf-8", headers=headers)
 
 
 def _page(run: RunRecord, cursor: int | None, limit: int) -> Response:
@@ -124,10 +140,15 @@ def _page(run: RunRecord, cursor: int | None, limit: int) -> Response:
     head = run.state_seq if run.terminal else history.head(run.id)
     since = head if cursor is FROM_SNAPSHOT else cursor
     found: list[Event] = history.after(run.id, since, limit)
-    last = found[-1].seq if found else since
-    rest = json.dumps({"next_since_seq": last, "head": max(head, last), "terminal": run.terminal})
+    last = found[-1] if found else None
+    about = {
+        "next_since_seq": last.seq if last else since,
+        "head": max(head, last.seq) if last else head,
+        "terminal": run.terminal or bool(last and last.type in TERMINAL),
+    }
+    rest = json.dumps(about)
     text = f'{{"events": [{", ".join(event.text for event in found)}], {rest[1:]}\n'
-    return Response(text, mimetype=JSON_TYPE, headers={"Vary": "Accept"})
+    return Response(text, mimetype=JSON_TYPE, headers=VARY)
 
 
 def _cancel(run_id: str) -> tuple[RunRecord, int]:

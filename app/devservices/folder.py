@@ -96,16 +96,18 @@ def owned(data: Path) -> Iterator[None]:
 
     :raises DevError: another `runtail dev` runs here.
     """
-    with os_errors_as_sentences(data), open(data / "dev.lock", "a+") as lock:
+    with os_errors_as_sentences(data):
+        lock = open(os.open(data / "dev.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
             owner = lock.read().strip() or "unknown"
             raise DevError(f"Another `runtail dev` (pid {owner}) runs on {data}: stop it first.") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        with os_errors_as_sentences(data):
+            lock.write(f"{os.getpid()}\n")
+            lock.truncate()
+            lock.flush()
         yield
 
 

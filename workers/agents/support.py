@@ -66,14 +66,15 @@ def _investigate(run: RunContext) -> Draft:
     if order_id is None:
         run.plan([WRITE, CHECK])
         return replies.without_number()
-    run.plan([f"Look up order #{order_id}", INVENTORY, REFUND, WRITE, CHECK])
+    look_up = f"Look up order #{order_id}"
+    run.plan([look_up, INVENTORY, REFUND, WRITE, CHECK])
     try:
         order = _look_up_order(run, order_id)
     except ToolError:
-        run.plan([WRITE, CHECK])
+        run.plan([look_up, WRITE, CHECK])
         return replies.lookup_failed(order_id)
     if order is None:
-        run.plan([WRITE, CHECK])
+        run.plan([look_up, WRITE, CHECK])
         return replies.unknown_order(order_id)
     stock = refund = None
     with suppress(ToolError):

@@ -1,0 +1,301 @@
+"""`runtail dev` and the embedded servers, as real processes: started, killed, interrupted, refused."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+from redis import Redis
+
+from app.devservices import DevError, EmbeddedServices, folder, postgres_server
+from tests.harness import ROOT, eventually, free_port
+
+CHILDREN = ("web", "worker", "redis", "postgres")
+READY_SECONDS = 30
+RESTART_SECONDS = 2
+STOP_SECONDS = 5
+OUTSIDE = ("DATABASE_URL", "REDIS_URL", "EVENTS_REDIS_URL")
+
+
+class Dev:
+    """One `runtail dev` as a child process."""
+
+    def __init__(self, data: Path, port: int | None = None, **settings: str) -> None:
+        self.data = data
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.output = data.parent / f"{data.name}.out"
+        env = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
+        command = [sys.executable, "-m", "app.cli", "dev", "--port", str(self.port), "--data", str(data)]
+        with self.output.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, env={**env, **settings}, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    def wait_until_ready(self) -> "Dev":
+        eventually(lambda: "is ready at" in self.said() or self.ended(), READY_SECONDS, "readiness")
+        assert not self.ended(), self.said()
+        return self
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def pids(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.data / "pids.json").read_text())
+        return found
+
+    def is_up(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def interrupt(self, number: int = signal.SIGINT) -> float:
+        """Signal it; returns how many seconds it took to end."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(30)
+        return time.monotonic() - began
+
+    def refusal(self) -> str:
+        """What it said instead of starting: one sentence, exit code 1, nothing left."""
+        assert self.process.wait(READY_SECONDS) == 1, self.said()
+        said = self.said()
+        assert said.count("\n") == 1, said
+        assert said.startswith("Error: "), said
+        return said
+
+
+def family(dev: Dev) -> list[psutil.Process]:
+    """All that a `runtail dev` has started, its grandchildren too."""
+    return psutil.Process(dev.process.pid).children(recursive=True)
+
+
+def nothing_left(processes: list[psutil.Process]) -> bool:
+    return folder.wait_until_gone(processes, seconds=0) == []
+
+
+@contextlib.contextmanager
+def running(data: Path, **settings: str) -> Iterator[Dev]:
+    dev = Dev(data, **settings)
+    try:
+        yield dev.wait_until_ready()
+    finally:
+        if not dev.ended():
+            dev.interrupt()
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
+    """One that is only disturbed in ways it recovers from."""
+    with running(tmp_path_factory.mktemp("dev") / "a folder with a rather long name" / "data") as dev:
+        yield dev
+
+
+def test_the_printed_lines_work_as_pasted(dev: Dev) -> None:
+    pasted = dev.said().partition("\n\n")[2].partition("curl -N")
+    shown = re.search(r"(?ms)^RUN=.*?^curl -N .*?$\n^curl -s .*?$", dev.said())
+    assert shown, pasted
+    done = subprocess.run(["bash", "-c", shown.group()], capture_output=True, text=True, timeout=60)
+    assert "event: run.created" in done.stdout, done
+    assert "event: run.completed" in done.stdout, done
+    snapshot = json.loads(done.stdout.splitlines()[-1])
+    assert snapshot["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_killed_child_is_started_again_within_two_seconds(dev: Dev, name: str) -> None:
+    eventually(dev.is_up, READY_SECONDS)
+    before = dev.pids()
+    assert set(before) == set(CHILDREN)
+    os.kill(before[name], signal.SIGKILL)
+
+    eventually(lambda: dev.pids()[name] != before[name], RESTART_SECONDS, f"a new pid of {name}")
+    assert psutil.pid_exists(dev.pids()[name])
+    assert {other: pid for other, pid in dev.pids().items() if other != name} == {
+        other: pid for other, pid in before.items() if other != name
+    }
+    eventually(lambda: f"{name} ended (signal 9)" in dev.said(), 1, "a line on the terminal")
+    eventually(dev.is_up, READY_SECONDS, "readiness after the restart")
+
+
+def test_a_second_start_on_the_same_folder_is_refused_and_the_first_goes_on(dev: Dev) -> None:
+    eventually(dev.is_up, READY_SECONDS)
+    before = dev.pids()
+    second = subprocess.run(
+        [sys.executable, "-m", "app.cli", "dev", "--port", str(free_port()), "--data", str(dev.data)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=READY_SECONDS,
+    )
+    assert second.returncode == 1
+    assert second.stderr.splitlines() == [
+        f"Error: Another `runtail dev` (pid {dev.process.pid}) runs on {dev.data}: stop it first."
+    ]
+    assert dev.pids() == before
+    assert dev.is_up()
+
+
+def test_a_taken_port_is_refused_in_one_sentence(dev: Dev, tmp_path: Path) -> None:
+    other = Dev(tmp_path / "data", port=dev.port)
+    assert f"Port {dev.port} is taken" in other.refusal()
+    assert not (tmp_path / "data" / "pids.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_within_five_seconds_even_under_an_open_window(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with running(tmp_path / "data") as dev:
+        run = {"agent": "emit", "input": {"count": 3000, "interval_ms": 20, "type": "custom.tick", "text": "x"}}
+        run_id = httpx.post(f"{dev.url}/runs", json=run).raise_for_status().json()["run_id"]
+        with httpx.stream("GET", f"{dev.url}/runs/{run_id}/events", timeout=10) as window:
+            next(window.iter_lines())
+            processes = family(dev)
+            took = dev.interrupt(number)
+    assert dev.process.returncode == 0, dev.said()
+    assert took <= STOP_SECONDS
+    assert len(processes) >= len(CHILDREN)
+    assert nothing_left(processes)
+    assert not (tmp_path / "data" / "pids.json").exists()
+
+
+def test_what_a_killed_supervisor_left_is_stopped_by_the_next_start_and_the_data_is_kept(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path / "data") as dev:
+        run = {"agent": "emit", "input": {"count": 1, "interval_ms": 0, "type": "custom.tick", "text": "kept"}}
+        run_id = httpx.post(f"{dev.url}/runs", json=run).raise_for_status().json()["run_id"]
+        orphans = family(dev)
+        dev.process.kill()
+        dev.process.wait()
+    assert not nothing_left(orphans)
+
+    with running(tmp_path / "data", port=dev.port) as again:
+        assert nothing_left(orphans)
+        assert "a killed `runtail dev` had left running" in again.said()
+        assert httpx.get(f"{again.url}/runs/{run_id}").raise_for_status().json()["run_id"] == run_id
+
+
+def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
+    dev = Dev(tmp_path / "data")
+    eventually(lambda: (tmp_path / "data" / "pids.json").exists(), READY_SECONDS, "the first child")
+    processes = family(dev)
+    assert dev.interrupt() <= STOP_SECONDS
+    assert "is ready at" not in dev.said()
+    assert nothing_left(processes)
+
+
+def test_servers_named_in_the_environment_are_used_instead_of_embedded_ones(tmp_path: Path) -> None:
+    with (
+        EmbeddedServices(tmp_path / "outside") as outside,
+        running(
+            tmp_path / "data",
+            DATABASE_URL=outside.database_url,
+            REDIS_URL=outside.redis_url,
+            RUNTAIL_WORKERS="2",
+        ) as dev,
+    ):
+        pids = dev.pids()
+        assert set(pids) == {"web", "worker"}
+        assert len(pids["worker"]) == 2
+        assert not (tmp_path / "data" / "postgres").exists()
+        assert not (tmp_path / "data" / "redis").exists()
+
+
+def test_a_data_folder_of_another_postgresql_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data" / "postgres").mkdir(parents=True)
+    (tmp_path / "data" / "postgres" / "PG_VERSION").write_text("12\n")
+    assert "was made by PostgreSQL 12 and this is PostgreSQL 18" in Dev(tmp_path / "data").refusal()
+
+
+def test_a_folder_that_is_no_cluster_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data" / "postgres").mkdir(parents=True)
+    (tmp_path / "data" / "postgres" / "notes.txt").write_text("mine")
+    assert "is no PostgreSQL data folder" in Dev(tmp_path / "data").refusal()
+    assert (tmp_path / "data" / "postgres" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    # A file above it is in the way of root too.
+    sentence = Dev(tmp_path / "file" / "data").refusal() if False else _refusal(tmp_path / "file" / "data")
+    assert "cannot be used" in sentence
+    assert "Not a directory" in sentence
+
+
+def test_a_full_disk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    # /dev/full answers every write as a full disk does, to every user.
+    (tmp_path / "data" / "dev.lock").symlink_to("/dev/full")
+    assert "is full" in Dev(tmp_path / "data").refusal()
+
+
+def test_a_nearly_full_disk_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "MIN_FREE_BYTES", 1 << 62)
+    with pytest.raises(DevError, match="is full"):
+        folder.prepare_folder(tmp_path / "data")
+
+
+def test_development_mode_refuses_to_listen_beyond_loopback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--bind", f"0.0.0.0:{free_port()}", "wsgi:app"],
+        env={**os.environ, "RUNTAIL_DEV": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=READY_SECONDS,
+    )
+    assert done.returncode != 0
+    assert "listens on loopback only" in done.stderr
+
+
+def test_killed_servers_come_back_under_their_urls_with_their_data(tmp_path: Path) -> None:
+    with EmbeddedServices(tmp_path / "data") as services:
+        _sql(services.database_url, "CREATE TABLE kept AS SELECT 1 AS one")
+        with Redis.from_url(services.redis_url) as client:
+            client.set("kept", "1")
+            client.execute_command("WAITAOF" if False else "BGREWRITEAOF")
+        for name in ("postgres", "redis"):
+            services.kill(name)
+            services.start(name)
+        assert _sql(services.database_url, "SELECT one FROM kept") == [(1,)]
+        pids = [services.pid(name) for name in ("postgres", "redis")]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_the_servers_are_reachable_with_their_password_only(tmp_path: Path) -> None:
+    with EmbeddedServices(tmp_path / "data") as services:
+        secret = folder.password(services.data)
+        assert (services.data / "password").stat().st_mode & 0o077 == 0
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            psycopg2.connect(services.database_url.replace(secret, "wrong"))
+        with Redis.from_url(services.redis_url.replace(secret, "wrong")) as client:
+            with pytest.raises(Exception, match="(?i)pass"):
+                client.ping()
+
+
+def test_the_database_keeps_its_promises_on_durability(tmp_path: Path) -> None:
+    with EmbeddedServices(tmp_path / "data") as services:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert _sql(services.database_url, f"SHOW {setting}") == [("on",)]
+        with Redis.from_url(services.redis_url, decode_responses=True) as client:
+            assert client.config_get("appendonly") == {"appendonly": "yes"}
+            assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
