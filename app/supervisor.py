@@ -25,8 +25,6 @@ from app.devservices.folder import POLL_SECONDS, log_path, remove_pids, write_pi
 
 CHECK_SECONDS = 0.2
 """How often circus looks for dead children; it restarts them at once."""
-LOG_BYTES = 10_000_000
-"""A log file beyond this is put aside (as NAME.log.1) at the next start."""
 EXEC_INTO_LOG = 'exec "$@" >>"$0" 2>&1'
 """The shell's part in starting a child. circus' own redirection loses its pipes when children are restarted
 ("fd added twice"), and would leave the children without a reader if this process were killed."""
@@ -112,9 +110,9 @@ class Supervisor:
         )
 
     def _open_log(self, child: Child) -> Path:
-        """Make the child's log, writable for whoever it runs as; put a long one aside."""
+        """Make the child's log, writable for whoever it runs as. That of the time before stays as NAME.log.1."""
         log = log_path(self._data, child.name)
-        if log.exists() and log.stat().st_size > LOG_BYTES:
+        if log.exists():
             log.replace(log.with_suffix(".log.1"))
         log.touch()
         if child.account:

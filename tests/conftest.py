@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
+from flask import Flask
 from redis import Redis
 
 from app.config import Config
 from app.devservices import EmbeddedServices
+from app.factory import create_app
 from app.storage.run_store import Principal, migrate
 from app.wiring import Services
 from tests.harness import Stack
@@ -48,6 +50,12 @@ def services(config: Config) -> Iterator[Services]:
     services.close()
 
 
+@pytest.fixture(scope="session")
+def app(config: Config, services: Services) -> Flask:
+    """The app as a web process has it, to ask for its routes."""
+    return create_app(config, services)
+
+
 @pytest.fixture
 def principal() -> Principal:
     """The principal of development mode."""
@@ -73,6 +81,27 @@ def stack(environment: dict[str, str], tmp_path: Path) -> Iterator[StackMaker]:
             return opened.enter_context(Stack({**urls, **settings}, tmp_path))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def module_stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackMaker]:
+    """As `stack`, for processes that all tests of a module share."""
+    with ExitStack() as opened:
+
+        def make(**settings: str) -> Stack:
+            urls = opened.enter_context(own_databases(environment))
+            return opened.enter_context(Stack({**urls, **settings}, tmp_path_factory.mktemp("stack")))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def apart(environment: dict[str, str]) -> Iterator[Services]:
+    """The storage on databases that no process but this one looks at."""
+    with own_databases(environment) as urls:
+        services = Services.for_web(Config.from_env(urls))
+        yield services
+        services.close()
 
 
 _redis_numbers = itertools.cycle(range(1, 16))

@@ -14,10 +14,21 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from app.config import Config
+from app.identifiers import new_id
+from app.protocol.events import encode
+from app.protocol.reducer import initial, reduce
+from app.storage.event_log import Append
+from app.storage.run_store import NewRun, Principal, RunRecord
+from app.wiring import Services
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 20
+AGENTS = ROOT / "tests" / "agents_for_tests"
+"""A distribution of agents that misbehave; workers find it on PYTHONPATH as they would find any other."""
+DEV = Principal("dev", "dev", admin=True)
 
 
 def eventually(condition: Callable[[], T], seconds: float = 10, what: str = "the condition") -> T:
@@ -47,6 +58,31 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert "Traceback" not in answer.text
     assert ".py" not in answer.text
     return document
+
+
+def pending_run(
+    services: Services, agent: str = "emit", input: dict[str, Any] | None = None, *, announce: bool = True, **more: Any
+) -> RunRecord:
+    """A pending run, written past the API: committed, with `announce` also in Redis, but not enqueued."""
+    run_id = new_id("run")
+    created = encode(run_id, 1, "run.created", {"agent": agent, "input_preview": None})
+    values: dict[str, Any] = {
+        "id": run_id,
+        "principal": DEV,
+        "session_id": "ses_1",
+        "agent": agent,
+        "input": input or {},
+        "metadata": {},
+        "on_disconnect": "continue",
+        "timeout_s": None,
+        "idempotency_key": None,
+        "request_hash": "",
+        "state": reduce(initial(run_id), created.envelope()),
+    }
+    run, _ = services.store.create(NewRun(**{**values, **more}), created)
+    if announce:
+        services.log.append(Append(run.id, 0, [created], archived=1))
+    return run
 
 
 class Process:
@@ -98,10 +134,13 @@ class Stack:
             "RUNTAIL_DEV": "1",
             "WEB_CONCURRENCY": "1",
             "DRAIN_SECONDS": "0",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(AGENTS), os.environ.get("PYTHONPATH")])),
             **env,
         }
         self.folder = folder
         self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.services = Services.for_web(Config.from_env(self.env))
+        """What its processes have stored, past the API."""
         self._processes: list[Process] = []
 
     def start_web(self, until: str = "/readyz") -> Process:
@@ -138,6 +177,7 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self.http.close()
+        self.services.close()
         for process in self._processes:
             if process.popen.poll() is None:
                 process.send(signal.SIGCONT)

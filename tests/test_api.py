@@ -14,9 +14,7 @@ import pytest
 from flask import Flask
 from jsonschema import Draft202012Validator
 
-from app.config import Config
 from app.devservices import EmbeddedServices
-from app.factory import create_app
 from app.storage.run_store import migrate
 from app.wiring import Services
 from tests.conftest import StackMaker, execute
@@ -29,12 +27,6 @@ RUN_FIELDS = {
 TICKS = {"count": 3, "type": "custom.tick"}
 ENDLESS = {"count": 100_000, "interval_ms": 1_000, "type": "custom.tick"}
 SSE, NDJSON, JSON = "text/event-stream", "application/x-ndjson", "application/json"
-
-
-@pytest.fixture(scope="module")
-def app(config: Config, services: Services) -> Flask:
-    """The app as a web process has it, to ask for its routes."""
-    return create_app(config, services)
 
 
 def post(stack: Stack, body: Any = None, **headers: str) -> httpx.Response:
@@ -93,7 +85,7 @@ def test_a_start_that_accepts_a_stream_is_answered_by_the_window_itself(live: St
         assert window.headers["X-Session-Id"]
         received = window.read()
     assert received == live.http.get(f"/runs/{run_id}/events", headers={"Accept": accept}).content
-    assert received.count(b'"type":"custom.tick"') == 3
+    assert received.count(b'"type":"custom.tick","ts"') == 3
     assert received.count(b'"type":"run.completed"') == 1
 
 

@@ -16,7 +16,7 @@ from app.errors import InvalidEvent, InvalidJson, InvalidOutput, RuntailError, T
 from app.hooks import Hooks
 from app.protocol.ending import reconcile
 from app.protocol.events import clean, clean_text
-from app.protocol.redaction import preview
+from app.protocol.redaction import REDACTED, is_secret, preview
 from workers.emitter import Emission
 from workers.interrupts import Interrupted
 
@@ -124,8 +124,7 @@ class RunContext:
         """
         op = self._next()
         call_id = f"call_{op}.{self._emission.writer.epoch}"
-        shown = ", ".join(f"{key}={value}" for key, value in (summary or {}).items())[:SUMMARY_CHARS]
-        payload = {"tool_call_id": call_id, "name": name, "label": label or name, "summary": shown}
+        payload = {"tool_call_id": call_id, "name": name, "label": label or name, "summary": _shown(summary or {})}
         if self._steps:
             payload["step_id"] = self._steps[-1].id
         self._emit("tool.started", payload, op)
@@ -237,7 +236,7 @@ class RunContext:
         """
         self._emission.settle()
         state = self._emission.writer.state
-        if isinstance(output, str) and not any(m["role"] == "assistant" for m in state["messages"]):
+        if isinstance(output, str) and not any(_is_answer(message) for message in state["messages"]):
             output = self.stream([output])
             self._emission.settle()
         try:
@@ -323,6 +322,15 @@ def _public(error: Exception, code: str, message: str) -> dict[str, str]:
     if isinstance(error, ToolError):
         return {"code": error.code, "message": error.detail}
     return {"code": code, "message": message}
+
+
+def _shown(summary: Mapping[str, Any]) -> str:
+    pairs = (f"{key}={REDACTED if is_secret(key) else value}" for key, value in summary.items())
+    return ", ".join(pairs)[:SUMMARY_CHARS]
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return bool(message["role"] == "assistant" and message["status"] != "abandoned")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -34,6 +34,7 @@ STATE_BYTES_PER_SECOND = 200_000
 SLICE_SECONDS = 0.005
 """An agent that emits without pause lets the others run this often."""
 BACKOFF_SECONDS = (0.05, 2.0)
+UNCONFIRMED = -1
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +129,8 @@ class Emitter:
         self._append_flag, self._archive_flag = Flag(), Flag()
         self._appending, self._archiving = BoundedSemaphore(), BoundedSemaphore()
         self._next_tick = 0.0
-        self._confirmed = True
-        """False after an append with an unknown outcome: epochs are confirmed in Postgres before the next."""
+        self._confirmed = UNCONFIRMED
+        """`EventLog.connects` at the time when the epochs were last confirmed in Postgres."""
 
     def start(self) -> None:
         """Start moving."""
@@ -189,11 +190,12 @@ class Emitter:
             if not batch:
                 return
             try:
-                if not self._confirmed:
+                if self._confirmed != self._ownership.log.connects:
                     batch = self._confirm(batch)
-                outcomes = self._ownership.log.append_all([_append(emission) for emission in batch])
+                appends = [_append(emission) for emission in batch]
+                outcomes = self._ownership.log.append_all(appends, confirmed=self._confirmed)
             except BaseException:
-                self._confirmed = False
+                self._confirmed = UNCONFIRMED
                 self._retry_append(batch)
                 raise
             for emission, outcome in zip(batch, outcomes, strict=True):
@@ -218,11 +220,12 @@ class Emitter:
 
     def _confirm(self, batch: list[Emission]) -> list[Emission]:
         """Only those that Postgres still calls ours; the others are told that they are lost."""
+        connects = self._ownership.log.connects
         owned = self._ownership.store.owned({e.writer.run_id: e.writer.epoch for e in self._emissions.values()})
         for emission in list(self._emissions.values()):
             if emission.writer.run_id not in owned:
                 emission.interrupt(Lost())
-        self._confirmed = True
+        self._confirmed = connects
         return [emission for emission in batch if emission.writer.run_id in owned]
 
     def _appended(self, emission: Emission, outcome: int | Fenced | Behind) -> None:

@@ -23,7 +23,7 @@ from app.storage.run_queue import RunQueue
 from app.storage.run_store import RunRecord
 from workers.context import RunContext
 from workers.emitter import Emission, Emitter
-from workers.interrupts import Cancelled, Drained, Interrupted, TimedOut
+from workers.interrupts import Cancelled, Drained, Interrupted, Lost, TimedOut
 from workers.registry import Agent
 from workers.retry import until_reachable
 
@@ -95,6 +95,7 @@ class Executor:
         self._worker_id = worker_id
         self._executions: dict[str, Execution] = {}
         self._strays: dict[str, float] = {}
+        self._draining = False
 
     def execute(self, run_id: str) -> None:
         """Execute a pending run to its end. Does nothing if it is not pending.
@@ -104,7 +105,13 @@ class Executor:
         run = self._ownership.store.claim(run_id, self._worker_id, start=True)
         if run is None:
             return
+        while earlier := self._executions.get(run.id):
+            # This worker was called lost while it executes the run. One attempt at a time: nothing of ours overlaps.
+            earlier.interrupt(Lost())
+            earlier.done.wait()
         execution = self._executions[run.id] = Execution(run)
+        if self._draining:
+            execution.interrupt(Drained())
         try:
             self._attempt(execution)
         except Fenced as fenced:
@@ -128,8 +135,9 @@ class Executor:
                 self._executions[run.id].interrupt(Cancelled())
 
     def drain(self, seconds: float) -> None:
-        """Let the agents finish for so long, then hand the rest of the runs back."""
+        """Let the agents finish for so long, then hand the rest of the runs back, also those claimed later on."""
         gevent.wait([execution.done for execution in self._executions.values()], timeout=seconds)
+        self._draining = True
         for execution in list(self._executions.values()):
             execution.interrupt(Drained())
         gevent.wait([execution.done for execution in self._executions.values()])
@@ -162,7 +170,7 @@ class Executor:
         if run.attempt > self._config.run_max_attempts:
             return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
         # Read after the claim is complete: from here on a cancel rings this worker.
-        if until_reachable(lambda: self._ownership.store.cancel_requested(run.id)):
+        if until_reachable(lambda: self._ownership.confirm(run)):
             return Ending.cancelled("requested")
         self._announce(run, emission)
         outcome = self._call_agent(execution, emission)
@@ -205,6 +213,9 @@ class Executor:
                 output = context.conclude(agent.function(context))
             return Ending.completed(output)
         except Interrupted:
+            if execution.interruption is None:
+                log.exception("The agent of %s raised an interruption of its own.", run.id)
+                return Ending.failed(errors.AgentError())
             return None  # whoever interrupted knows the ending
         except RuntailError as error:
             log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)

@@ -76,6 +76,10 @@ class GeventWorker(SimpleWorker):
         if self._fetcher is not None:
             self._fetcher.kill(StopRequested, block=False)
 
+    def join(self) -> None:
+        """Wait until every slot is free."""
+        self._pool.join()
+
     def dequeue_job_and_maintain_ttl(self, *args: Any, **kwargs: Any) -> Any:
         """As RQ's, once a slot is free: a job that waits here could run elsewhere."""
         self._pool.wait_available()

@@ -58,5 +58,8 @@ class Heartbeat:
                 registry.beat(self._worker_id)
             except StoreUnavailable:
                 log.warning("No heartbeat: Postgres cannot be reached.")
+            except Exception:
+                # Without this thread the worker would be called lost for good, and go on taking runs.
+                log.exception("No heartbeat.")
             _native_sleep(BEAT_SECONDS)
         database.close()

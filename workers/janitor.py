@@ -34,6 +34,7 @@ class Janitor:
         self._stream_ttl_seconds = stream_ttl_seconds
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
+        self._looked = time.monotonic()
 
     def run(self) -> None:
         """Pass after pass, for ever."""
@@ -60,6 +61,9 @@ class Janitor:
     def release_lost(self) -> None:
         """Put back the runs of owners whose heartbeat stands still."""
         now, beats = time.monotonic(), self._store.owner_beats()
+        if now - self._looked > LEASE_SECONDS / 2:
+            self._seen.clear()  # this process stood still, most likely together with others: it has seen nothing
+        self._looked = now
         self._seen = {beat: self._seen.get(beat, now) for beat in beats}
         for beat, since in self._seen.items():
             if now - since > LEASE_SECONDS:

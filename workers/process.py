@@ -53,6 +53,7 @@ class WorkerProcess:
         worker.run()
         log.info("Worker %s drains for up to %d s.", self.id, self._config.drain_seconds)
         self._executor.drain(self._config.drain_seconds)
+        worker.join()
         gevent.killall(helpers)
         self._heartbeat.stop()
         self._leave()

@@ -2,12 +2,15 @@
 
 import logging
 
+import flask_smorest
 from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
+from app.api.schemas import ProblemSchema
 from app.errors import RuntailError
 
+PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
 log = logging.getLogger(__name__)
@@ -20,6 +23,18 @@ _BY_STATUS: dict[int, type[RuntailError]] = {
     415: errors.UnsupportedMediaType,
     422: errors.InvalidRequest,
 }
+
+
+class Api(flask_smorest.Api):
+    """flask-smorest's, whose document describes errors as they are here."""
+
+    ERROR_SCHEMA = ProblemSchema
+
+    def _register_responses(self) -> None:
+        # The library has one content type for errors and for everything else.
+        self.DEFAULT_RESPONSE_CONTENT_TYPE = PROBLEM_TYPE
+        super()._register_responses()
+        del self.DEFAULT_RESPONSE_CONTENT_TYPE
 
 
 def register(app: Flask) -> None:
@@ -56,7 +71,7 @@ def _unforeseen(error: Exception) -> Response:
 
 def _response(status: int, code: str, title: str, detail: str) -> Response:
     document = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
-    response = Response(json.dumps(document) + "\n", status, mimetype="application/problem+json")
+    response = Response(json.dumps(document) + "\n", status, mimetype=PROBLEM_TYPE)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if status == 503:

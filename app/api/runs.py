@@ -125,7 +125,8 @@ def events(query: dict[str, Any], run_id: str) -> Response:
 def _text(run: RunRecord) -> str:
     """JSON of a run with its state."""
     state = runtail().services.history.state(run)
-    return json.dumps({**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}) + "\n"
+    body = {**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}
+    return json.dumps(body, ensure_ascii=False) + "\n"
 
 
 def _window(run: RunRecord, cursor: int | None, framing: Framing, about: Mapping[str, str] = VARY) -> Response:

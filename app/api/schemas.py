@@ -3,7 +3,7 @@
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields, pre_load
-from marshmallow.validate import Length, OneOf, Range, Regexp
+from marshmallow.validate import ContainsNoneOf, Length, OneOf, Range, Regexp
 
 STATUSES = ("pending", "running", "waiting", "completed", "failed", "cancelled")
 LIST_LIMIT = 50
@@ -11,7 +11,10 @@ LIST_LIMIT_MAX = 200
 EVENTS_LIMIT = 500
 EVENTS_LIMIT_MAX = 1_000
 TIMEOUT_MAX_SECONDS = 30 * 86_400
-SESSION_ID = Regexp(r"[A-Za-z0-9_.:\-]{1,128}\Z", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
+# Patterns go into the OpenAPI document: they mean the same in JavaScript, which has no \Z.
+SESSION_ID = Regexp(r"^[A-Za-z0-9_.:\-]{1,128}(?!\n)$", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
+IDEMPOTENCY_KEY = Regexp(r"^[\x21-\x7e]{1,255}(?!\n)$", error="Must be 1 to 255 visible ASCII characters.")
+TEXT = (Length(1, 100), ContainsNoneOf("\0", error="Must not hold NUL."))
 
 
 class StartRunSchema(Schema):
@@ -31,9 +34,7 @@ class IdempotencyKeySchema(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    idempotency_key = fields.String(
-        data_key="Idempotency-Key", load_default=None, validate=Regexp(r"[\x21-\x7e]{1,255}\Z")
-    )
+    idempotency_key = fields.String(data_key="Idempotency-Key", load_default=None, validate=IDEMPOTENCY_KEY)
 
 
 class UrlsSchema(Schema):
@@ -91,10 +92,10 @@ class ListQuerySchema(Schema):
     """Query of GET /runs."""
 
     status = fields.String(validate=OneOf(STATUSES))
-    agent = fields.String(validate=Length(1, 100))
+    agent = fields.String(validate=TEXT)
     session = fields.String(attribute="session_id", validate=SESSION_ID)
     since = fields.AwareDateTime(format="iso")
-    cursor = fields.String(load_default=None, validate=Length(1, 100))
+    cursor = fields.String(load_default=None, validate=TEXT)
     limit = fields.Integer(load_default=LIST_LIMIT, validate=Range(1, LIST_LIMIT_MAX))
 
     @pre_load
@@ -119,3 +120,13 @@ class AgentSchema(Schema):
     version = fields.String()
     isolation = fields.String()
     input_schema = fields.Raw()
+
+
+class ProblemSchema(Schema):
+    """An error, by RFC 9457."""
+
+    type = fields.String()
+    title = fields.String()
+    status = fields.Integer()
+    code = fields.String(metadata={"description": "Stable; docs/protocol.md lists them."})
+    detail = fields.String()

@@ -35,7 +35,8 @@ def index() -> Response:
     """The page."""
     response = Response(_PAGE, mimetype="text/html", headers=HEADERS)
     response.add_etag()
-    return response.make_conditional(request)
+    response.make_conditional(request)
+    return response
 
 
 @blueprint.get("/reducer.js")

@@ -42,6 +42,18 @@ def disk_full(folder: Path) -> DevError:
     return DevError(f"The disk that holds {folder} is full: free some space or choose another folder.")
 
 
+def says_disk_full(output: str) -> bool:
+    """Whether a server's output says so. A write that found room for its half only is told by the hint."""
+    return "No space left on device" in output or "Check free disk space" in output
+
+
+def main_line(output: str) -> str:
+    """The line of a process' last words that says why: the last complaint, else the last line."""
+    lines = output.strip().splitlines() or ["it left no message"]
+    complaints = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "rror:"))]
+    return (complaints or lines)[-1].strip()
+
+
 @contextmanager
 def os_errors_as_sentences(data: Path) -> Iterator[None]:
     """Turn what the file system refuses into a DevError."""
@@ -97,18 +109,22 @@ def owned(data: Path) -> Iterator[None]:
     :raises DevError: another `runtail dev` runs here.
     """
     with os_errors_as_sentences(data):
-        lock = open(os.open(data / "dev.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = lock.read().strip() or "unknown"
-            raise DevError(f"Another `runtail dev` (pid {owner}) runs on {data}: stop it first.") from None
+        lock = os.open(data / "dev.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _lock(lock, data)
         with os_errors_as_sentences(data):
-            lock.write(f"{os.getpid()}\n")
-            lock.truncate()
-            lock.flush()
+            os.ftruncate(lock, os.pwrite(lock, f"{os.getpid()}\n".encode(), 0))
         yield
+    finally:
+        os.close(lock)
+
+
+def _lock(lock: int, data: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode().strip() or "unknown"
+        raise DevError(f"Another `runtail dev` (pid {owner}) runs on {data}: stop it first.") from None
 
 
 def write_pids(data: Path, pids: Mapping[str, list[int]]) -> None:

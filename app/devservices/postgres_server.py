@@ -16,7 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.devservices.folder import DevError, disk_full, log_path, os_errors_as_sentences, password
+from app.devservices.folder import (
+    DevError,
+    disk_full,
+    log_path,
+    main_line,
+    os_errors_as_sentences,
+    password,
+    says_disk_full,
+)
 from app.devservices.servers import LOOPBACK, Server, free_port
 
 ACCOUNT = "pgserver"
@@ -95,16 +103,16 @@ def _init_cluster(binaries: Path, folder: Path, secret: str, account: str | None
             ],
             capture_output=True,
             text=True,
+            env={**os.environ, "LC_ALL": "C"},
             user=account,
             group=account,
             extra_groups=[] if account else None,
         )
     if done.returncode:
         shutil.rmtree(fresh, ignore_errors=True)
-        if "No space left on device" in done.stderr:
+        if says_disk_full(done.stderr):
             raise disk_full(folder)
-        last = (done.stderr.strip().splitlines() or ["it left no message"])[-1]
-        raise DevError(f"PostgreSQL could not make its data folder {folder}: {last}")
+        raise DevError(f"PostgreSQL could not make its data folder {folder}: {main_line(done.stderr)}")
     fresh.rename(folder)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg2
 import redis
 
-from app.devservices.folder import DevError, disk_full, log_path
+from app.devservices.folder import DevError, disk_full, log_path, main_line, says_disk_full
 
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 20.0
@@ -50,11 +50,10 @@ def is_ready(server: Server) -> bool:
 def explain_exit(name: str, data: Path) -> DevError:
     """Why a process ended instead of becoming ready, from the end of its log."""
     log = log_path(data, name)
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    if any("No space left on device" in line for line in lines[-20:]):
+    output = log.read_text(errors="replace") if log.exists() else ""
+    if says_disk_full(output):
         return disk_full(data)
-    last = lines[-1].strip() if lines else "it left no message"
-    return DevError(f"{name} did not start: {last} (its log: {log})")
+    return DevError(f"{name} did not start: {main_line(output)} (its log: {log})")
 
 
 def free_port() -> int:

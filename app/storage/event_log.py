@@ -14,7 +14,7 @@ It enforces who may append, by epoch; who that is, Postgres decides (`app.storag
 Every method may raise StoreUnavailable; what an append that raised it has done is unknown.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,9 @@ class EventLog:
     """Append to and read from the streams of all runs, over one pool of connections."""
 
     def __init__(self, url: str, *, ttl_seconds: int, max_connections: int) -> None:
-        self._redis = connect(url, max_connections)
+        self._redis = connect(url, max_connections, on_connect=self._connected)
+        self.connects = 0
+        """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
         self._ttl_seconds = ttl_seconds
         self._append = self._redis.register_script((_LUA / "append.lua").read_text())
         self._raise_epoch = self._redis.register_script((_LUA / "raise_epoch.lua").read_text())
@@ -68,16 +70,25 @@ class EventLog:
             return outcome
         raise outcome
 
-    def append_all(self, appends: Sequence[Append]) -> list[int | Fenced | Behind]:
-        """Append to many runs in one round trip; each run's new head or its own error, in order."""
-        with _reachable():
-            return self._pipeline(appends)
+    def append_all(self, appends: Sequence[Append], *, confirmed: int | None = None) -> list[int | Fenced | Behind]:
+        """Append to many runs in one round trip; each run's new head or its own error, in order.
 
-    def _pipeline(self, appends: Sequence[Append]) -> list[int | Fenced | Behind]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for append in appends:
-            pipeline.evalsha(self._append.sha, 2, *_keys(append.run_id), *self._arguments(append))
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
+        :param confirmed: `connects` as it was before the epochs were last confirmed in Postgres. If a connection was
+            made since, nothing is appended and StoreUnavailable raised. None: the events are archived, which needs
+            no confirmation.
+        """
+        with _reachable():
+            return self._pipeline(appends, confirmed)
+
+    def _pipeline(self, appends: Sequence[Append], confirmed: int | None) -> list[int | Fenced | Behind]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            # The pool replaces a connection that was lost without a word; here is the moment to notice.
+            pipeline.connection = self._redis.connection_pool.get_connection()
+            if confirmed is not None and confirmed != self.connects:
+                raise StoreUnavailable("The connection to Redis was lost.")
+            for append in appends:
+                pipeline.evalsha(self._append.sha, 2, *_keys(append.run_id), *self._arguments(append))
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):  # a Redis that was just restarted
                 append = appends[index]
@@ -154,6 +165,10 @@ class EventLog:
         with _reachable():
             self._redis.ping()
 
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()
+        self.connects += 1
+
     def close(self) -> None:
         """Close every connection."""
         self._redis.close()
@@ -165,15 +180,19 @@ def channel(run_id: str) -> str:
     return f"rt:{{{run_id}}}"
 
 
-def connect(url: str, max_connections: int, socket_timeout: float | None = SOCKET_TIMEOUT_SECONDS) -> redis.Redis:
-    """A client whose callers wait for a free connection, and that never repeats a command by itself."""
+def connect(url: str, max_connections: int, *, on_connect: Callable[[Any], None] | None = None) -> redis.Redis:
+    """A client whose callers wait for a free connection, and that never repeats a command by itself.
+
+    :param on_connect: called with each new connection, in place of its own `on_connect`.
+    """
     pool = redis.BlockingConnectionPool.from_url(
         tolerate_self_signed(url),
         max_connections=max_connections,
         timeout=POOL_WAIT_SECONDS,
-        socket_timeout=socket_timeout,
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
+        redis_connect_func=on_connect,
     )
     return redis.Redis(connection_pool=pool)
 

@@ -106,7 +106,8 @@ class Windows:
                     return
             if self.draining():
                 return
-            events = self._wait(run_id, cursor)
+            # After a full batch there may be more where it came from, which need not be where one can wait.
+            events = self._stored(run_id, cursor) if len(events) == BATCH else self._wait(run_id, cursor)
             if not events and time.monotonic() - quiet_since >= self.heartbeat_seconds:
                 yield frame.heartbeat
                 quiet_since = time.monotonic()

@@ -195,11 +195,6 @@ class RunStore:
         sql = "UPDATE runs SET cancel_requested = true WHERE id = %s AND finished_at IS NULL RETURNING *"
         return self._one(sql, run_id) or self.get(run_id)
 
-    def cancel_requested(self, run_id: str) -> bool:
-        """Whether the run's cancel was requested."""
-        run = self.get(run_id)
-        return run is not None and run.cancel_requested
-
     def owned_by(self, owner: str) -> list[RunRecord]:
         """The running runs of this owner."""
         return self._many("SELECT * FROM runs WHERE owner = %s AND status = 'running'", owner)

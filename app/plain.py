@@ -1,0 +1,172 @@
+"""A followed run as plain lines, for pipes and files: a line per event, and text as it comes.
+
+Responsible for words that are safe to print: what an agent wrote never controls a terminal. Not responsible for
+the live view (`app.render`).
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TextIO
+
+from app.protocol.reducer import Envelope, State
+
+CUSTOM_MAX_CHARS = 200
+PROGRESS_STEPS = 4
+"""Progress without a new label is worth a line at every quarter."""
+
+_UNSAFE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+Item = Mapping[str, Any]
+
+
+def printable(text: object) -> str:
+    """The text without what a terminal would take as a command."""
+    return str(text).replace("\r\n", "\n").translate(_UNSAFE)
+
+
+def one_line(text: object) -> str:
+    """The same, on one line."""
+    return " ".join(printable(text).split())
+
+
+def seconds(item: Item) -> str:
+    """What an item took, such as "2.1 s"; empty where that is not known."""
+    ms = item.get("duration_ms")
+    return "" if ms is None else f"{ms / 1_000:.1f} s"
+
+
+class Lines:
+    """Appends to `out`; what is said about the connection goes to `notes`. No control codes."""
+
+    def __init__(self, out: TextIO, notes: TextIO, since: int = 0) -> None:
+        """
+        :param since: events up to this seq are not shown.
+        """
+        self._out = out
+        self._notes = notes
+        self._since = since
+        self._in_text = False
+        self._told: dict[str, tuple[str | None, int]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_text()
+
+    def show(self, envelope: Envelope, state: State) -> None:
+        """Print what is new. A snapshot stands for the events that it replaces."""
+        if envelope["type"] == "stream.snapshot":
+            self._line(f"[stream] goes on after event {state['last_seq']}; the answer so far:")
+            self._text(state["answer"]["text"])
+        elif envelope.get("seq", 0) <= self._since:
+            return
+        elif envelope["type"] == "message.delta":
+            self._text(envelope["payload"]["text"])
+        elif line := self._describe(envelope["type"], envelope["payload"], state):
+            self._line(line)
+
+    def trouble(self, reason: str | None) -> None:
+        """The connection is lost, or with None is back."""
+        text = "Connected again." if reason is None else f"{one_line(reason)} Trying again."
+        print(text, file=self._notes, flush=True)
+
+    def _describe(self, type: str, payload: Item, state: State) -> str | None:
+        if type in ("step.progress", "tool.progress"):
+            return self._progress(type.partition(".")[0], payload, state)
+        if describe := _DESCRIPTIONS.get(type):
+            return describe(payload, state)
+        if type.startswith("custom."):
+            shown = json.dumps(payload, ensure_ascii=False)
+            return f"[{type}] {one_line(shown)[:CUSTOM_MAX_CHARS]}"
+        return None
+
+    def _progress(self, kind: str, payload: Item, state: State) -> str | None:
+        """Each new label and each quarter of the way, but nothing in the middle of a text."""
+        label, fraction = payload.get("label"), payload.get("fraction", 0)
+        item_id = payload["step_id"] if kind == "step" else payload["tool_call_id"]
+        told = (label, math.floor(fraction * PROGRESS_STEPS))
+        if self._in_text or self._told.get(item_id) == told:
+            return None
+        self._told[item_id] = told
+        title = _step(payload, state) if kind == "step" else _call(payload, state)
+        return f"[{kind}] {title}: {fraction:.0%}{_more(label)}"
+
+    def _line(self, text: str) -> None:
+        self._end_text()
+        print(text, file=self._out, flush=True)
+
+    def _text(self, text: str) -> None:
+        shown = printable(text)
+        if shown:
+            self._out.write(shown)
+            self._out.flush()
+            self._in_text = not shown.endswith("\n")
+
+    def _end_text(self) -> None:
+        if self._in_text:
+            self._out.write("\n")
+            self._out.flush()
+            self._in_text = False
+
+
+def _find(items: list[dict[str, Any]], id: str) -> Item:
+    return next((item for item in reversed(items) if item["id"] == id), {})
+
+
+def _step(payload: Item, state: State) -> str:
+    return one_line(_find(state["steps"], payload["step_id"]).get("title", payload["step_id"]))
+
+
+def _call(payload: Item, state: State) -> str:
+    return one_line(_find(state["tool_calls"], payload["tool_call_id"]).get("label", payload["tool_call_id"]))
+
+
+def _more(text: object, before: str = ", ") -> str:
+    return f"{before}{one_line(text)}" if text else ""
+
+
+def _run_step(payload: Item, state: State) -> str:
+    again = "; it starts over, what it wrote before does not count" if payload["restart"] else ""
+    return f"[run] attempt {payload['attempt']} ({one_line(payload['reason'])}){again}"
+
+
+def _plan(payload: Item, state: State) -> str:
+    titles = (f"{n}. {one_line(step['title'])}" for n, step in enumerate(payload["steps"], 1))
+    return f"[plan] {'; '.join(titles)}"
+
+
+def _completed(payload: Item, state: State) -> str:
+    used = ", ".join(f"{one_line(name)} {amount}" for name, amount in state["usage"].items())
+    return f"[run] completed{_more(used, ': ')}"
+
+
+_DESCRIPTIONS: dict[str, Callable[[Item, State], str]] = {
+    "run.created": lambda p, s: f"[run] {one_line(s['run_id'])}, agent {one_line(p['agent'])}",
+    "run.started": lambda p, s: f"[run] started, attempt {p['attempt']}",
+    "run.step": _run_step,
+    "run.waiting": lambda p, s: f"[run] waits for {one_line(p['on'])}",
+    "run.resumed": lambda p, s: "[run] goes on",
+    "run.completed": _completed,
+    "run.failed": lambda p, s: f"[run] failed: {one_line(p['error']['message'])} ({one_line(p['error']['code'])})",
+    "run.cancelled": lambda p, s: f"[run] cancelled ({one_line(p['reason'])})",
+    "plan.created": _plan,
+    "plan.updated": _plan,
+    "step.started": lambda p, s: f"[step] {one_line(p['title'])}",
+    "step.completed": lambda p, s: f"[step] {_step(p, s)}: done in {seconds(p)}",
+    "step.failed": lambda p, s: f"[step] {_step(p, s)}: failed{_more(p['error']['message'])}",
+    "tool.started": lambda p, s: f"[tool] {one_line(p['label'])}",
+    "tool.completed": lambda p, s: f"[tool] {_call(p, s)}: done in {seconds(p)}",
+    "tool.failed": lambda p, s: f"[tool] {_call(p, s)}: failed ({one_line(p['code'])}){_more(p.get('message'))}",
+    "approval.required": lambda p, s: f"[approval] {one_line(p['label'])}: needed from {one_line(p['requires'])}",
+    "approval.resolved": lambda p, s: f"[approval] {one_line(p['decision'])}{_more(p.get('comment'))}",
+    "source.added": lambda p, s: f"[source] {one_line(p['title'])}{_more(p.get('snippet'), ': ')}",
+    "quality.checked": lambda p, s: (
+        f"[check] {one_line(p['name'])}: {'passed' if p['passed'] else 'not passed'}{_more(p.get('note'))}"
+    ),
+    "subagent.spawned": lambda p, s: f"[subagent] {one_line(p['child_run_id'])}{_more(p.get('label'))}",
+    "subagent.closed": lambda p, s: f"[subagent] {one_line(p['child_run_id'])}: closed",
+    "input.received": lambda p, s: f"[input] {one_line(p['text'])}",
+}
+"""Types without a row make no line."""

@@ -1,0 +1,363 @@
+"""Agents that workers of the tests load by their entry points: each does one thing that an author may do wrong."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from greenlet import GreenletExit
+from marshmallow import INCLUDE, Schema, fields
+
+from workers.context import RunContext, ToolError, emit
+from workers.registry import agent
+
+SECRET = "the-password-is-hunter2"
+
+
+class AnyInput(Schema):
+    """Whatever the test wants to say."""
+
+    class Meta:
+        unknown = INCLUDE
+
+
+class WayInput(AnyInput):
+    """Which of WAYS to go."""
+
+    way = fields.String(required=True)
+
+
+# What ends badly.
+
+
+def raises(run: RunContext) -> object:
+    raise RuntimeError(SECRET)
+
+
+def raises_in_tool(run: RunContext) -> object:
+    def tool() -> None:
+        raise ValueError(SECRET)
+
+    return run.tool("broken", tool)
+
+
+def raises_its_own_code(run: RunContext) -> object:
+    def tool() -> None:
+        raise ToolError("no_stock", "The shelf is empty.", retryable=True)
+
+    with run.step("Look"):
+        return run.tool("stock", tool)
+
+
+def system_exit(run: RunContext) -> object:
+    raise SystemExit(SECRET)
+
+
+def system_exit_in_tool(run: RunContext) -> object:
+    def tool() -> None:
+        raise SystemExit(SECRET)
+
+    return run.tool("quit", tool)
+
+
+def keyboard_interrupt(run: RunContext) -> object:
+    raise KeyboardInterrupt(SECRET)
+
+
+def greenlet_exit(run: RunContext) -> object:
+    raise GreenletExit(SECRET)
+
+
+def own_interruption(run: RunContext) -> object:
+    from workers.interrupts import Cancelled
+
+    raise Cancelled(SECRET)
+
+
+def recursion(run: RunContext) -> object:
+    return recursion(run)
+
+
+# What is returned.
+
+
+def nan(run: RunContext) -> object:
+    return {"score": float("nan")}
+
+
+def huge_integer(run: RunContext) -> object:
+    return {"n": 2**53}
+
+
+def raw_bytes(run: RunContext) -> object:
+    return b"bytes"
+
+
+def an_object(run: RunContext) -> object:
+    return {"made": object()}
+
+
+def key_not_text(run: RunContext) -> object:
+    return {1: "one"}
+
+
+def too_deep(run: RunContext) -> object:
+    value: list[Any] = []
+    for _ in range(100):
+        value = [value]
+    return value
+
+
+def contains_itself(run: RunContext) -> object:
+    value: dict[str, Any] = {}
+    value["me"] = value
+    return value
+
+
+def too_large(run: RunContext) -> object:
+    return {"text": "x" * 3_000_000}
+
+
+def other_text(run: RunContext) -> object:
+    run.stream(["what was ", "streamed"])
+    return "what was returned"
+
+
+def same_text(run: RunContext) -> object:
+    return run.stream(["what was ", "streamed"])
+
+
+def text_only(run: RunContext) -> object:
+    return "an answer"
+
+
+def nothing(run: RunContext) -> object:
+    run.stream(["an answer"])
+    run.source("A book", url="https://example.org", snippet="page 1")
+    run.check("tone", True, score=0.5, note="kind")
+    return None
+
+
+def tuple_and_mapping(run: RunContext) -> object:
+    return {"pair": (1, 2.5), "none": None, "yes": True}
+
+
+# What is emitted.
+
+
+def reserved_type(run: RunContext) -> object:
+    return _refused(run, "run.completed", {"output": 1})
+
+
+def unknown_type(run: RunContext) -> object:
+    return _refused(run, "tick", {})
+
+
+def bad_name(run: RunContext) -> object:
+    return _refused(run, "custom.Not A Name", {})
+
+
+def emitted_nan(run: RunContext) -> object:
+    return _refused(run, "custom.tick", {"n": float("inf")})
+
+
+def emitted_object(run: RunContext) -> object:
+    return _refused(run, "custom.tick", {"n": object()})
+
+
+def emitted_list(run: RunContext) -> object:
+    return _refused(run, "custom.tick", [1])  # type: ignore[arg-type]
+
+
+def emitted_too_much(run: RunContext) -> object:
+    return _refused(run, "custom.tick", {"text": "x" * 2_100_000})
+
+
+def _refused(run: RunContext, type: str, payload: dict[str, Any]) -> object:
+    try:
+        run.emit(type, payload)
+    except Exception as error:
+        return {"refused": error.__class__.__name__}
+    return {"refused": None}
+
+
+def dirty_text(run: RunContext) -> object:
+    run.emit("custom.tick", {"text": "NUL \0, lone \ud800", "key\0": 1})
+    run.source("\udfff source")
+    run.tool("dirty", lambda: {"text": "\0 \ud800"}, label="\0 label")
+    return run.stream(["NUL \0, ", "lone \ud800, ", "pair 😀"])
+
+
+def dirty_output(run: RunContext) -> object:
+    return {"text": "NUL \0, lone \udc00"}
+
+
+def megabyte(run: RunContext) -> object:
+    return run.stream(["0123456789abcdef" * 65_536])
+
+
+def huge_tool_result(run: RunContext) -> object:
+    result = run.tool("big", lambda: [{"row": n, "text": "ä" * 100} for n in range(10_000)])
+    odd = run.tool("odd", lambda: object())
+    return {"rows": len(result), "odd": odd is not None}
+
+
+def secrets(run: RunContext) -> object:
+    result = run.tool(
+        "login",
+        lambda: {"user": "ann", "password": SECRET, "nested": [{"apiKey": SECRET}], "tokens": 5},
+        summary={"user": "ann", "api_key": SECRET},
+    )
+    run.emit("custom.login", {"Authorization": SECRET, "user": "ann", "businessName": "Acme"})
+    assert result["password"] == SECRET, "the agent itself sees everything"
+    return {"user": "ann", "refresh_token": SECRET}
+
+
+def message_left_open(run: RunContext) -> object:
+    message, step = run.message(), run.step("Never left")
+    step.__enter__()
+    message.__enter__().write("unfinished")
+    run.input["kept"] = message, step
+    return None
+
+
+def two_messages(run: RunContext) -> object:
+    with run.message() as first, run.message() as second:
+        first.write("a")
+        second.write("b")
+        first.write("c")
+    return None
+
+
+def sleeps(run: RunContext) -> object:
+    run.stream(["before "])
+    with run.step("Sleep"):
+        time.sleep(60)
+    return None
+
+
+def module_emit(run: RunContext) -> object:
+    _shared_code(1)
+    run.tool("shared", _shared_code, 2)
+    return {"done": True}
+
+
+def _shared_code(n: int) -> int:
+    emit("custom.shared", {"n": n})
+    return n
+
+
+_shared_code(0)
+"""At import there is no run: nothing happens."""
+
+
+WAYS: dict[str, Callable[[RunContext], object]] = {
+    function.__name__: function for function in list(globals().values()) if getattr(function, "__module__", "") == __name__
+    and callable(function) and not isinstance(function, type)
+}
+
+
+@agent("misbehave", input=WayInput)
+def misbehave(run: RunContext) -> object:
+    return WAYS[run.input["way"]](run)
+
+
+@agent("showcase", input=AnyInput)
+def showcase(run: RunContext) -> object:
+    """Every call of RunContext once."""
+    ids = run.plan(["First", "Second"])
+    with run.step("First") as step:
+        step.progress(0.25, "a quarter")
+        with run.step("Inside"):
+            run.progress(2, "more than all")
+        run.tool("add", _add, run, 1, b=2, label="Adding 1 and 2", summary={"a": 1})
+    with run.step("Second", id=ids[1]):
+        try:
+            run.tool("fail", _fail)
+        except ZeroDivisionError:
+            run.progress(0.5)
+    run.progress(0.5, "outside of everything")
+    with run.message("system") as message:
+        message.write("internal")
+    run.usage(input_tokens=10, output_tokens=5, cost=0.5, budget_used_pct=1)
+    run.usage(input_tokens=1)
+    run.source("A book")
+    run.check("tone", False, note="rude")
+    run.emit("custom.note", {"any": ["thing", None]})
+    run.sleep(0.01)
+    run.cancel_point()
+    return run.stream(f"word{n} " for n in range(20))
+
+
+def _add(run: RunContext, a: int, b: int) -> int:
+    run.progress(0.5, "half")
+    return a + b
+
+
+def _fail() -> None:
+    1 / 0  # noqa: B018
+
+
+# What is hard to stop.
+
+
+@agent("block", input=AnyInput)
+def block(run: RunContext) -> object:
+    """Blocks in a tool for `seconds`, by the ordinary time.sleep."""
+    run.tool("wait", time.sleep, run.input.get("seconds", 30))
+    return {"slept": True}
+
+
+@agent("spin", input=AnyInput)
+def spin(run: RunContext) -> object:
+    """Computes for ever, with a cancel point or an event now and then."""
+    while True:
+        sum(range(20_000))
+        if run.input.get("emit"):
+            run.emit("custom.tick", {})
+        else:
+            run.cancel_point()
+
+
+@agent("stubborn", input=AnyInput)
+def stubborn(run: RunContext) -> object:
+    """Swallows whatever is thrown into it, `times` times."""
+    for _ in range(run.input.get("times", 1)):
+        try:
+            time.sleep(30)
+        except BaseException:
+            run.input["swallowed"] = True
+    run.emit("custom.survived", {})
+    return {"survived": True}
+
+
+@agent("steady", input=AnyInput)
+def steady(run: RunContext) -> object:
+    """Says who executes it, then `count` ticks and words, `interval` seconds apart."""
+    run.emit("custom.pid", {"pid": os.getpid()})
+    with run.message() as message:
+        for n in range(run.input.get("count", 20)):
+            message.write(f"word{n} ")
+            run.emit("custom.tick", {"n": n})
+            time.sleep(run.input.get("interval", 0.1))
+    return None
+
+
+@agent("kill_worker", input=AnyInput)
+def kill_worker(run: RunContext) -> object:
+    """Takes its worker with it."""
+    run.stream(["last words"])
+    time.sleep(run.input.get("after", 0))
+    os.kill(os.getpid(), 9)
+    return None
+
+
+@agent("flood", input=AnyInput)
+def flood(run: RunContext) -> object:
+    """Writes `chunks` texts of 4 KB as fast as it can."""
+    with run.message() as message:
+        for n in range(run.input["chunks"]):
+            message.write(f"{n:04}" + "x" * 4_092)
+            if n % 8 == 0:
+                emit("custom.at", {"n": n})
+    return None
