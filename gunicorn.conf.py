@@ -5,6 +5,8 @@ Responsible for how connections are accepted and how a worker ends. Not responsi
 
 import ipaddress
 import os
+import resource
+from contextlib import suppress
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -38,6 +40,16 @@ control_socket_disable = True
 accesslog = None
 errorlog = "-"
 loglevel = os.environ.get("LOG_LEVEL", "info").lower()
+
+
+def on_starting(server: Arbiter) -> None:
+    """Every window is an open file, and many systems begin with 1,024: take what the system lets us have."""
+    wanted = worker_connections + 1_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # some systems have a lower ceiling than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def when_ready(server: Arbiter) -> None:

@@ -19,7 +19,15 @@ import httpx
 
 from app.config import Config
 from app.devservices import DevError, postgres_server, redis_server
-from app.devservices.folder import OWNER_VARIABLE, POLL_SECONDS, log_path, owned, prepare_folder, stop_orphans
+from app.devservices.folder import (
+    OWNER_VARIABLE,
+    POLL_SECONDS,
+    announced,
+    log_path,
+    owned,
+    prepare_folder,
+    stop_orphans,
+)
 from app.devservices.servers import LOOPBACK, READY_SECONDS, Server, explain_exit, is_ready
 from app.storage.run_store import migrate
 from app.supervisor import Child, Supervisor
@@ -37,7 +45,9 @@ ROOT = Path(__file__).resolve().parent.parent
 """The checkout: gunicorn.conf.py and wsgi.py are looked up here."""
 
 GREETING = """
-Runtail is ready at {url} (logs in {logs}; Ctrl-C stops it). Start a run, watch it, read what came of it:
+Runtail is ready at {url}. Ctrl-C stops it; logs are in {data}/logs,
+and `. {data}/env` tells a shell's psql, redis-cli and runtail where the servers are.
+Start a run, watch it, read what came of it:
 
 RUN=$(curl -s {url}/runs -H 'Content-Type: application/json' \\
   -d '{{"agent": "{agent}", "input": {{"message": "Where is order 48291?"}}}}' \\
@@ -55,14 +65,18 @@ def dev(port: int, data: Path) -> None:
     :raises DevError: it could not start, or not stay up until it was ready; nothing is left running.
     :raises ConfigError: a setting is wrong.
     """
+    # Until the event loop has handlers of its own, a SIGTERM unwinds as a Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     data = prepare_folder(data)
     with owned(data):
         if left := stop_orphans(data):
             _say(f"Stopped {left} processes that a killed `runtail dev` had left running.")
         with _listen(port) as web_socket:
             servers = _embedded_servers(data)
-            env = _child_environment(data, port, servers)
-            asyncio.run(_Installation(data, servers, env, web_socket).run())
+            urls = {server.url_variable: server.url for server in servers}
+            env = _child_environment(data, port, urls)
+            with announced(data, urls):
+                asyncio.run(_Installation(data, servers, env, web_socket).run())
 
 
 def _listen(port: int) -> socket.socket:
@@ -83,9 +97,8 @@ def _embedded_servers(data: Path) -> list[Server]:
     return [make(data) for variable, make in prepare.items() if not os.environ.get(variable)]
 
 
-def _child_environment(data: Path, port: int, servers: list[Server]) -> dict[str, str]:
+def _child_environment(data: Path, port: int, urls: dict[str, str]) -> dict[str, str]:
     """What the children are told: the caller's environment, where the servers are, development mode."""
-    urls = {server.url_variable: server.url for server in servers}
     ours = {"PORT": str(port), "RUNTAIL_DEV": "1", "PYTHONUNBUFFERED": "1", OWNER_VARIABLE: str(data)}
     return {"DRAIN_SECONDS": DRAIN_SECONDS, **os.environ, **urls, **ours}
 
@@ -147,7 +160,7 @@ class _Installation:
         await supervisor.start([self._web(), self._worker()])
         agents = await self._wait_for_app(supervisor)
         agent = "support" if "support" in agents else agents[0]
-        return GREETING.format(url=self._url, logs=self._data / "logs", agent=agent)
+        return GREETING.format(url=self._url, data=self._data, agent=agent)
 
     def _server_child(self, server: Server) -> Child:
         return Child(

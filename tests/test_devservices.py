@@ -138,6 +138,17 @@ def test_the_printed_lines_work_as_pasted(dev: Dev) -> None:
     assert snapshot["status"] == "completed"
 
 
+def test_a_shell_learns_where_the_servers_are(dev: Dev) -> None:
+    eventually(dev.is_up, READY_SECONDS)
+    show = f'. "{dev.data}/env" && echo "$DATABASE_URL $REDIS_URL"'
+    shown = subprocess.run(["sh", "-c", show], capture_output=True, text=True, env={}, check=True).stdout
+    database_url, redis_url = shown.split()
+    assert sql(database_url, "SELECT 1") == [(1,)]
+    with Redis.from_url(redis_url) as client:
+        assert client.ping()
+    assert (dev.data / "env").stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize("name", CHILDREN)
 def test_a_killed_child_is_started_again_within_two_seconds(dev: Dev, name: str) -> None:
     eventually(dev.is_up, READY_SECONDS)

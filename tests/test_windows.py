@@ -448,12 +448,6 @@ def test_a_client_that_reconnects_at_random_gets_every_seq_once(live: Stack) -> 
     assert found == list(range(1, 3_004))
 
 
-def test_a_window_of_an_erased_run_ends(beating: Stack, services: Services) -> None:
-    run_id = beating.ended(beating.start("emit", TICKS))["run_id"]
-    assert beating.http.post(f"/runs/{run_id}/erase").status_code == 204
-    problem(get(beating, run_id), 404, "run_not_found")
-
-
 def test_closing_windows_does_nothing_to_the_run(live: Stack, running: Callable[..., str]) -> None:
     run_id = running(ENDLESS)
     for _ in range(5):

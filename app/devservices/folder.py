@@ -3,6 +3,7 @@
     postgres/  redis/   the servers' own files       password    of both servers, private
     logs/NAME.log       what each process printed    dev.lock    held by the `runtail dev` that runs here
     pids.json           {"web": pid, "worker": pid, "redis": pid, "postgres": pid}; a list where several
+    env                 the servers' URLs, for a shell's `. DIR/env`, while they run
 
 Responsible for these files and for ending what an earlier, killed `runtail dev` left behind. Not responsible
 for starting anything.
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import time
@@ -138,6 +140,18 @@ def write_pids(data: Path, pids: Mapping[str, list[int]]) -> None:
 def remove_pids(data: Path) -> None:
     """Nothing runs here any more."""
     (data / "pids.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def announced(data: Path, urls: Mapping[str, str]) -> Iterator[None]:
+    """Have the URLs in `env` for the length of the block."""
+    lines = [f"export {name}={shlex.quote(url)}\n" for name, url in urls.items()]
+    with os_errors_as_sentences(data):
+        write_private(data / "env", "".join(lines))
+    try:
+        yield
+    finally:
+        (data / "env").unlink(missing_ok=True)
 
 
 def stop_orphans(data: Path) -> int:

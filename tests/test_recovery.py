@@ -1,0 +1,413 @@
+"""Processes that freeze, die, or are asked to go, with real ones: the run goes on, and nothing of it is lost.
+
+Most of the time here is spent waiting for leases, so the scenarios play side by side, each on databases of its own.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from app.devservices import EmbeddedServices
+from app.errors import StoreUnavailable
+from app.protocol.digest import digest
+from app.protocol.ending import Ending
+from app.protocol.events import TERMINAL, Event
+from app.protocol.reducer import fold, initial
+from app.storage.event_log import Append
+from app.storage.run_store import RunRecord, migrate
+from tests.conftest import StackMaker
+from tests.harness import Process, Stack, eventually, pending_run
+
+LEASE_AND_MORE = 30
+"""Seconds in which a lost run is taken over and finished, on a busy machine."""
+FROZEN_SECONDS = 8
+"""Longer than the lease."""
+
+Scenario = Callable[[StackMaker], None]
+Disaster = Callable[[EmbeddedServices, Stack], None]
+
+
+# What the scenarios say.
+
+
+def _start(stack: Stack, agent: str, input: dict[str, Any]) -> str:
+    run = pending_run(stack.services, agent, input)
+    stack.services.queue.enqueue(run.id, run.epoch)
+    return run.id
+
+
+def _steady(stack: Stack, ticks: int, seconds: float) -> str:
+    """A run of that length, once it has archived its first ticks."""
+    run_id = _start(stack, "steady", {"count": ticks, "interval": seconds / ticks})
+    eventually(lambda: _count(stack, run_id, "custom.tick") >= 3, LEASE_AND_MORE, f"the first ticks of {run_id}")
+    return run_id
+
+
+def _row(stack: Stack, run_id: str) -> RunRecord:
+    run = stack.services.store.get(run_id)
+    assert run is not None
+    return run
+
+
+def _archived(stack: Stack, run_id: str) -> list[Event]:
+    return stack.services.store.events(run_id, 0, 100_000)
+
+
+def _payloads(stack: Stack, run_id: str, type: str) -> list[dict[str, Any]]:
+    return [event.envelope()["payload"] for event in _archived(stack, run_id) if event.type == type]
+
+
+def _count(stack: Stack, run_id: str, type: str) -> int:
+    return len(_payloads(stack, run_id, type))
+
+
+def _ended(stack: Stack, run_id: str, status: str = "completed") -> RunRecord:
+    """The run's row once it has ended in that status, its log checked: no gap, one end, the digest, Redis the same."""
+
+    def ended() -> RunRecord | None:
+        try:
+            run = _row(stack, run_id)
+        except StoreUnavailable:  # the scenario restarts Postgres
+            return None
+        return run if run.terminal else None
+
+    run = eventually(ended, LEASE_AND_MORE, f"the end of {run_id}")
+    assert run.status == status, run.error
+    events = _archived(stack, run_id)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.type for event in events if event.type in TERMINAL] == [events[-1].type]
+    before = fold((event.envelope() for event in events[:-1]), initial(run_id))
+    assert digest(before, run.output) == run.digest == events[-1].envelope()["payload"]["digest"]
+    eventually(lambda: stack.services.log.read(run_id, 0, 100_000) == events, what=f"the log of {run_id} in Redis")
+    return run
+
+
+def _pids(stack: Stack, run_id: str) -> list[int]:
+    return [payload["pid"] for payload in _payloads(stack, run_id, "custom.pid")]
+
+
+def _raw(stack: Stack, run_id: str) -> tuple[RunRecord, list[Event], list[bytes | None]]:
+    """Everything that is stored of a run, bytes as they are."""
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        keys = f"rt:{{{run_id}}}:events", f"rt:{{{run_id}}}:meta"
+        return _row(stack, run_id), _archived(stack, run_id), [redis.dump(key) for key in keys]
+
+
+def _logged(worker: Process, text: str) -> None:
+    eventually(lambda: text in worker.log.read_text(), what=f"{text!r} in the worker's log")
+
+
+# The scenarios.
+
+
+def a_frozen_worker(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2")
+    frozen = stack.start_worker()
+    run_id = _steady(stack, ticks=40, seconds=4)
+    successor = stack.start_worker()
+    frozen.send(signal.SIGSTOP)
+    run = _ended(stack, run_id)
+    assert run.attempt == 2
+    assert _payloads(stack, run_id, "run.step") == [{"attempt": 2, "reason": "worker_lost", "restart": True}]
+    assert _pids(stack, run_id) == [frozen.pid, successor.pid]
+    before = _raw(stack, run_id)
+    frozen.send(signal.SIGCONT)
+    _logged(frozen, f"{run_id} goes on elsewhere")
+    assert _raw(stack, run_id) == before, "the log and the row are as the successor left them"
+    successor.stop()
+    assert _pids(stack, _run_to_its_end(stack)) == [frozen.pid], "it takes runs again"
+
+
+def _run_to_its_end(stack: Stack) -> str:
+    run_id = _start(stack, "steady", {"count": 1})
+    _ended(stack, run_id)
+    return run_id
+
+
+def a_frozen_world(make: StackMaker) -> None:
+    """The only worker stands still for longer than the lease: when it wakes up it must not call itself lost."""
+    stack = make(DB_POOL_SIZE="2")
+    worker = stack.start_worker()
+    run_id = _steady(stack, ticks=100, seconds=10)
+    time.sleep(1.5)  # its janitor has seen its heartbeat
+    worker.send(signal.SIGSTOP)
+    time.sleep(FROZEN_SECONDS)
+    worker.send(signal.SIGCONT)
+    run = _ended(stack, run_id)
+    assert run.attempt == 1
+    assert _count(stack, run_id, "run.step") == 0
+
+
+def a_killed_worker(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2")
+    killed = stack.start_worker()
+    run_id = _steady(stack, ticks=30, seconds=3)
+    successor = stack.start_worker()
+    killed.kill()
+    run = _ended(stack, run_id)
+    assert run.attempt == 2
+    assert _pids(stack, run_id) == [killed.pid, successor.pid]
+    first, second = run.state["messages"]
+    assert (first["status"], second["status"]) == ("abandoned", "completed")
+    assert run.output["text"] == second["text"] == "".join(f"word{n} " for n in range(30))
+
+
+def a_killed_worker_whose_agent_returns_a_text(make: StackMaker) -> None:
+    """The first attempt dies while the executor streams the returned text: the second's text is the answer."""
+    stack = make(DB_POOL_SIZE="2")
+    services = stack.services
+    run = pending_run(services, "misbehave", {"way": "text_only"})
+    claimed = services.ownership.claim(run.id, "a-worker-that-died")
+    assert claimed is not None
+    writer = claimed[1]
+    writer.add("run.started", {"attempt": 1, "worker": "a-worker-that-died"})
+    writer.add("message.started", {"message_id": "msg_1.1", "role": "assistant"})
+    writer.add("message.delta", {"message_id": "msg_1.1", "text": "an ans"})
+    services.log.append(Append(run.id, writer.epoch, writer.appendable()))
+    stack.start_worker()
+    ended = _ended(stack, run.id)
+    assert ended.output == ended.state["answer"]["text"] == "an answer"
+    assert [m["status"] for m in ended.state["messages"]] == ["abandoned", "completed"]
+
+
+def an_agent_that_kills_its_worker(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2", RUN_MAX_ATTEMPTS="1")
+    victim = stack.start_worker()
+    run_id = _start(stack, "kill_worker", {"after": 1.5})
+    assert victim.popen.wait(LEASE_AND_MORE) == -signal.SIGKILL
+    stack.start_worker()
+    run = _ended(stack, run_id, "failed")
+    assert run.error == {"code": "worker_lost", "message": "The run lost its worker 1 times."}
+    assert run.state["answer"] == {"text": "last words", "status": "final"}
+
+
+def a_worker_that_is_asked_to_go(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2", DRAIN_SECONDS="0", RUN_MAX_ATTEMPTS="1")
+    leaving = stack.start_worker()
+    run_id = _steady(stack, ticks=30, seconds=3)
+    successor = stack.start_worker()
+    begun = time.monotonic()
+    assert leaving.stop() == 0
+    assert time.monotonic() - begun < 3
+    run = _ended(stack, run_id)
+    assert run.attempt == 1, "a deploy costs no attempt"
+    assert _payloads(stack, run_id, "run.step") == [{"attempt": 1, "reason": "deploy", "restart": True}]
+    assert _pids(stack, run_id) == [leaving.pid, successor.pid]
+
+
+def a_worker_that_is_given_time(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2", DRAIN_SECONDS="5")
+    leaving = stack.start_worker()
+    short_id = _steady(stack, ticks=30, seconds=3)
+    long_id = _steady(stack, ticks=90, seconds=9)
+    stack.start_worker()
+    assert leaving.stop(seconds=20) == 0
+    assert _pids(stack, short_id) == [leaving.pid]
+    assert _ended(stack, short_id).attempt == 1
+    assert _count(stack, short_id, "run.step") == 0, "it was finished where it was"
+    assert _ended(stack, long_id).attempt == 1
+    assert [p["reason"] for p in _payloads(stack, long_id, "run.step")] == ["deploy"]
+
+
+def jobs_that_are_repeated_or_missing(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2")
+    worker, other = stack.start_worker(), stack.start_worker()
+    forgotten = pending_run(stack.services, "steady", {"count": 1}, announce=False)
+    run_id = _steady(stack, ticks=20, seconds=2)
+    row = _row(stack, run_id)
+    for epoch in (row.epoch, row.epoch - 1, 77):
+        stack.services.queue.enqueue(run_id, epoch)
+    eventually(lambda: not stack.services.queue.waiting())
+    assert (_row(stack, run_id).epoch, _row(stack, run_id).owner) == (row.epoch, row.owner)
+    run = _ended(stack, run_id)
+    assert (run.epoch, run.attempt) == (row.epoch, 1)
+    assert len(_pids(stack, run_id)) == 1
+    stack.services.queue.enqueue(run_id, 78)  # and once it is finished
+    eventually(lambda: not stack.services.queue.waiting())
+    assert _ended(stack, forgotten.id).attempt == 1, "the janitor enqueued it"
+    assert _row(stack, run_id) == run
+    assert worker.popen.poll() is other.popen.poll() is None
+
+
+def an_end_that_was_not_published(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2")
+    services = stack.services
+    run = pending_run(services, "steady")
+    claimed = services.ownership.claim(run.id, "died-after-its-commit")
+    assert claimed is not None
+    services.ownership.end(claimed[1], Ending.completed("done"))
+    services.ownership.commit_end(claimed[1])
+    assert services.log.head(run.id) == 1
+    stack.start_worker()
+    _ended(stack, run.id)
+    eventually(lambda: _row(stack, run.id).published)
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        assert redis.ttl(f"rt:{{{run.id}}}:events") > 3_000
+
+
+def a_canceller_that_died(make: StackMaker) -> None:
+    """An API process claimed a pending run to cancel it, and was killed before it had."""
+    stack = make(DB_POOL_SIZE="2")
+    run = pending_run(stack.services, "steady")
+    stack.services.store.request_cancel(run.id)
+    assert stack.services.store.claim(run.id, "cancel-1234", start=False)
+    stack.start_worker()
+    ended = _ended(stack, run.id, "cancelled")
+    assert ended.started_at is not None or _count(stack, run.id, "run.started") == 0
+
+
+# Servers that die, one after the other, under one worker.
+
+
+def redis_is_killed(servers: EmbeddedServices, stack: Stack) -> None:
+    run_id = _steady(stack, ticks=40, seconds=3)
+    servers.kill("redis")
+    servers.start("redis")
+    _undisturbed(stack, run_id)
+
+
+def redis_loses_everything(servers: EmbeddedServices, stack: Stack) -> None:
+    run_id = _steady(stack, ticks=40, seconds=3)
+    with Redis.from_url(servers.redis_url) as redis:
+        redis.flushall()
+    _undisturbed(stack, run_id)
+
+
+def postgres_is_killed(servers: EmbeddedServices, stack: Stack) -> None:
+    run_id = _steady(stack, ticks=40, seconds=3)
+    servers.kill("postgres")
+    servers.start("postgres")
+    _undisturbed(stack, run_id)
+
+
+def redis_is_away_when_a_run_is_started(servers: EmbeddedServices, stack: Stack) -> None:
+    servers.kill("redis")
+    run = pending_run(stack.services, "steady", {"count": 40, "interval": 0.01}, announce=False)
+    servers.start("redis")
+    _undisturbed(stack, run.id)
+
+
+def redis_stands_still(servers: EmbeddedServices, stack: Stack) -> None:
+    run_id = _start(stack, "flood", {"chunks": 400})
+    eventually(lambda: _row(stack, run_id).status == "running")
+    os.kill(servers.pid("redis"), signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(servers.pid("redis"), signal.SIGCONT)
+    run = _ended(stack, run_id)
+    assert run.attempt == 1
+    assert run.output["text"] == "".join(f"{n:04}" + "x" * 4_092 for n in range(400))
+
+
+def _undisturbed(stack: Stack, run_id: str) -> None:
+    run = _ended(stack, run_id)
+    assert run.attempt == 1
+    assert _count(stack, run_id, "run.step") == 0, "the same attempt went on"
+    assert run.output["text"] == "".join(f"word{n} " for n in range(40))
+
+
+SCENARIOS: list[Scenario] = [
+    a_frozen_worker,
+    a_killed_worker,
+    a_frozen_world,
+    an_agent_that_kills_its_worker,
+    a_worker_that_is_given_time,
+    a_worker_that_is_asked_to_go,
+    jobs_that_are_repeated_or_missing,
+    a_canceller_that_died,
+    a_killed_worker_whose_agent_returns_a_text,
+    an_end_that_was_not_published,
+]
+DISASTERS: list[Disaster] = [
+    redis_is_killed,
+    redis_loses_everything,
+    postgres_is_killed,
+    redis_is_away_when_a_run_is_started,
+    redis_stands_still,
+]
+Played = dict[Callable[..., None], "Future[None]"]
+
+
+@pytest.fixture(scope="module")
+def played(module_stack: StackMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    with (
+        EmbeddedServices(tmp_path_factory.mktemp("servers")) as servers,
+        Stack(_urls(servers), tmp_path_factory.mktemp("stack")) as stack,
+        ThreadPoolExecutor(len(SCENARIOS)) as side_by_side,
+        ThreadPoolExecutor(1) as one_by_one,
+    ):
+        migrate(servers.database_url)
+        stack.start_worker()
+        yield {
+            **{scenario: side_by_side.submit(scenario, module_stack) for scenario in SCENARIOS},
+            **{disaster: one_by_one.submit(disaster, servers, stack) for disaster in DISASTERS},
+        }
+
+
+def _urls(servers: EmbeddedServices) -> dict[str, str]:
+    return {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+
+
+def test_a_frozen_worker_that_wakes_up_changes_neither_log_nor_row(played: Played) -> None:
+    played[a_frozen_worker].result()
+
+
+def test_a_worker_that_stood_still_does_not_call_itself_lost(played: Played) -> None:
+    played[a_frozen_world].result()
+
+
+def test_the_run_of_a_killed_worker_starts_over_elsewhere(played: Played) -> None:
+    played[a_killed_worker].result()
+
+
+def test_the_abandoned_message_of_an_earlier_attempt_is_not_the_answer(played: Played) -> None:
+    played[a_killed_worker_whose_agent_returns_a_text].result()
+
+
+def test_a_run_that_loses_too_many_workers_fails(played: Played) -> None:
+    played[an_agent_that_kills_its_worker].result()
+
+
+def test_a_worker_that_is_asked_to_go_hands_its_runs_back_at_no_cost(played: Played) -> None:
+    played[a_worker_that_is_asked_to_go].result()
+
+
+def test_a_worker_that_is_given_time_finishes_what_it_can(played: Played) -> None:
+    played[a_worker_that_is_given_time].result()
+
+
+def test_a_repeated_job_changes_nothing_and_a_missing_one_is_made_up_for(played: Played) -> None:
+    played[jobs_that_are_repeated_or_missing].result()
+
+
+def test_an_end_that_was_committed_but_not_published_is_published(played: Played) -> None:
+    played[an_end_that_was_not_published].result()
+
+
+def test_a_run_whose_canceller_died_is_cancelled(played: Played) -> None:
+    played[a_canceller_that_died].result()
+
+
+def test_a_run_outlives_a_redis_that_is_killed(played: Played) -> None:
+    played[redis_is_killed].result()
+
+
+def test_a_log_that_redis_has_lost_is_filled_again(played: Played) -> None:
+    played[redis_loses_everything].result()
+
+
+def test_a_run_outlives_a_postgres_that_is_killed(played: Played) -> None:
+    played[postgres_is_killed].result()
+
+
+def test_a_run_that_was_started_while_redis_was_away_is_executed(played: Played) -> None:
+    played[redis_is_away_when_a_run_is_started].result()
+
+
+def test_a_run_outlives_a_redis_that_stands_still(played: Played) -> None:
+    played[redis_stands_still].result()
