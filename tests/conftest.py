@@ -108,7 +108,7 @@ _redis_numbers = itertools.cycle(range(1, 16))
 
 
 @contextmanager
-def own_databases(environment: dict[str, str]) -> Iterator[dict[str, str]]:
+def own_databases(environment: dict[str, str], *, migrated: bool = True) -> Iterator[dict[str, str]]:
     """URLs of an empty, migrated PostgreSQL database and an empty Redis database."""
     name = f"test_{secrets.token_hex(4)}"
     server = environment["DATABASE_URL"]
@@ -118,7 +118,8 @@ def own_databases(environment: dict[str, str]) -> Iterator[dict[str, str]]:
         redis.flushdb()
     execute(server, f"CREATE DATABASE {name}")
     try:
-        migrate(database)
+        if migrated:
+            migrate(database)
         yield {"DATABASE_URL": database, "REDIS_URL": queue}
     finally:
         execute(server, f"DROP DATABASE {name} WITH (FORCE)")

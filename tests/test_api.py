@@ -18,7 +18,7 @@ from app.devservices import EmbeddedServices
 from app.storage.run_store import migrate
 from app.wiring import Services
 from tests.conftest import StackMaker, execute
-from tests.harness import Stack, eventually, free_port, problem
+from tests.harness import Process, Stack, eventually, free_port, problem
 
 RUN_FIELDS = {
     *("run_id", "status", "agent", "input", "output", "error", "usage", "attempt", "session_id"),
@@ -379,25 +379,34 @@ def test_unknown_routes_and_methods_are_problems_too(live: Stack) -> None:
         assert allowed <= set(answer.headers["Allow"].split(", "))
 
 
-def test_an_unforeseen_error_shows_no_details_outside(stack: StackMaker) -> None:
-    server = stack()
-    web = server.start_web()
-    execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME TO gone")
-    document = problem(server.http.get("/runs"), 500, "internal_error")
-    assert "gone" not in str(document)
-    assert 'relation "runs" does not exist' in web.log.read_text()
-
-
 # When a storage service is away.
 
 
-def test_without_redis_the_server_is_degraded_but_alive(stack: StackMaker) -> None:
-    server = stack(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
-    server.start_web(until="/healthz")
+@pytest.fixture(scope="module")
+def redisless(module_stack: StackMaker) -> tuple[Stack, Process]:
+    """A web process whose Redis is nowhere."""
+    stack = module_stack(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+    return stack, stack.start_web(until="/healthz")
+
+
+def test_without_redis_the_server_is_degraded_but_alive(redisless: tuple[Stack, Process]) -> None:
+    server, _ = redisless
     assert server.http.get("/healthz").status_code == 200
     ready = server.http.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (503, "degraded")
     assert ready.json()["checks"] == {"postgres": True, "redis": False}
+    assert server.http.get("/runs").json()["runs"] == []
+
+
+def test_an_unforeseen_error_shows_no_details_outside(redisless: tuple[Stack, Process]) -> None:
+    server, web = redisless
+    execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME TO gone")
+    try:
+        document = problem(server.http.get("/runs"), 500, "internal_error")
+    finally:
+        execute(server.env["DATABASE_URL"], "ALTER TABLE gone RENAME TO runs")
+    assert "gone" not in str(document)
+    assert 'relation "runs" does not exist' in web.log.read_text()
 
 
 @pytest.fixture(scope="module")

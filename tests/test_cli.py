@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -42,21 +43,31 @@ def runtail(url: str, *arguments: str, **env: str) -> subprocess.CompletedProces
     )
 
 
-@contextmanager
-def running(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [*RUNTAIL, *arguments],
-        env=environment(url),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+class Follower:
+    """A `runtail` that runs beside the test, with its output in files."""
+
+    def __init__(self, folder: Path, url: str, *arguments: str) -> None:
+        self._out, self._err = folder / "out", folder / "err"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            command = [*RUNTAIL, *arguments]
+            self.process = subprocess.Popen(
+                command, env=environment(url), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -119,35 +130,29 @@ def test_what_an_agent_writes_never_controls_the_terminal(live: Stack) -> None:
     assert "�[2Jred� �31m\nnext\n" in done.stdout
 
 
-def test_following_survives_a_restarted_server_and_prints_every_event_once(stack: StackMaker) -> None:
+def test_following_survives_a_restarted_server_and_prints_every_event_once(stack: StackMaker, tmp_path: Path) -> None:
     server = stack()
     web = server.start_web()
     server.start_worker()
     run_id = server.start("emit", {"count": 60, "interval_ms": 50, "type": "custom.tick"})
-    with running(server.url, "tail", run_id) as follower:
-        assert follower.stdout
-        while '"n": 10,' not in follower.stdout.readline():
-            pass
+    with Follower(tmp_path, server.url, "tail", run_id) as follower:
+        eventually(lambda: '"n": 10,' in follower.out)
         web.kill()
-        assert follower.stderr
-        assert follower.stderr.readline().endswith("Trying again.\n")
+        eventually(lambda: follower.err.endswith("Trying again.\n"))
         server.start_web()
-        rest, notes = follower.communicate(timeout=30)
-    assert follower.returncode == 0
-    assert ticks(rest) == list(range(11, 60))
-    assert notes == "Connected again.\n"
+        assert follower.process.wait(30) == 0
+    assert ticks(follower.out) == list(range(60))
+    assert follower.err.count("\n") == 2
+    assert follower.err.endswith("Connected again.\n")
 
 
-def test_ctrl_c_stops_watching_and_not_the_run(live: Stack) -> None:
+def test_ctrl_c_stops_watching_and_not_the_run(live: Stack, tmp_path: Path) -> None:
     run_id = live.start("emit", ENDLESS)
-    with running(live.url, "tail", run_id) as follower:
-        assert follower.stdout
-        while "custom.tick" not in follower.stdout.readline():
-            pass
-        follower.send_signal(signal.SIGINT)
-        _, said = follower.communicate(timeout=10)
-    assert follower.returncode == 130
-    assert said == f"Stopped watching; the run goes on. To watch it again: runtail tail {run_id}\n"
+    with Follower(tmp_path, live.url, "tail", run_id) as follower:
+        eventually(lambda: "custom.tick" in follower.out)
+        follower.process.send_signal(signal.SIGINT)
+        assert follower.process.wait(10) == 130
+    assert follower.err == f"Stopped watching; the run goes on. To watch it again: runtail tail {run_id}\n"
     assert live.read(run_id)["status"] == "running"
     live.http.post(f"/runs/{run_id}/cancel")
 
@@ -245,10 +250,8 @@ def test_an_input_that_is_no_json_object_is_wrong_usage(live: Stack, input: str)
 def test_verify_recomputes_the_digest_from_the_api_and_from_postgres(live: Stack) -> None:
     run_id = runtail(live.url, "start", "support", "--input", QUESTION).stdout.strip()
     digest = live.ended(run_id)["digest"]
-    api, archive = (
-        runtail(live.url, "verify", run_id),
-        runtail(live.url, "verify", run_id, "--database", database(live)),
-    )
+    api = runtail(live.url, "verify", run_id)
+    archive = runtail(live.url, "verify", run_id, "--database", database(live))
     assert (api.returncode, archive.returncode) == (0, 0)
     assert "from the API" in api.stdout
     assert "from Postgres" in archive.stdout

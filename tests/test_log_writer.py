@@ -44,8 +44,7 @@ class LogWriterModel(RuleBasedStateMachine):
     def append_some(self, data: st.DataObject) -> None:
         events = self.writer.appendable()
         taken = data.draw(st.integers(0, len(events)))
-        if taken:
-            assert events[0].seq == self.redis + 1, "what Redis is given continues what it has"
+        if taken and events[0].seq == self.redis + 1:  # else Redis answers that it is elsewhere, and takes nothing
             self.redis = events[taken - 1].seq
             self.writer.mark_appended(self.redis)
 

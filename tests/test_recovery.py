@@ -4,10 +4,13 @@ Most of the time here is spent waiting for leases, so the scenarios play side by
 """
 
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +29,12 @@ from tests.harness import Process, Stack, eventually, pending_run
 
 LEASE_AND_MORE = 30
 """Seconds in which a lost run is taken over and finished, on a busy machine."""
+TICKS = 10
 FROZEN_SECONDS = 8
 """Longer than the lease."""
 
 Scenario = Callable[[StackMaker], None]
+Leftover = Callable[[Stack], None]
 Disaster = Callable[[EmbeddedServices, Stack], None]
 
 
@@ -47,6 +52,14 @@ def _steady(stack: Stack, ticks: int, seconds: float) -> str:
     run_id = _start(stack, "steady", {"count": ticks, "interval": seconds / ticks})
     eventually(lambda: _count(stack, run_id, "custom.tick") >= 3, LEASE_AND_MORE, f"the first ticks of {run_id}")
     return run_id
+
+
+def _held(stack: Stack) -> tuple[str, Path]:
+    """As `_steady`, for a run that goes on until the file is touched; an attempt after that has TICKS."""
+    gate = stack.folder / secrets.token_hex(4)
+    run_id = _start(stack, "steady", {"count": TICKS, "interval": 0.05, "gate": str(gate)})
+    eventually(lambda: _count(stack, run_id, "custom.tick") > TICKS, LEASE_AND_MORE, f"the first ticks of {run_id}")
+    return run_id, gate
 
 
 def _row(stack: Stack, run_id: str) -> RunRecord:
@@ -109,13 +122,15 @@ def _logged(worker: Process, text: str) -> None:
 def a_frozen_worker(make: StackMaker) -> None:
     stack = make(DB_POOL_SIZE="2")
     frozen = stack.start_worker()
-    run_id = _steady(stack, ticks=40, seconds=4)
+    run_id, gate = _held(stack)
     successor = stack.start_worker()
     frozen.send(signal.SIGSTOP)
+    gate.touch()
     run = _ended(stack, run_id)
     assert run.attempt == 2
     assert _payloads(stack, run_id, "run.step") == [{"attempt": 2, "reason": "worker_lost", "restart": True}]
     assert _pids(stack, run_id) == [frozen.pid, successor.pid]
+    eventually(lambda: _row(stack, run_id).published)
     before = _raw(stack, run_id)
     frozen.send(signal.SIGCONT)
     _logged(frozen, f"{run_id} goes on elsewhere")
@@ -147,33 +162,16 @@ def a_frozen_world(make: StackMaker) -> None:
 def a_killed_worker(make: StackMaker) -> None:
     stack = make(DB_POOL_SIZE="2")
     killed = stack.start_worker()
-    run_id = _steady(stack, ticks=30, seconds=3)
+    run_id, gate = _held(stack)
     successor = stack.start_worker()
     killed.kill()
+    gate.touch()
     run = _ended(stack, run_id)
     assert run.attempt == 2
     assert _pids(stack, run_id) == [killed.pid, successor.pid]
     first, second = run.state["messages"]
     assert (first["status"], second["status"]) == ("abandoned", "completed")
-    assert run.output["text"] == second["text"] == "".join(f"word{n} " for n in range(30))
-
-
-def a_killed_worker_whose_agent_returns_a_text(make: StackMaker) -> None:
-    """The first attempt dies while the executor streams the returned text: the second's text is the answer."""
-    stack = make(DB_POOL_SIZE="2")
-    services = stack.services
-    run = pending_run(services, "misbehave", {"way": "text_only"})
-    claimed = services.ownership.claim(run.id, "a-worker-that-died")
-    assert claimed is not None
-    writer = claimed[1]
-    writer.add("run.started", {"attempt": 1, "worker": "a-worker-that-died"})
-    writer.add("message.started", {"message_id": "msg_1.1", "role": "assistant"})
-    writer.add("message.delta", {"message_id": "msg_1.1", "text": "an ans"})
-    services.log.append(Append(run.id, writer.epoch, writer.appendable()))
-    stack.start_worker()
-    ended = _ended(stack, run.id)
-    assert ended.output == ended.state["answer"]["text"] == "an answer"
-    assert [m["status"] for m in ended.state["messages"]] == ["abandoned", "completed"]
+    assert run.output["text"] == second["text"] == "".join(f"word{n} " for n in range(TICKS))
 
 
 def an_agent_that_kills_its_worker(make: StackMaker) -> None:
@@ -190,11 +188,12 @@ def an_agent_that_kills_its_worker(make: StackMaker) -> None:
 def a_worker_that_is_asked_to_go(make: StackMaker) -> None:
     stack = make(DB_POOL_SIZE="2", DRAIN_SECONDS="0", RUN_MAX_ATTEMPTS="1")
     leaving = stack.start_worker()
-    run_id = _steady(stack, ticks=30, seconds=3)
+    run_id, gate = _held(stack)
     successor = stack.start_worker()
     begun = time.monotonic()
     assert leaving.stop() == 0
     assert time.monotonic() - begun < 3
+    gate.touch()
     run = _ended(stack, run_id)
     assert run.attempt == 1, "a deploy costs no attempt"
     assert _payloads(stack, run_id, "run.step") == [{"attempt": 1, "reason": "deploy", "restart": True}]
@@ -204,10 +203,12 @@ def a_worker_that_is_asked_to_go(make: StackMaker) -> None:
 def a_worker_that_is_given_time(make: StackMaker) -> None:
     stack = make(DB_POOL_SIZE="2", DRAIN_SECONDS="5")
     leaving = stack.start_worker()
-    short_id = _steady(stack, ticks=30, seconds=3)
-    long_id = _steady(stack, ticks=90, seconds=9)
+    (short_id, short_gate), (long_id, long_gate) = _held(stack), _held(stack)
     stack.start_worker()
-    assert leaving.stop(seconds=20) == 0
+    leaving.send(signal.SIGTERM)
+    short_gate.touch()
+    assert leaving.popen.wait(20) == 0
+    long_gate.touch()
     assert _pids(stack, short_id) == [leaving.pid]
     assert _ended(stack, short_id).attempt == 1
     assert _count(stack, short_id, "run.step") == 0, "it was finished where it was"
@@ -215,28 +216,44 @@ def a_worker_that_is_given_time(make: StackMaker) -> None:
     assert [p["reason"] for p in _payloads(stack, long_id, "run.step")] == ["deploy"]
 
 
-def jobs_that_are_repeated_or_missing(make: StackMaker) -> None:
-    stack = make(DB_POOL_SIZE="2")
-    worker, other = stack.start_worker(), stack.start_worker()
+# What vanished processes left behind, under two workers that are well.
+
+
+def a_killed_worker_whose_agent_returns_a_text(stack: Stack) -> None:
+    """The first attempt dies while the executor streams the returned text: the second's text is the answer."""
+    services = stack.services
+    run = pending_run(services, "misbehave", {"way": "text_only"})
+    claimed = services.ownership.claim(run.id, "a-worker-that-died")
+    assert claimed is not None
+    writer = claimed[1]
+    writer.add("run.started", {"attempt": 1, "worker": "a-worker-that-died"})
+    writer.add("message.started", {"message_id": "msg_1.1", "role": "assistant"})
+    writer.add("message.delta", {"message_id": "msg_1.1", "text": "an ans"})
+    services.log.append(Append(run.id, writer.epoch, writer.appendable()))
+    ended = _ended(stack, run.id)
+    assert ended.output == ended.state["answer"]["text"] == "an answer"
+    assert [m["status"] for m in ended.state["messages"]] == ["abandoned", "completed"]
+
+
+def jobs_that_are_repeated_or_missing(stack: Stack) -> None:
     forgotten = pending_run(stack.services, "steady", {"count": 1}, announce=False)
-    run_id = _steady(stack, ticks=20, seconds=2)
+    run_id, gate = _held(stack)
     row = _row(stack, run_id)
     for epoch in (row.epoch, row.epoch - 1, 77):
         stack.services.queue.enqueue(run_id, epoch)
     eventually(lambda: not stack.services.queue.waiting())
     assert (_row(stack, run_id).epoch, _row(stack, run_id).owner) == (row.epoch, row.owner)
+    gate.touch()
     run = _ended(stack, run_id)
     assert (run.epoch, run.attempt) == (row.epoch, 1)
     assert len(_pids(stack, run_id)) == 1
     stack.services.queue.enqueue(run_id, 78)  # and once it is finished
     eventually(lambda: not stack.services.queue.waiting())
     assert _ended(stack, forgotten.id).attempt == 1, "the janitor enqueued it"
-    assert _row(stack, run_id) == run
-    assert worker.popen.poll() is other.popen.poll() is None
+    assert replace(_row(stack, run_id), published=True) == replace(run, published=True)
 
 
-def an_end_that_was_not_published(make: StackMaker) -> None:
-    stack = make(DB_POOL_SIZE="2")
+def an_end_that_was_not_published(stack: Stack) -> None:
     services = stack.services
     run = pending_run(services, "steady")
     claimed = services.ownership.claim(run.id, "died-after-its-commit")
@@ -244,20 +261,17 @@ def an_end_that_was_not_published(make: StackMaker) -> None:
     services.ownership.end(claimed[1], Ending.completed("done"))
     services.ownership.commit_end(claimed[1])
     assert services.log.head(run.id) == 1
-    stack.start_worker()
     _ended(stack, run.id)
     eventually(lambda: _row(stack, run.id).published)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         assert redis.ttl(f"rt:{{{run.id}}}:events") > 3_000
 
 
-def a_canceller_that_died(make: StackMaker) -> None:
+def a_canceller_that_died(stack: Stack) -> None:
     """An API process claimed a pending run to cancel it, and was killed before it had."""
-    stack = make(DB_POOL_SIZE="2")
     run = pending_run(stack.services, "steady")
     stack.services.store.request_cancel(run.id)
     assert stack.services.store.claim(run.id, "cancel-1234", start=False)
-    stack.start_worker()
     ended = _ended(stack, run.id, "cancelled")
     assert ended.started_at is not None or _count(stack, run.id, "run.started") == 0
 
@@ -318,6 +332,8 @@ SCENARIOS: list[Scenario] = [
     an_agent_that_kills_its_worker,
     a_worker_that_is_given_time,
     a_worker_that_is_asked_to_go,
+]
+LEFTOVERS: list[Leftover] = [
     jobs_that_are_repeated_or_missing,
     a_canceller_that_died,
     a_killed_worker_whose_agent_returns_a_text,
@@ -338,12 +354,16 @@ def played(module_stack: StackMaker, tmp_path_factory: pytest.TempPathFactory) -
     with (
         EmbeddedServices(tmp_path_factory.mktemp("servers")) as servers,
         Stack(_urls(servers), tmp_path_factory.mktemp("stack")) as stack,
-        ThreadPoolExecutor(len(SCENARIOS)) as side_by_side,
+        ThreadPoolExecutor(len(SCENARIOS) + len(LEFTOVERS)) as side_by_side,
         ThreadPoolExecutor(1) as one_by_one,
     ):
         migrate(servers.database_url)
         stack.start_worker()
+        calm = module_stack()
+        calm.start_worker()
+        calm.start_worker()
         yield {
+            **{leftover: side_by_side.submit(leftover, calm) for leftover in LEFTOVERS},
             **{scenario: side_by_side.submit(scenario, module_stack) for scenario in SCENARIOS},
             **{disaster: one_by_one.submit(disaster, servers, stack) for disaster in DISASTERS},
         }

@@ -37,8 +37,8 @@ def ended(live: Stack) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def beating(module_stack: StackMaker) -> Stack:
-    """A stack whose windows have a heartbeat every second."""
-    stack = module_stack(STREAM_HEARTBEAT_SECONDS="1")
+    """A stack whose windows have a heartbeat every second and whose streams last a minute."""
+    stack = module_stack(STREAM_HEARTBEAT_SECONDS="1", STREAM_TTL_SECONDS="60")
     stack.start_web()
     stack.start_worker()
     return stack
@@ -372,22 +372,19 @@ def test_after_its_time_to_live_a_stream_is_served_from_postgres_in_the_same_byt
     assert get(live, run_id, params={"since_seq": 1_503}).status_code == 204
 
 
-def test_a_stream_has_a_time_to_live_only_once_its_run_has_ended(stack: StackMaker) -> None:
-    server = stack(STREAM_TTL_SECONDS="60")
-    server.start_web()
-    server.start_worker()
-    run_id = server.start("emit", QUIET)
-    eventually(lambda: server.read(run_id)["state"]["last_seq"] >= 3)
-    with Redis.from_url(server.env["REDIS_URL"]) as redis:
+def test_a_stream_has_a_time_to_live_only_once_its_run_has_ended(beating: Stack) -> None:
+    run_id = beating.start("emit", QUIET)
+    eventually(lambda: beating.read(run_id)["state"]["last_seq"] >= 3)
+    with Redis.from_url(beating.env["REDIS_URL"]) as redis:
         keys = [f"rt:{{{run_id}}}:events", f"rt:{{{run_id}}}:meta"]
         assert [redis.ttl(key) for key in keys] == [-1, -1]
-        assert server.http.post(f"/runs/{run_id}/cancel").json()["status"] == "cancelled"
+        assert beating.http.post(f"/runs/{run_id}/cancel").json()["status"] == "cancelled"
         assert all(0 < redis.ttl(key) <= 60 for key in keys)
-        content = get(server, run_id).content
+        content = get(beating, run_id).content
         for key in keys:
             redis.pexpire(key, 1)
         eventually(lambda: not redis.exists(*keys))
-    assert get(server, run_id).content == content
+    assert get(beating, run_id).content == content
 
 
 # Open windows.

@@ -1,5 +1,6 @@
 """Agents that workers of the tests load by their entry points: each does one thing that an author may do wrong."""
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -333,10 +334,13 @@ def stubborn(run: RunContext) -> object:
 
 @agent("steady", input=AnyInput)
 def steady(run: RunContext) -> object:
-    """Says who executes it, then `count` ticks and words, `interval` seconds apart."""
+    """Says who executes it, then `count` ticks and words, `interval` seconds apart; more while there is no `gate`."""
     run.emit("custom.pid", {"pid": os.getpid()})
+    count, gate = run.input.get("count", 20), run.input.get("gate")
     with run.message() as message:
-        for n in range(run.input.get("count", 20)):
+        for n in itertools.count():
+            if n >= count and (gate is None or os.path.exists(gate)):
+                break
             message.write(f"word{n} ")
             run.emit("custom.tick", {"n": n})
             time.sleep(run.input.get("interval", 0.1))

@@ -38,13 +38,13 @@ class Database:
             self.peewee.connect()
             try:
                 if atomic:
-                    with self.peewee.atomic():
-                        yield self.peewee
-                else:
-                    yield self.peewee
+                    self.peewee.begin()
+                yield self.peewee
+                if atomic:
+                    self.peewee.commit()
             except BaseException:
-                # A connection that saw an exception, a greenlet kill among them, may be in the middle of
-                # its protocol: it is closed, not returned to the pool.
+                # A connection that saw an exception, a greenlet kill among them, may be in the middle of its
+                # protocol: it is closed, not returned to the pool, and not asked to roll back, which closing does.
                 self.peewee.manual_close()
                 raise
             self.peewee.close()

@@ -1,0 +1,127 @@
+"""The pipeline that every payload passes: clean, redact, user hooks, validate; and what may be shown of a result."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import InvalidEvent, InvalidJson, TooDeep
+from app.hooks import EVENT_BYTES, Hooks
+from app.protocol.events import clean
+from app.protocol.redaction import PREVIEW_BYTES, REDACTED, json_bytes, preview, redact
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["password", "passwd", "pass", "api_key", "apiKey", "API-KEY", "APIKey", "x-api-key", "access_key", "secret"]
+    + ["clientSecret", "refresh_token", "accesstoken", "Authorization", "Set-Cookie", "credentials", "card_number"]
+    + ["cardNumber", "cvv", "ssn", "userSsn", "iban", "IBAN", "private_key", "db_password_2", "passcode"],
+)
+def test_what_stands_under_the_name_of_a_secret_is_replaced(key: str) -> None:
+    assert redact({key: "hunter2"}) == {key: REDACTED}
+    assert redact([{"deep": {key: {"x": 1}}}]) == [{"deep": {key: REDACTED}}]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["input_tokens", "outputTokens", "max_tokens", "before_tokens", "after_tokens", "tokens", "passed", "passenger"]
+    + ["businessName", "processName", "className", "addressNumber", "compass", "caliban", "author", "key", "monkey"],
+)
+def test_what_only_looks_like_a_secret_is_kept(key: str) -> None:
+    assert redact({key: 1}) == {key: 1}
+
+
+def test_a_preview_of_a_small_result_is_the_result_without_its_secrets() -> None:
+    assert preview({"user": "ann", "token": "x", "n": (1, 2)}) == {
+        "preview": {"user": "ann", "token": REDACTED, "n": [1, 2]},
+        "truncated": False,
+        "bytes": len('{"user":"ann","token":"[redacted]","n":[1,2]}'),
+    }
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), 2**60, {1: 2}, b"x", {"at": {1, 2}}])
+def test_a_preview_of_what_is_not_json_is_its_type(value: object) -> None:
+    assert preview(value)["preview"] == f"<{type(value).__name__}>"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+    | st.text(alphabet='"\\\n€😀', min_size=600, max_size=6_000)
+)
+def test_a_preview_is_json_of_limited_size_whatever_the_result(value: object) -> None:
+    shown = preview(value)
+    assert len(json_bytes(shown["preview"])) <= PREVIEW_BYTES
+    assert clean(shown) == shown
+    assert shown["truncated"] == (shown["bytes"] > PREVIEW_BYTES)
+
+
+def test_user_hooks_see_clean_payloads_in_turn_and_theirs_are_cleaned_again() -> None:
+    seen: list[Any] = []
+
+    def first(type: str, payload: dict[str, Any]) -> dict[str, Any]:
+        seen.append((type, payload))
+        return {**payload, "first": "\0"}
+
+    def second(type: str, payload: dict[str, Any]) -> dict[str, Any]:
+        seen.append((type, payload))
+        return {**payload, "second": (1,)}
+
+    out = Hooks([first, second])("custom.note", {"text": "\ud800", "token": "x"})
+    assert seen == [
+        ("custom.note", {"text": "\ufffd", "token": REDACTED}),
+        ("custom.note", {"text": "\ufffd", "token": REDACTED, "first": "\ufffd"}),
+    ]
+    assert out == {"text": "\ufffd", "token": REDACTED, "first": "\ufffd", "second": [1]}
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        (None, InvalidEvent),
+        ([1], InvalidEvent),
+        ({"fraction": 2, "step_id": "s"}, InvalidEvent),
+        ({"fraction": 0.5}, InvalidEvent),
+        ({"fraction": float("nan"), "step_id": "s"}, InvalidJson),
+    ],
+)
+def test_what_a_hook_makes_of_a_payload_is_checked(returned: Any, error: type[Exception]) -> None:
+    hooks = Hooks([lambda type, payload: returned])
+    with pytest.raises(error):
+        hooks("step.progress", {"step_id": "s", "fraction": 0.5})
+
+
+@pytest.mark.parametrize("payload", [None, [1], "text", 5])
+def test_a_payload_is_an_object(payload: object) -> None:
+    with pytest.raises(InvalidEvent):
+        Hooks()("custom.note", payload)
+
+
+def test_a_payload_has_a_largest_size() -> None:
+    most = EVENT_BYTES - len('{"text":""}')
+    assert Hooks()("custom.note", {"text": "x" * most})
+    with pytest.raises(InvalidEvent):
+        Hooks()("custom.note", {"text": "x" * (most + 1)})
+
+
+def test_a_payload_has_a_largest_depth() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(64):
+        deep = {"deep": deep}
+    with pytest.raises(TooDeep):
+        Hooks()("custom.note", deep)
+
+
+def test_a_delta_passes_the_hooks_too() -> None:
+    assert Hooks().delta("msg_1", "Ms Doe") == "Ms Doe"
+    hooks = Hooks([lambda type, payload: {**payload, "text": payload["text"].replace("Doe", "X")}])
+    assert hooks.delta("msg_1", "Ms Doe") == "Ms X"
+
+
+def test_the_payload_that_was_given_is_left_as_it_is() -> None:
+    payload = {"list": [1], "token": "x"}
+    Hooks()("custom.note", payload)["list"].append(2)
+    assert payload == {"list": [1], "token": "x"}
