@@ -89,12 +89,7 @@ def _with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[..
 
 
 def _database_option(help: str, *, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    def normal(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
-        return url and url.replace("postgres://", "postgresql://", 1)  # Heroku's spelling
-
-    return click.option(
-        "--database", envvar="DATABASE_URL", show_envvar=True, required=required, callback=normal, help=help
-    )
+    return click.option("--database", envvar="DATABASE_URL", show_envvar=True, required=required, help=help)
 
 
 def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Config:
         number = _number_reader(environ)
         redis_url = _required(environ, "REDIS_URL")
         return cls(
-            database_url=_required(environ, "DATABASE_URL").replace("postgres://", "postgresql://", 1),
+            database_url=_required(environ, "DATABASE_URL"),
             redis_url=redis_url,
             events_redis_url=environ.get("EVENTS_REDIS_URL") or redis_url,
             port=number("PORT", 8000, 1),

@@ -8,6 +8,7 @@ from typing import Any
 import peewee
 from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
+from psycopg2.errors import UndefinedTable
 
 from app.errors import StoreUnavailable
 
@@ -25,7 +26,10 @@ class Database:
 
     def __init__(self, url: str, pool_size: int) -> None:
         self.peewee = PooledPostgresqlDatabase(
-            url, max_connections=pool_size, timeout=POOL_WAIT_SECONDS, connect_timeout=CONNECT_TIMEOUT_SECONDS
+            url.replace("postgres://", "postgresql://", 1),  # Heroku's spelling
+            max_connections=pool_size,
+            timeout=POOL_WAIT_SECONDS,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
         )
 
     @contextmanager
@@ -48,6 +52,10 @@ class Database:
                 self.peewee.manual_close()
                 raise
             self.peewee.close()
+        except peewee.ProgrammingError as error:
+            if isinstance(error.__cause__, UndefinedTable):
+                raise StoreUnavailable("The database has no tables yet: run `runtail migrate`.") from error
+            raise
         except _UNREACHABLE as error:
             self.peewee.close_idle()  # its pool mates are most likely as dead as it is
             raise StoreUnavailable("Postgres cannot be reached.") from error
