@@ -239,11 +239,8 @@ def dev(port: int, data: Path) -> None:
 @main.command()
 def migrate() -> None:
     """Bring the database of DATABASE_URL to the current schema."""
-    try:
-        config = Config.from_env()
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from error
-    migrate_database(config.database_url)
+    with _explained():
+        migrate_database(Config.from_env().database_url)
 
 
 if __name__ == "__main__":

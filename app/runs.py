@@ -80,13 +80,15 @@ class Runs:
         :raises InvalidInput: the input does not fit the agent's schema.
         :raises IdempotencyConflict: the key was used with another request.
         """
-        self._check_input(request)
-        new, created = _new_run(principal, request, self.services.hooks)
-        run, is_new = self.services.store.create(new, created)
-        if is_new:
-            self._announce(run, created)
-        elif run.request_hash != request.hash:
-            raise IdempotencyConflict(f"The key belongs to {run.id}, which was started with another body.")
+        run = self._started_before(principal, request)
+        while run is None:
+            self._check_input(request)
+            new, created = _new_run(principal, request, self.services.hooks)
+            run = self.services.store.create(new, created)
+            if run is not None:
+                self._announce(run, created)
+            else:  # the same key, at the same time
+                run = self._started_before(principal, request)
         return run
 
     def find(self, principal: Principal, run_id: str) -> RunRecord:
@@ -144,6 +146,14 @@ class Runs:
             raise NotTerminal(f"{run.id} is {run.status}; cancel it first.")
         self.services.log.delete(run.id)  # first: while the row is there, a failure can be tried again
         self.services.store.erase(run.id)
+
+    def _started_before(self, principal: Principal, request: StartRequest) -> RunRecord | None:
+        if request.idempotency_key is None:
+            return None
+        run = self.services.store.find_by_key(principal, request.idempotency_key)
+        if run is not None and run.request_hash != request.hash:
+            raise IdempotencyConflict(f"The key belongs to {run.id}, which was started with another body.")
+        return run
 
     def _check_input(self, request: StartRequest) -> None:
         agent = self.services.registry.agent(request.agent)

@@ -79,7 +79,9 @@ def pending_run(
         "request_hash": "",
         "state": reduce(initial(run_id), created.envelope()),
     }
-    run, _ = services.store.create(NewRun(**{**values, **more}), created)
+    new = NewRun(**{**values, **more})
+    run = services.store.create(new, created) or services.store.find_by_key(new.principal, new.idempotency_key or "")
+    assert run is not None
     if announce:
         services.log.append(Append(run.id, 0, [created], archived=1))
     return run

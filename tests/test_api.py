@@ -400,13 +400,13 @@ def test_without_redis_the_server_is_degraded_but_alive(redisless: tuple[Stack, 
 
 def test_an_unforeseen_error_shows_no_details_outside(redisless: tuple[Stack, Process]) -> None:
     server, web = redisless
-    execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME TO gone")
+    execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME tenant_id TO gone")
     try:
         document = problem(server.http.get("/runs"), 500, "internal_error")
     finally:
-        execute(server.env["DATABASE_URL"], "ALTER TABLE gone RENAME TO runs")
+        execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME gone TO tenant_id")
     assert "gone" not in str(document)
-    assert 'relation "runs" does not exist' in web.log.read_text()
+    assert 'column "tenant_id" does not exist' in web.log.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from app import errors
 from app.config import Config
 from app.errors import ConfigError, RuntailError
+from app.wiring import Services
 from tests.harness import ROOT
 
 REQUIRED = {"DATABASE_URL": "postgresql://localhost/db", "REDIS_URL": "redis://localhost"}
@@ -84,8 +86,10 @@ def test_a_missing_url_is_refused_by_name(name: str) -> None:
             Config.from_env({**{k: v for k, v in REQUIRED.items() if k != name}, **value})
 
 
-def test_the_database_url_of_heroku_is_understood() -> None:
-    assert Config.from_env({**REQUIRED, "DATABASE_URL": "postgres://u@h/d"}).database_url == "postgresql://u@h/d"
+def test_the_database_url_of_heroku_is_understood(environment: dict[str, str]) -> None:
+    url = environment["DATABASE_URL"].replace("postgresql://", "postgres://", 1)
+    with closing(Services.for_web(Config.from_env({**environment, "DATABASE_URL": url}))) as services:
+        services.database.ping()
 
 
 def kinds(root: type[RuntailError]) -> Iterator[type[RuntailError]]:

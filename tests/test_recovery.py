@@ -26,6 +26,7 @@ from app.storage.event_log import Append
 from app.storage.run_store import RunRecord, migrate
 from tests.conftest import StackMaker
 from tests.harness import Process, Stack, eventually, pending_run
+from workers.executor import STRAY_SECONDS
 
 LEASE_AND_MORE = 30
 """Seconds in which a lost run is taken over and finished, on a busy machine."""
@@ -159,6 +160,24 @@ def a_frozen_world(make: StackMaker) -> None:
     assert _count(stack, run_id, "run.step") == 0
 
 
+def a_worker_is_called_lost_by_mistake(make: StackMaker) -> None:
+    """It claims the run again that it still executes: one attempt at a time, and the later one counts."""
+    stack = make(DB_POOL_SIZE="2")
+    stack.start_worker()
+    run_id, gate = _held(stack)
+    row = _row(stack, run_id)
+    assert stack.services.store.release(run_id, row.epoch, "worker_lost")
+    stack.services.queue.enqueue(run_id, row.epoch)
+    eventually(lambda: _row(stack, run_id).epoch == row.epoch + 1 and len(_pids(stack, run_id)) == 2)
+    ticks = _count(stack, run_id, "custom.tick")
+    eventually(lambda: _count(stack, run_id, "custom.tick") > ticks, what="more of the later attempt")
+    time.sleep(STRAY_SECONDS + 3)  # it is not taken for a stray
+    gate.touch()
+    run = _ended(stack, run_id)
+    assert (run.epoch, run.owner) == (row.epoch + 1, None)
+    assert [m["status"] for m in run.state["messages"]] == ["abandoned", "completed"]
+
+
 def a_killed_worker(make: StackMaker) -> None:
     stack = make(DB_POOL_SIZE="2")
     killed = stack.start_worker()
@@ -189,15 +208,18 @@ def a_worker_that_is_asked_to_go(make: StackMaker) -> None:
     stack = make(DB_POOL_SIZE="2", DRAIN_SECONDS="0", RUN_MAX_ATTEMPTS="1")
     leaving = stack.start_worker()
     run_id, gate = _held(stack)
-    successor = stack.start_worker()
+    fresh_ids = [_start(stack, "steady", {"count": 1}) for _ in range(40)]  # it is claiming some of these as it goes
     begun = time.monotonic()
     assert leaving.stop() == 0
     assert time.monotonic() - begun < 3
     gate.touch()
+    successor = stack.start_worker()
     run = _ended(stack, run_id)
     assert run.attempt == 1, "a deploy costs no attempt"
     assert _payloads(stack, run_id, "run.step") == [{"attempt": 1, "reason": "deploy", "restart": True}]
     assert _pids(stack, run_id) == [leaving.pid, successor.pid]
+    for fresh_id in fresh_ids:
+        assert _ended(stack, fresh_id).attempt == 1
 
 
 def a_worker_that_is_given_time(make: StackMaker) -> None:
@@ -329,6 +351,7 @@ SCENARIOS: list[Scenario] = [
     a_frozen_worker,
     a_killed_worker,
     a_frozen_world,
+    a_worker_is_called_lost_by_mistake,
     an_agent_that_kills_its_worker,
     a_worker_that_is_given_time,
     a_worker_that_is_asked_to_go,
@@ -431,3 +454,7 @@ def test_a_run_that_was_started_while_redis_was_away_is_executed(played: Played)
 
 def test_a_run_outlives_a_redis_that_stands_still(played: Played) -> None:
     played[redis_stands_still].result()
+
+
+def test_a_worker_that_was_called_lost_by_mistake_gives_up_its_earlier_attempt(played: Played) -> None:
+    played[a_worker_is_called_lost_by_mistake].result()

@@ -59,32 +59,19 @@ class RunStore:
 
     # Created by the API.
 
-    def create(self, new: NewRun, created: Event) -> tuple[RunRecord, bool]:
-        """Commit a run together with its `run.created`.
-
-        Returns the row and whether it is new: with an idempotency key that was used before, the earlier run.
-        """
+    def create(self, new: NewRun, created: Event) -> RunRecord | None:
+        """Commit a run together with its `run.created`. None: the principal has a run with its idempotency key."""
         who = new.principal
         values = (
-            *(
-                new.id,
-                who.tenant_id,
-                who.user_id,
-                new.session_id,
-                new.agent,
-                dumps(new.input),
-                dumps(new.metadata),
-            ),
+            *(new.id, who.tenant_id, who.user_id, new.session_id, new.agent, dumps(new.input), dumps(new.metadata)),
             *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, dumps(new.state)),
         )
         with self._database.session(atomic=True) as db:
             inserted = rows(db.execute_sql(_INSERT_RUN, values))
-            if inserted:
-                _insert_events(db, [(new.id, created)])
-                return RunRecord(**inserted[0]), True
-            key = (who.tenant_id, who.user_id, new.idempotency_key)
-            sql = "SELECT * FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
-            return RunRecord(**rows(db.execute_sql(sql, key))[0]), False
+            if not inserted:
+                return None
+            _insert_events(db, [(new.id, created)])
+            return RunRecord(**inserted[0])
 
     # Read.
 
@@ -96,6 +83,11 @@ class RunStore:
         """One run, if it belongs to the principal."""
         sql = "SELECT * FROM runs WHERE id = %s AND tenant_id = %s AND user_id = %s"
         return self._one(sql, run_id, principal.tenant_id, principal.user_id)
+
+    def find_by_key(self, principal: Principal, idempotency_key: str) -> RunRecord | None:
+        """The run that the principal started with this key."""
+        sql = "SELECT * FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
+        return self._one(sql, principal.tenant_id, principal.user_id, idempotency_key)
 
     def page(self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int) -> list[RunRecord]:
         """The principal's runs, newest first, older than the id `before`.
