@@ -124,9 +124,11 @@ def test_an_agent_that_will_not_stop_is_left_behind(server: Stack) -> None:
 def test_an_agent_that_computes_is_stopped_at_its_next_call(server: Stack, input: dict[str, Any]) -> None:
     run_id = server.start("spin", input)
     _reach(server, run_id, "run.started")
+    begun = time.monotonic()
     answer = server.http.post(f"/runs/{run_id}/cancel")
-    assert answer.json()["status"] == "cancelled"
+    assert answer.status_code in (200, 202)  # 202: it was committed, but the end took longer than the answer waits
     _cancelled(server, run_id)
+    print(f"cancel of an agent that computes: {(time.monotonic() - begun) * 1_000:.0f} ms")
 
 
 def test_a_cancel_racing_the_claim_gives_one_terminal_event_every_time(server: Stack) -> None:
@@ -156,8 +158,10 @@ def test_a_cancel_racing_the_claim_gives_one_terminal_event_every_time(server: S
         assert eventually(lambda run_id=run_id, events=events: services.log.read(run_id, 0, 100) == events, 10)
     cancelled = sum(status == "cancelled" for _, status, _ in outcomes)
     late = sum(code != 200 for _, _, code in outcomes)
-    print(f"{RACES} races in {took:.1f} s: {cancelled} cancelled, {RACES - cancelled - late} completed, {late} on the way")
-    assert 0 < cancelled
+    print(
+        f"{RACES} races in {took:.1f} s: {cancelled} cancelled, {RACES - cancelled - late} completed, {late} on the way"
+    )
+    assert cancelled > 0
 
 
 def _row_ended(server: Stack, run_id: str) -> Any:

@@ -24,7 +24,7 @@ from app.storage.event_log import EventLog
 from app.storage.ownership import Ownership
 from app.storage.run_store import RunRecord
 from app.wiring import Services
-from tests.harness import pending_run
+from tests.harness import eventually, pending_run
 from workers.emitter import DELTA_CHARS, DELTA_SECONDS, UNFLUSHED_BYTES, Emission, Emitter
 from workers.interrupts import Cancelled, Interrupted, Lost
 
@@ -265,6 +265,27 @@ def test_after_a_lost_connection_an_owner_is_confirmed_before_it_appends(apart: 
     _until(lambda: len(other.in_redis()) == 2)
     assert [event.type for event in writing.in_redis()] == ["custom.tick"]
     assert not other.told
+
+
+def test_a_run_that_is_opened_while_the_others_are_confirmed_is_not_called_lost(apart: Services, opened: Open) -> None:
+    writing, later = opened(), []
+    with closing(psycopg2.connect(apart.config.database_url)) as lock:
+        lock.cursor().execute("SELECT 1 FROM runs WHERE id = %s FOR UPDATE", (writing.run.id,))
+
+        def open_later() -> None:
+            blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            with apart.database.session() as db:
+                eventually(lambda: db.execute_sql(blocked).fetchone(), what="the confirmation")
+            later.append(opened())
+            lock.rollback()
+
+        opener = threading.Thread(target=open_later)
+        opener.start()
+        writing.emission.emit("custom.tick", {}, "1")
+        _until(lambda: len(writing.in_redis()) == 1)
+        opener.join()
+    assert not writing.told
+    assert not later[0].told
 
 
 # Redis that has lost something.

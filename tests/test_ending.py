@@ -8,9 +8,8 @@ from app.errors import AgentError, ReconciliationFailed
 from app.protocol.digest import digest
 from app.protocol.ending import Ending, closing, reconcile, terminal_payload
 from app.protocol.events import TERMINAL, validate
-from app.protocol.reducer import State
+from app.protocol.reducer import State, initial
 from app.storage.log_writer import LogWriter
-from app.protocol.reducer import initial
 
 ENDINGS = [Ending.completed({"n": 1}), Ending.failed(AgentError()), Ending.cancelled("requested")]
 

@@ -11,23 +11,62 @@ from app.hooks import EVENT_BYTES, Hooks
 from app.protocol.events import clean
 from app.protocol.redaction import PREVIEW_BYTES, REDACTED, json_bytes, preview, redact
 
-
-@pytest.mark.parametrize(
+SECRET_KEYS = [
+    "password",
+    "passwd",
+    "pass",
+    "api_key",
+    "apiKey",
+    "API-KEY",
+    "APIKey",
+    "x-api-key",
+    "access_key",
+    "secret",
+    "clientSecret",
+    "refresh_token",
+    "accesstoken",
+    "Authorization",
+    "Set-Cookie",
+    "credentials",
+    "card_number",
+    "cardNumber",
+    "cvv",
+    "ssn",
+    "userSsn",
+    "iban",
+    "IBAN",
+    "private_key",
+    "db_password_2",
+    "passcode",
+]
+HARMLESS_KEYS = [
+    "input_tokens",
+    "outputTokens",
+    "max_tokens",
+    "before_tokens",
+    "after_tokens",
+    "tokens",
+    "passed",
+    "passenger",
+    "businessName",
+    "processName",
+    "className",
+    "addressNumber",
+    "compass",
+    "caliban",
+    "author",
     "key",
-    ["password", "passwd", "pass", "api_key", "apiKey", "API-KEY", "APIKey", "x-api-key", "access_key", "secret"]
-    + ["clientSecret", "refresh_token", "accesstoken", "Authorization", "Set-Cookie", "credentials", "card_number"]
-    + ["cardNumber", "cvv", "ssn", "userSsn", "iban", "IBAN", "private_key", "db_password_2", "passcode"],
-)
+    "monkey",
+]
+
+
+@pytest.mark.parametrize("key", SECRET_KEYS)
 def test_what_stands_under_the_name_of_a_secret_is_replaced(key: str) -> None:
     assert redact({key: "hunter2"}) == {key: REDACTED}
     assert redact([{"deep": {key: {"x": 1}}}]) == [{"deep": {key: REDACTED}}]
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["input_tokens", "outputTokens", "max_tokens", "before_tokens", "after_tokens", "tokens", "passed", "passenger"]
-    + ["businessName", "processName", "className", "addressNumber", "compass", "caliban", "author", "key", "monkey"],
-)
+@pytest.mark.parametrize("key", HARMLESS_KEYS)
 def test_what_only_looks_like_a_secret_is_kept(key: str) -> None:
     assert redact({key: 1}) == {key: 1}
 

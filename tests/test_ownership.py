@@ -164,6 +164,17 @@ def test_an_owner_that_fences_between_its_successors_claim_and_fence_is_fenced_b
     assert _words(apart, run_id) == ["created", "mine"]
 
 
+def test_an_owner_cannot_append_once_its_successor_has_adopted_the_log(apart: Services, run_id: str) -> None:
+    """Or the successor would go on from a head that is not the head."""
+    slow = Owner(apart, run_id, "a").adopt().say("a1").append()
+    _put_back(apart, slow)
+    successor = Owner(apart, run_id, "b").adopt()
+    with pytest.raises(Fenced):
+        slow.say("a2").append()
+    successor.say("b1").append()
+    assert _words(apart, run_id) == ["created", "a1", "b1"]
+
+
 # [pgfence] Every write of an owner is under its epoch.
 
 

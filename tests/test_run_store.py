@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.config import Config
 from app.errors import Fenced, StoreUnavailable
 from app.identifiers import new_id
 from app.protocol.events import Event, encode
@@ -312,11 +311,16 @@ def test_an_error_of_ones_own_gives_the_connection_back(url: str) -> None:
     database = Database(url, 1)
     for atomic in (False, True):
         for _ in range(3):
-            with pytest.raises(RuntimeError, match="mine"), database.session(atomic=atomic) as db:
-                db.execute_sql("SELECT 1")
-                raise RuntimeError("mine")
+            with pytest.raises(RuntimeError, match="mine"):
+                _fail_inside(database, atomic)
     database.ping()
     database.close()
+
+
+def _fail_inside(database: Database, atomic: bool) -> None:
+    with database.session(atomic=atomic) as db:
+        db.execute_sql("SELECT 1")
+        raise RuntimeError("mine")
 
 
 KILLED = """

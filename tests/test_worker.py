@@ -271,6 +271,9 @@ def test_a_worker_holds_at_most_six_redis_connections_idle_and_after_a_hundred_r
     ids = [server.start("emit", {"count": 20, "interval_ms": 5}) for _ in range(100)]
     for run_id in ids:
         assert server.ended(run_id, 30)["status"] == "completed"
+        run = server.services.store.get(run_id)
+        assert run is not None
+        assert run.epoch == 1, "none was taken for lost in the rush"
     after = connections()
     print(f"Redis connections of a worker: {before} idle, {after} after 100 runs")
     assert before <= 6

@@ -33,6 +33,8 @@ STATE_BYTES_PER_SECOND = 200_000
 """A state of this size is rewritten at most once a second, a larger one proportionally less often."""
 SLICE_SECONDS = 0.005
 """An agent that emits without pause lets the others run this often."""
+PAUSE_SECONDS = 0.000_1
+"""Not 0: gevent comes back from that up to 50 times before it looks at a socket, and a cancel arrives on one."""
 BACKOFF_SECONDS = (0.05, 2.0)
 UNCONFIRMED = -1
 
@@ -62,7 +64,7 @@ class Emission:
         self.settle()
         self.writer.add(type, payload, op=op)
         self._emitter.append_soon(self)
-        self._give_way()
+        self.give_way()
 
     def commit(self, type: str, payload: dict[str, object], op: str) -> None:
         """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis."""
@@ -86,7 +88,7 @@ class Emission:
         elif self.delta_due is None:
             self.delta_due = due
             self._emitter.append_soon(self)
-        self._give_way()
+        self.give_way()
 
     def settle(self) -> None:
         """Make an event of the text that was held back."""
@@ -104,11 +106,12 @@ class Emission:
             self.state_due = now + max(ARCHIVE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
         return Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), state, writer.head)
 
-    def _give_way(self) -> None:
+    def give_way(self) -> None:
+        """Wait while too much is unappended; let the others run once this run's slice of time is over."""
         while self.writer.unappended_bytes > UNFLUSHED_BYTES:
             self._wait_moved()
         if time.monotonic() >= self._slice_end:
-            gevent.sleep(0)
+            gevent.sleep(PAUSE_SECONDS)
             self._slice_end = time.monotonic() + SLICE_SECONDS
 
     def _wait_moved(self) -> None:
@@ -221,8 +224,9 @@ class Emitter:
     def _confirm(self, batch: list[Emission]) -> list[Emission]:
         """Only those that Postgres still calls ours; the others are told that they are lost."""
         connects = self._ownership.log.connects
-        owned = self._ownership.store.owned({e.writer.run_id: e.writer.epoch for e in self._emissions.values()})
-        for emission in list(self._emissions.values()):
+        emissions = list(self._emissions.values())  # others may be opened while Postgres is asked
+        owned = self._ownership.store.owned({e.writer.run_id: e.writer.epoch for e in emissions})
+        for emission in emissions:
             if emission.writer.run_id not in owned:
                 emission.interrupt(Lost())
         self._confirmed = connects

@@ -20,7 +20,7 @@ from app.protocol.ending import Ending
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
 from app.storage.run_queue import RunQueue
-from app.storage.run_store import RunRecord
+from app.storage.run_store import OwnedRun, RunRecord
 from workers.context import RunContext
 from workers.emitter import Emission, Emitter
 from workers.interrupts import Cancelled, Drained, Interrupted, Lost, TimedOut
@@ -142,7 +142,7 @@ class Executor:
             execution.interrupt(Drained())
         gevent.wait([execution.done for execution in self._executions.values()])
 
-    def _give_up_stray(self, run: RunRecord) -> None:
+    def _give_up_stray(self, run: OwnedRun) -> None:
         """The row names this worker, which does not execute it: the answer of a claim was lost, or is on its way."""
         seen = self._strays.setdefault(run.id, time.monotonic())
         if time.monotonic() - seen > STRAY_SECONDS:
@@ -241,7 +241,7 @@ class Executor:
         except StoreUnavailable as error:
             log.warning("The end of %s is committed; the janitor will publish it. %s", writer.run_id, error.detail)
 
-    def _hand_back(self, run: RunRecord, reason: str) -> None:
+    def _hand_back(self, run: RunRecord | OwnedRun, reason: str) -> None:
         released = until_reachable(lambda: self._ownership.store.release(run.id, run.epoch, reason))
         if released is None:
             return

@@ -253,8 +253,9 @@ _shared_code(0)
 
 
 WAYS: dict[str, Callable[[RunContext], object]] = {
-    function.__name__: function for function in list(globals().values()) if getattr(function, "__module__", "") == __name__
-    and callable(function) and not isinstance(function, type)
+    function.__name__: function
+    for function in list(globals().values())
+    if getattr(function, "__module__", "") == __name__ and callable(function) and not isinstance(function, type)
 }
 
 

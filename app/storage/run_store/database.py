@@ -14,6 +14,8 @@ from app.errors import StoreUnavailable
 
 POOL_WAIT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 5
+BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'"
+"""A process that is stopped in the middle of a transaction must not keep its rows from those who take over."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 MIGRATION_LOCK = 0x52544D47
 """Advisory lock: two releases at once apply each migration once."""
@@ -42,7 +44,7 @@ class Database:
             self.peewee.connect()
             try:
                 if atomic:
-                    self.peewee.begin()
+                    self.peewee.execute_sql(BEGIN)
                 yield self.peewee
                 if atomic:
                     self.peewee.commit()

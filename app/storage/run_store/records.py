@@ -91,6 +91,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnedRun:
+    """What an owner needs to know of a running run: little, because it asks often."""
+
+    id: str
+    epoch: int
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OwnerBeat:
     """An owner of running runs, and its heartbeat counter (None: it has no heartbeat row)."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from app.errors import Fenced
 from app.protocol.events import Event
 from app.storage.run_store.database import Database, rows
-from app.storage.run_store.records import Checkpoint, NewRun, OwnerBeat, Principal, RunRecord
+from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunRecord
 
 _INSERT_RUN = """
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
@@ -187,9 +187,11 @@ class RunStore:
         sql = "UPDATE runs SET cancel_requested = true WHERE id = %s AND finished_at IS NULL RETURNING *"
         return self._one(sql, run_id) or self.get(run_id)
 
-    def owned_by(self, owner: str) -> list[RunRecord]:
+    def owned_by(self, owner: str) -> list[OwnedRun]:
         """The running runs of this owner."""
-        return self._many("SELECT * FROM runs WHERE owner = %s AND status = 'running'", owner)
+        sql = "SELECT id, epoch, cancel_requested FROM runs WHERE owner = %s AND status = 'running'"
+        with self._database.session() as db:
+            return [OwnedRun(*row) for row in db.execute_sql(sql, (owner,)).fetchall()]
 
     def erase(self, run_id: str) -> bool:
         """Delete a finished run and its events. False: it has not ended (or does not exist)."""
