@@ -8,8 +8,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from app.errors import InvalidEvent
-from app.protocol.events import Json, clean, validate
-from app.protocol.redaction import json_bytes, redact
+from app.protocol.events import Json, clean, dumps, validate
+from app.protocol.redaction import redact
 
 ENTRY_POINTS = "runtail.hooks"
 EVENT_BYTES = 2_000_000
@@ -42,7 +42,7 @@ class Hooks:
             outbound = clean(hook(type, _object(type, outbound)))
         cleaned = _object(type, outbound)
         validate(type, cleaned)
-        if len(json_bytes(cleaned)) > EVENT_BYTES:
+        if len(dumps(cleaned).encode()) > EVENT_BYTES:
             raise InvalidEvent(f"The payload of {type} is larger than {EVENT_BYTES} bytes.")
         return cleaned
 

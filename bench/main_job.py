@@ -1,8 +1,8 @@
 """Figures of the main job, taken from a running server: `make run`, then `.venv/bin/python bench/main_job.py`.
 
-    first    POST → first event, and → run.started, on the client; milliseconds
-    cancel   POST cancel of a running run → its answer, which comes after the terminal event; milliseconds
-    many     N `support` runs at once against one; seconds and ratio
+first    POST → first event, and → run.started, on the client; milliseconds
+cancel   POST cancel of a running run → its answer, which comes after the terminal event; milliseconds
+many     N `support` runs at once against one; seconds and ratio
 """
 
 import argparse

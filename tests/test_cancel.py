@@ -124,11 +124,9 @@ def test_an_agent_that_will_not_stop_is_left_behind(server: Stack) -> None:
 def test_an_agent_that_computes_is_stopped_at_its_next_call(server: Stack, input: dict[str, Any]) -> None:
     run_id = server.start("spin", input)
     _reach(server, run_id, "run.started")
-    begun = time.monotonic()
     answer = server.http.post(f"/runs/{run_id}/cancel")
-    assert answer.status_code in (200, 202)  # 202: it was committed, but the end took longer than the answer waits
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
     _cancelled(server, run_id)
-    print(f"cancel of an agent that computes: {(time.monotonic() - begun) * 1_000:.0f} ms")
 
 
 def test_a_cancel_racing_the_claim_gives_one_terminal_event_every_time(server: Stack) -> None:

@@ -25,7 +25,8 @@ from app.storage.ownership import Ownership
 from app.storage.run_store import RunRecord
 from app.wiring import Services
 from tests.harness import eventually, pending_run
-from workers.emitter import DELTA_CHARS, DELTA_SECONDS, UNFLUSHED_BYTES, Emission, Emitter
+from workers.emission import DELTA_CHARS, DELTA_SECONDS, UNAPPENDED_BYTES, Emission
+from workers.emitter import Emitter
 from workers.interrupts import Cancelled, Interrupted, Lost
 
 Open = Callable[..., "Writing"]
@@ -335,12 +336,12 @@ def test_an_agent_is_blocked_while_redis_is_away_and_goes_on_after(
     own_redis.kill("redis")
     agent = gevent.spawn(writing.deltas, *texts)
     writer = writing.emission.writer
-    _until(lambda: writer.unappended_bytes > UNFLUSHED_BYTES)
+    _until(lambda: writer.unappended_bytes > UNAPPENDED_BYTES)
     head = writer.head
     gevent.sleep(0.3)
     assert writer.head == head, "it is blocked"
     assert not agent.ready()
-    assert writer.unappended_bytes < UNFLUSHED_BYTES + 5_000
+    assert writer.unappended_bytes < UNAPPENDED_BYTES + 5_000
     with pytest.raises(StoreUnavailable):
         log.ping()
     own_redis.start("redis")

@@ -17,7 +17,7 @@ from app.hooks import Hooks
 from app.protocol.ending import reconcile
 from app.protocol.events import clean, clean_text
 from app.protocol.redaction import REDACTED, is_secret, preview
-from workers.emitter import Emission
+from workers.emission import Emission
 from workers.interrupts import Interrupted
 
 T = TypeVar("T")

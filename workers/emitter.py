@@ -1,10 +1,8 @@
-"""From agents to the log: coalesces deltas, appends to Redis, archives in Postgres, pushes back.
+"""Moves the events of every run of this process: to Redis at once, to Postgres each second or on demand.
 
-One `Emission` per run gives events their seq. One `Emitter` per process moves those of all runs: each turn one
-pipeline to Redis, each tick one transaction to Postgres, in which a fenced run fails alone.
+Each turn is one pipeline, or one transaction, for all runs that have something due; a fenced run fails alone.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -17,112 +15,20 @@ from app.errors import Behind, Fenced, StoreUnavailable
 from app.storage.event_log import Append
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
-from app.storage.run_store import Checkpoint
+from workers.emission import Emission
 from workers.interrupts import Cancelled, Interrupted, Lost
 
-DELTA_SECONDS = 0.040
-"""Deltas that follow one another faster than this leave together."""
-DELTA_CHARS = 2_048
-"""… unless they come to this much."""
-UNFLUSHED_BYTES = 262_144
-"""A run whose unappended events come to more blocks its agent until Redis has taken some."""
 APPEND_EVENTS = 500
 """Most events of one run in one turn."""
 ARCHIVE_SECONDS = 1.0
-STATE_BYTES_PER_SECOND = 200_000
-"""A state of this size is rewritten at most once a second, a larger one proportionally less often."""
-SLICE_SECONDS = 0.005
-"""An agent that emits without pause lets the others run this often."""
-PAUSE_SECONDS = 0.000_1
-"""Not 0: gevent comes back from that up to 50 times before it looks at a socket, and a cancel arrives on one."""
 BACKOFF_SECONDS = (0.05, 2.0)
 UNCONFIRMED = -1
 
 log = logging.getLogger(__name__)
 
 
-class Emission:
-    """The events of one run while its agent runs. `interrupt` is called with Cancelled or Lost, at most once each."""
-
-    def __init__(self, writer: LogWriter, emitter: "Emitter", interrupt: Callable[[Interrupted], None]) -> None:
-        self.writer = writer
-        self.interrupt = interrupt
-        self.delta_due: float | None = None
-        self.state_due = 0.0
-        self.moved = Flag()
-        """Set whenever Redis or Postgres has taken events of this run."""
-        self.closed = False
-        self._emitter = emitter
-        self._delta: list[str] = []
-        self._delta_of = ("", "")
-        self._delta_chars = 0
-        self._delta_sent = 0.0
-        self._slice_end = time.monotonic() + SLICE_SECONDS
-
-    def emit(self, type: str, payload: dict[str, object], op: str) -> None:
-        """Add an event; it is on its way to Redis when this returns. Blocks while too much is unappended."""
-        self.settle()
-        self.writer.add(type, payload, op=op)
-        self._emitter.append_soon(self)
-        self.give_way()
-
-    def commit(self, type: str, payload: dict[str, object], op: str) -> None:
-        """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis."""
-        self.settle()
-        seq = self.writer.add(type, payload, op=op, commit_first=True).seq
-        self._emitter.archive_soon(self)
-        while self.writer.archived < seq:
-            self._wait_moved()
-
-    def delta(self, message_id: str, text: str, op: str) -> None:
-        """Add text to a message. What comes in quick succession becomes one event."""
-        if self._delta_of != (message_id, op):
-            self.settle()
-            self._delta_of = (message_id, op)
-        self._delta.append(text)
-        self._delta_chars += len(text)
-        due = self._delta_sent + DELTA_SECONDS
-        if self._delta_chars >= DELTA_CHARS or time.monotonic() >= due:
-            self.settle()
-            self._emitter.append_soon(self)
-        elif self.delta_due is None:
-            self.delta_due = due
-            self._emitter.append_soon(self)
-        self.give_way()
-
-    def settle(self) -> None:
-        """Make an event of the text that was held back."""
-        self.delta_due = None
-        if self._delta:
-            message_id, op = self._delta_of
-            self.writer.add("message.delta", {"message_id": message_id, "text": "".join(self._delta)}, op=op)
-            self._delta, self._delta_chars, self._delta_sent = [], 0, time.monotonic()
-
-    def checkpoint(self) -> Checkpoint:
-        """What is not archived yet, with the state where that is due."""
-        writer, now, state = self.writer, time.monotonic(), None
-        if now >= self.state_due:
-            state = json.dumps(writer.state, ensure_ascii=False, separators=(",", ":"))
-            self.state_due = now + max(ARCHIVE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
-        return Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), state, writer.head)
-
-    def give_way(self) -> None:
-        """Wait while too much is unappended; let the others run once this run's slice of time is over."""
-        while self.writer.unappended_bytes > UNFLUSHED_BYTES:
-            self._wait_moved()
-        if time.monotonic() >= self._slice_end:
-            gevent.sleep(PAUSE_SECONDS)
-            self._slice_end = time.monotonic() + SLICE_SECONDS
-
-    def _wait_moved(self) -> None:
-        self.moved.clear()
-        self.moved.wait()
-        if self.closed:
-            raise Lost  # an agent that outlived its run
-
-
 class Emitter:
-    """Moves the events of every run of this process, in two greenlets."""
+    """Two greenlets: one appends, one archives."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership

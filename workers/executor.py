@@ -22,7 +22,8 @@ from app.storage.ownership import Ownership
 from app.storage.run_queue import RunQueue
 from app.storage.run_store import OwnedRun, RunRecord
 from workers.context import RunContext
-from workers.emitter import Emission, Emitter
+from workers.emission import Emission
+from workers.emitter import Emitter
 from workers.interrupts import Cancelled, Drained, Interrupted, Lost, TimedOut
 from workers.registry import Agent
 from workers.retry import until_reachable
@@ -167,11 +168,11 @@ class Executor:
         :raises Fenced: another worker owns the run.
         """
         run = execution.run
-        if run.attempt > self._config.run_max_attempts:
-            return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
         # Read after the claim is complete: from here on a cancel rings this worker.
         if until_reachable(lambda: self._ownership.confirm(run)):
             return Ending.cancelled("requested")
+        if run.attempt > self._config.run_max_attempts:
+            return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
         self._announce(run, emission)
         outcome = self._call_agent(execution, emission)
         match execution.interruption:

@@ -114,6 +114,12 @@ class GeventWorker(SimpleWorker):
         with self._ending:
             super().handle_job_failure(*args, **kwargs)
 
+    def teardown(self) -> None:
+        """As RQ's, which leaves its control channel's greenlet and connection behind while Redis is away."""
+        if self.pubsub_thread is not None:
+            self.pubsub_thread.stop()
+        super().teardown()
+
     def _keep_jobs_alive(self) -> None:
         while True:
             gevent.sleep(JOB_HEARTBEAT_SECONDS)

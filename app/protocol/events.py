@@ -28,6 +28,7 @@ __all__ = [
     "clean",
     "clean_text",
     "control",
+    "dumps",
     "encode",
     "json_schema",
     "schema_json",
@@ -38,7 +39,8 @@ __all__ = [
 VERSION = 1
 TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
 
-_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+"""The compact JSON text of a clean value."""
 
 # JSON lets these stand raw, but many readers (Python's str.splitlines among them) end a line there.
 _LINE_BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -67,7 +69,7 @@ def encode(run_id: str, seq: int, type: str, payload: Json, ts: datetime | str |
     """
     text = (
         f'{{"v":{VERSION},"seq":{seq},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'
-        f'"ts":"{ts if isinstance(ts, str) else timestamp(ts)}","payload":{_compact(payload)}}}'
+        f'"ts":"{ts if isinstance(ts, str) else timestamp(ts)}","payload":{dumps(payload)}}}'
     )
     return Event(seq, type, _one_line(text), op)
 
@@ -76,7 +78,7 @@ def control(run_id: str, type: str, payload: Mapping[str, Any], ts: datetime | N
     """The text of a control frame: an envelope without seq, which is sent and never stored."""
     return _one_line(
         f'{{"v":{VERSION},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'
-        f'"ts":"{timestamp(ts)}","payload":{_compact(payload)}}}'
+        f'"ts":"{timestamp(ts)}","payload":{dumps(payload)}}}'
     )
 
 

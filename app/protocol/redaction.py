@@ -1,11 +1,10 @@
 """What may be shown: secrets replaced by the name of their key, results cut to a preview. Pure."""
 
-import json
 import re
 from typing import Any
 
 from app.errors import InvalidJson, TooDeep
-from app.protocol.events import Json, clean
+from app.protocol.events import Json, clean, dumps
 
 REDACTED = "[redacted]"
 PREVIEW_BYTES = 2_048
@@ -40,7 +39,7 @@ def preview(value: object) -> dict[str, Any]:
         cleaned = redact(clean(value))
     except (InvalidJson, TooDeep):
         cleaned = f"<{value.__class__.__name__}>"
-    text = json_bytes(cleaned)
+    text = dumps(cleaned).encode()
     if len(text) <= PREVIEW_BYTES:
         return {"preview": cleaned, "truncated": False, "bytes": len(text)}
     return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": len(text)}
@@ -50,8 +49,3 @@ def is_secret(key: str) -> bool:
     """Whether a key names a secret, however it is spelled: api_key, apiKey, API-KEY."""
     lowered = _CAMEL_CASE.sub("_", key).lower().replace("-", "_")
     return bool(_SECRET_KEY.search(lowered)) and not _NOT_SECRET.fullmatch(lowered)
-
-
-def json_bytes(value: Json) -> bytes:
-    """The compact JSON text of a clean value."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

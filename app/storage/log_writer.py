@@ -27,6 +27,7 @@ class LogWriter:
         self.appended = appended
         self.archived = archived
         self.unappended_bytes = 0
+        self.unarchived_bytes = 0
         self._events: list[Event] = []
         self._held: deque[int] = deque()
 
@@ -46,6 +47,7 @@ class LogWriter:
         apply(self.state, {"seq": seq, "run_id": self.run_id, "type": type, "ts": ts, "payload": payload})
         self._events.append(event)
         self.unappended_bytes += len(event.text)
+        self.unarchived_bytes += len(event.text)
         if commit_first:
             self._held.append(seq)
         return event
@@ -66,19 +68,20 @@ class LogWriter:
     def level(self, head: int) -> None:
         """Redis' head was found to be `head`, which may be less than was thought: go on from there."""
         if head < self.appended:
-            self.unappended_bytes += sum(len(event.text) for event in self._between(head, self.appended))
+            self.unappended_bytes += _size(self._between(head, self.appended))
             self.appended = head
         else:
             self.mark_appended(head)
 
     def mark_appended(self, seq: int) -> None:
         """Redis has the log up to `seq`."""
-        self.unappended_bytes -= sum(len(event.text) for event in self._between(self.appended, seq))
+        self.unappended_bytes -= _size(self._between(self.appended, seq))
         self.appended = max(self.appended, seq)
         self._forget()
 
     def mark_archived(self, seq: int) -> None:
         """Postgres has the log up to `seq`."""
+        self.unarchived_bytes -= _size(self._between(self.archived, seq))
         self.archived = max(self.archived, seq)
         while self._held and self._held[0] <= seq:
             self._held.popleft()
@@ -93,3 +96,7 @@ class LogWriter:
     def _forget(self) -> None:
         if self._events:
             del self._events[: max(0, min(self.appended, self.archived) + 1 - self._events[0].seq)]
+
+
+def _size(events: Sequence[Event]) -> int:
+    return sum(len(event.text) for event in events)

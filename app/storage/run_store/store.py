@@ -1,11 +1,10 @@
 """Runs and their archived events. Postgres decides here who may write: see `app.storage.ownership` for the rules."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.errors import Fenced
-from app.protocol.events import Event
+from app.protocol.events import Event, dumps
 from app.storage.run_store.database import Database, rows
 from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunRecord
 
@@ -44,11 +43,6 @@ _RELEASE = """
 UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, attempt = attempt + %s, enqueued_at = now()
 WHERE {which} AND status = 'running' RETURNING *
 """
-
-
-def dumps(value: object) -> str:
-    """JSON text of a value that `app.protocol.events.clean` has accepted."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class RunStore:

@@ -1,0 +1,123 @@
+"""The events of one run while its agent runs: coalesces deltas, commits facts, holds the agent back.
+
+Responsible for when an event is made and how long the agent waits. Moving events to Redis and Postgres is the
+`workers.emitter`'s part, for all runs of the process together.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event as Flag
+
+from app.protocol.events import dumps
+from app.storage.log_writer import LogWriter
+from app.storage.run_store import Checkpoint
+from workers.interrupts import Interrupted, Lost
+
+DELTA_SECONDS = 0.040
+"""Deltas that follow one another faster than this leave together."""
+DELTA_CHARS = 2_048
+"""… unless they come to this much."""
+UNAPPENDED_BYTES = 262_144
+"""A run whose events that are not in Redis come to more blocks its agent until some are."""
+UNARCHIVED_BYTES = 8_388_608
+"""The same for Postgres, which takes them a second later, and may be away for a while."""
+STATE_SECONDS = 1.0
+STATE_BYTES_PER_SECOND = 200_000
+"""A state of this size is rewritten at most once a second, a larger one proportionally less often."""
+SLICE_SECONDS = 0.005
+"""An agent that emits without pause lets the others run this often."""
+PAUSE_SECONDS = 0.000_1
+"""Not 0: gevent comes back from that up to 50 times before it looks at a socket, and a cancel arrives on one."""
+
+
+class Mover(Protocol):
+    """Who moves the events of an emission."""
+
+    def append_soon(self, emission: "Emission") -> None:
+        """The run has events, or text that falls due, for Redis."""
+
+    def archive_soon(self, emission: "Emission") -> None:
+        """The run waits for its events to be archived."""
+
+
+class Emission:
+    """The events of one run while its agent runs. `interrupt` is called with Cancelled or Lost, at most once each."""
+
+    def __init__(self, writer: LogWriter, mover: Mover, interrupt: Callable[[Interrupted], None]) -> None:
+        self.writer = writer
+        self.interrupt = interrupt
+        self.delta_due: float | None = None
+        self.state_due = 0.0
+        self.moved = Flag()
+        """Set whenever Redis or Postgres has taken events of this run."""
+        self.closed = False
+        self._mover = mover
+        self._delta: list[str] = []
+        self._delta_of = ("", "")
+        self._delta_chars = 0
+        self._delta_sent = 0.0
+        self._slice_end = time.monotonic() + SLICE_SECONDS
+
+    def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
+        """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""
+        self.settle()
+        self.writer.add(type, payload, op=op)
+        self._mover.append_soon(self)
+        self.give_way()
+
+    def commit(self, type: str, payload: dict[str, Any], op: str) -> None:
+        """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis."""
+        self.settle()
+        seq = self.writer.add(type, payload, op=op, commit_first=True).seq
+        self._mover.archive_soon(self)
+        while self.writer.archived < seq:
+            self._wait_moved()
+
+    def delta(self, message_id: str, text: str, op: str) -> None:
+        """Add text to a message. What comes in quick succession becomes one event."""
+        if self._delta_of != (message_id, op):
+            self.settle()
+            self._delta_of = (message_id, op)
+        self._delta.append(text)
+        self._delta_chars += len(text)
+        due = self._delta_sent + DELTA_SECONDS
+        if self._delta_chars >= DELTA_CHARS or time.monotonic() >= due:
+            self.settle()
+            self._mover.append_soon(self)
+        elif self.delta_due is None:
+            self.delta_due = due
+            self._mover.append_soon(self)
+        self.give_way()
+
+    def settle(self) -> None:
+        """Make an event of the text that was held back."""
+        self.delta_due = None
+        if self._delta:
+            message_id, op = self._delta_of
+            self.writer.add("message.delta", {"message_id": message_id, "text": "".join(self._delta)}, op=op)
+            self._delta, self._delta_chars, self._delta_sent = [], 0, time.monotonic()
+
+    def checkpoint(self) -> Checkpoint:
+        """What is not archived yet, with the state where that is due."""
+        writer, now, state = self.writer, time.monotonic(), None
+        if now >= self.state_due:
+            state = dumps(writer.state)
+            self.state_due = now + max(STATE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
+        return Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), state, writer.head)
+
+    def give_way(self) -> None:
+        """Wait while too much is in memory only; let the others run once this run's slice of time is over."""
+        while self.writer.unappended_bytes > UNAPPENDED_BYTES or self.writer.unarchived_bytes > UNARCHIVED_BYTES:
+            self._wait_moved()
+        if time.monotonic() >= self._slice_end:
+            gevent.sleep(PAUSE_SECONDS)
+            self._slice_end = time.monotonic() + SLICE_SECONDS
+
+    def _wait_moved(self) -> None:
+        self.moved.clear()
+        self.moved.wait()
+        if self.closed:
+            raise Lost  # an agent that outlived its run
