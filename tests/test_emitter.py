@@ -20,12 +20,14 @@ from app.devservices import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.protocol.ending import Ending
 from app.protocol.events import Event
+from app.protocol.reducer import initial
 from app.storage.event_log import EventLog
+from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
 from app.storage.run_store import RunRecord
 from app.wiring import Services
 from tests.harness import eventually, pending_run
-from workers.emission import DELTA_CHARS, DELTA_SECONDS, UNAPPENDED_BYTES, Emission
+from workers.emission import DELTA_CHARS, DELTA_SECONDS, UNAPPENDED_BYTES, UNARCHIVED_BYTES, Emission
 from workers.emitter import Emitter
 from workers.interrupts import Cancelled, Interrupted, Lost
 
@@ -351,3 +353,30 @@ def test_an_agent_is_blocked_while_redis_is_away_and_goes_on_after(
     writing.finish()
     assert [e.seq for e in writing.in_redis()] == list(range(2, len(writing.in_redis()) + 2))
     log.close()
+
+
+class OnlyToRedis:
+    """Moves events as the emitter does while Postgres is away: appended at once, archived when it is told."""
+
+    def append_soon(self, emission: Emission) -> None:
+        emission.writer.mark_appended(emission.writer.head)
+
+    def archive_soon(self, emission: Emission) -> None:
+        emission.writer.mark_archived(emission.writer.head)
+        emission.moved.set()
+
+
+def test_an_agent_is_blocked_while_postgres_takes_nothing_and_goes_on_after() -> None:
+    writer = LogWriter("run_1", 1, initial("run_1"), appended=0, archived=0)
+    mover = OnlyToRedis()
+    emission = Emission(writer, mover, lambda interruption: None)
+    payload = {"text": "x" * 100_000}
+    agent = gevent.spawn(lambda: [emission.emit("custom.tick", payload, "1") for _ in range(100)])
+    _until(lambda: writer.unarchived_bytes > UNARCHIVED_BYTES)
+    head = writer.head
+    assert not agent.ready()
+    assert head < 100
+    mover.archive_soon(emission)
+    agent.join(5)
+    assert agent.successful()
+    assert writer.head == 100

@@ -88,11 +88,12 @@ class LogWriterModel(RuleBasedStateMachine):
         assert _seqs(self.writer.appendable()) == list(range(self.writer.appended + 1, end + 1))
 
     @invariant()
-    def the_bytes_that_count_are_those_that_redis_has_not_taken(self) -> None:
+    def the_bytes_that_count_are_those_that_are_not_in_both_places(self) -> None:
         left = sum(len(event.text) for event in self.all[self.writer.appended :])
         assert self.writer.unappended_bytes <= left
         if self.writer.remembers(self.writer.appended):
             assert self.writer.unappended_bytes == left
+        assert self.writer.unarchived_bytes == sum(len(event.text) for event in self.all[self.writer.archived :])
 
     @invariant()
     def the_state_is_the_fold(self) -> None:
