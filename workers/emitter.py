@@ -107,8 +107,14 @@ class Emitter:
                 self._confirmed = UNCONFIRMED
                 self._retry_append(batch)
                 raise
+            failure: StoreUnavailable | None = None
             for emission, outcome in zip(batch, outcomes, strict=True):
-                self._appended(emission, outcome)
+                try:
+                    self._appended(emission, outcome)
+                except StoreUnavailable as error:  # the other runs' outcomes count all the same
+                    failure = error
+            if failure is not None:
+                raise failure
 
     def _until_due(self) -> float | None:
         due = [e.delta_due for e in self._to_append if e.delta_due is not None]

@@ -116,9 +116,10 @@ class GeventWorker(SimpleWorker):
 
     def teardown(self) -> None:
         """As RQ's, which leaves its control channel's greenlet and connection behind while Redis is away."""
-        if self.pubsub_thread is not None:
-            self.pubsub_thread.stop()
-        super().teardown()
+        control: Any = self.pubsub_thread
+        if control is not None:
+            control.stop()
+        super().teardown()  # type: ignore[no-untyped-call]
 
     def _keep_jobs_alive(self) -> None:
         while True:

@@ -84,6 +84,7 @@ class Janitor:
         for run in self._store.unpublished(BATCH):
             assert run.finished_at is not None
             if (datetime.now(UTC) - run.finished_at).total_seconds() > self._stream_ttl_seconds:
-                self._store.mark_published(run.id)  # its stream would have expired by now
+                self._ownership.log.delete(run.id)  # it would have expired by now, had it got its end
+                self._store.mark_published(run.id)
             else:
                 self._ownership.publish(run.id, run.epoch)
