@@ -11,7 +11,8 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
-from psycogreen.gevent import patch_psycopg
+
+from app.storage.cooperative import make_psycopg_cooperative
 
 dev = os.environ.get("RUNTAIL_DEV", "") not in ("", "0")
 
@@ -65,7 +66,7 @@ def when_ready(server: Arbiter) -> None:
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
     """psycopg2 blocks the whole process unless it is told to wait in gevent's way."""
-    patch_psycopg()
+    make_psycopg_cooperative()
 
 
 def post_worker_init(worker: Worker) -> None:

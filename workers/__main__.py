@@ -7,12 +7,9 @@ monkey.patch_all()
 import logging  # noqa: E402
 import sys  # noqa: E402
 
-from psycogreen.gevent import patch_psycopg  # noqa: E402
-
-patch_psycopg()
-
 from app.config import Config  # noqa: E402
 from app.errors import ConfigError  # noqa: E402
+from app.storage.cooperative import make_psycopg_cooperative  # noqa: E402
 from workers.process import WorkerProcess  # noqa: E402
 
 
@@ -23,6 +20,7 @@ def main() -> None:
         config = Config.from_env()
     except ConfigError as error:
         sys.exit(error.detail)
+    make_psycopg_cooperative()
     WorkerProcess(config).run()
 
 

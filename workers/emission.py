@@ -63,6 +63,7 @@ class Emission:
 
     def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
         """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""
+        self._must_be_open()
         self.settle()
         self.writer.add(type, payload, op=op)
         self._mover.append_soon(self)
@@ -70,6 +71,7 @@ class Emission:
 
     def commit(self, type: str, payload: dict[str, Any], op: str) -> None:
         """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis."""
+        self._must_be_open()
         self.settle()
         seq = self.writer.add(type, payload, op=op, commit_first=True).seq
         self._mover.archive_soon(self)
@@ -78,6 +80,7 @@ class Emission:
 
     def delta(self, message_id: str, text: str, op: str) -> None:
         """Add text to a message. What comes in quick succession becomes one event."""
+        self._must_be_open()
         if self._delta_of != (message_id, op):
             self.settle()
             self._delta_of = (message_id, op)
@@ -119,5 +122,8 @@ class Emission:
     def _wait_moved(self) -> None:
         self.moved.clear()
         self.moved.wait()
+        self._must_be_open()
+
+    def _must_be_open(self) -> None:
         if self.closed:
-            raise Lost  # an agent that outlived its run
+            raise Lost  # an agent, or a greenlet of its, that outlived the run

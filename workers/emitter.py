@@ -15,6 +15,7 @@ from app.errors import Behind, Fenced, StoreUnavailable
 from app.storage.event_log import Append
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
+from app.storage.run_store import Checkpoint
 from workers.emission import Emission
 from workers.interrupts import Cancelled, Interrupted, Lost
 
@@ -144,7 +145,10 @@ class Emitter:
         self._confirmed = connects
         return [emission for emission in batch if emission.writer.run_id in owned]
 
-    def _appended(self, emission: Emission, outcome: int | Fenced | Behind) -> None:
+    def _appended(self, emission: Emission, outcome: int | Fenced | Behind | StoreUnavailable) -> None:
+        if isinstance(outcome, StoreUnavailable):
+            self._retry_append([emission])
+            raise outcome
         if isinstance(outcome, Fenced):
             emission.interrupt(Lost())
             return
@@ -193,22 +197,46 @@ class Emitter:
                 self._archive(due)
 
     def _archive(self, due: list[Emission]) -> None:
-        checkpoints = [emission.checkpoint() for emission in due]
+        made = self._checkpoints(due)
         try:
-            owned = self._ownership.store.archive(checkpoints)
-        except BaseException:
-            self._to_archive.update(e for e in due if e.writer.run_id in self._emissions)
+            owned = self._ownership.store.archive([checkpoint for _, checkpoint in made])
+        except StoreUnavailable:
+            self._to_archive.update(e for e, _ in made if e.writer.run_id in self._emissions)
             self._archive_flag.set()
             raise
-        for emission, checkpoint in zip(due, checkpoints, strict=True):
-            if checkpoint.run_id not in owned:
-                emission.interrupt(Lost())
-                continue
-            emission.writer.mark_archived(checkpoint.state_seq)
-            emission.moved.set()
-            self.append_soon(emission)
-            if owned[checkpoint.run_id]:
-                emission.interrupt(Cancelled())
+        except Exception:
+            if len(made) == 1:
+                self._give_up(made[0][0])
+            else:  # find out whose it is
+                for emission, _ in made:
+                    self._archive([emission])
+            return
+        for emission, checkpoint in made:
+            self._archived(emission, checkpoint.state_seq, owned.get(checkpoint.run_id))
+
+    def _checkpoints(self, due: list[Emission]) -> list[tuple[Emission, Checkpoint]]:
+        made = []
+        for emission in due:
+            try:
+                made.append((emission, emission.checkpoint()))
+            except Exception:
+                self._give_up(emission)
+        return made
+
+    def _give_up(self, emission: Emission) -> None:
+        """Within an `except`: this run cannot be archived, and must not keep the others from it."""
+        log.exception("%s cannot be archived; this attempt ends here.", emission.writer.run_id)
+        emission.interrupt(Lost())
+
+    def _archived(self, emission: Emission, seq: int, cancel_requested: bool | None) -> None:
+        if cancel_requested is None:
+            emission.interrupt(Lost())
+            return
+        emission.writer.mark_archived(seq)
+        emission.moved.set()
+        self.append_soon(emission)
+        if cancel_requested:
+            emission.interrupt(Cancelled())
 
 
 def _append(emission: Emission) -> Append:

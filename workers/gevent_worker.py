@@ -25,7 +25,7 @@ from workers.executor import Executor, current
 WORKER_TTL_SECONDS = 30
 """Of RQ's own record of this worker; its blocking pop returns every WORKER_TTL_SECONDS - 15."""
 JOB_HEARTBEAT_SECONDS = 30
-"""RQ calls a started job abandoned when it hears nothing of it for three times as long."""
+"""Well below the time after which RQ calls a started job abandoned."""
 RESTART_SECONDS = 1.0
 
 log = logging.getLogger(__name__)

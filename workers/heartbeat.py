@@ -4,9 +4,9 @@ A loop that stands still for STALLED_SECONDS ends the process, because nothing h
 of the other workers then put its runs back.
 """
 
-import logging
 import os
 import time
+import traceback
 
 import gevent
 from gevent import monkey
@@ -17,8 +17,6 @@ from app.storage.run_store import Database, Registry
 BEAT_SECONDS = 2.0
 STALLED_SECONDS = 60.0
 EXIT_STALLED = 70
-
-log = logging.getLogger(__name__)
 
 _native_sleep = monkey.get_original("time", "sleep")
 _start_native_thread = monkey.get_original("_thread", "start_new_thread")
@@ -34,9 +32,10 @@ class Heartbeat:
         self._stopped = False
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat, and to watch the loop."""
         gevent.spawn(self._turn_loop)
         _start_native_thread(self._beat, ())
+        _start_native_thread(self._watch, ())
 
     def stop(self) -> None:
         """Stop beating; the row is the caller's to remove."""
@@ -47,19 +46,28 @@ class Heartbeat:
             self._turned = time.monotonic()
             gevent.sleep(1)
 
+    def _watch(self) -> None:
+        while not self._stopped:
+            if time.monotonic() - self._turned > STALLED_SECONDS:
+                _tell(f"The event loop stood still for {STALLED_SECONDS:.0f} s: this worker ends itself.")
+                os._exit(EXIT_STALLED)
+            _native_sleep(BEAT_SECONDS)
+
     def _beat(self) -> None:
         database = Database(self._database_url, pool_size=1)
         registry = Registry(database)
         while not self._stopped:
-            if time.monotonic() - self._turned > STALLED_SECONDS:
-                log.critical("The event loop stood still for %d s: this worker ends itself.", STALLED_SECONDS)
-                os._exit(EXIT_STALLED)
             try:
                 registry.beat(self._worker_id)
-            except StoreUnavailable:
-                log.warning("No heartbeat: Postgres cannot be reached.")
+            except StoreUnavailable as error:
+                _tell(f"No heartbeat. {error.detail}")
             except Exception:
                 # Without this thread the worker would be called lost for good, and go on taking runs.
-                log.exception("No heartbeat.")
+                _tell(f"No heartbeat. {traceback.format_exc()}")
             _native_sleep(BEAT_SECONDS)
         database.close()
+
+
+def _tell(text: str) -> None:
+    """Write to stderr. Not by logging: its lock is gevent's, and not made for contention with native threads."""
+    os.write(2, f"{text}\n".encode())

@@ -35,41 +35,42 @@ class Janitor:
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
         self._looked = time.monotonic()
+        self._connects: int | None = None
+        """`EventLog.connects` when it was last seen to that Redis has all the ends."""
 
     def run(self) -> None:
-        """Pass after pass, for ever."""
+        """Pass after pass, for ever. A duty that fails keeps no other from being done."""
         while True:
             gevent.sleep(PASS_SECONDS)
-            try:
-                self.work()
-            except StoreUnavailable as error:
-                # Nobody may be called lost for a time in which this process could not have seen a heartbeat.
-                self._seen.clear()
-                log.warning("The janitor waits. %s", error.detail)
-            except Exception:
-                log.exception("A pass of the janitor failed.")
+            for duty in (self.release_lost, self.enqueue_forgotten, self.publish_ends):
+                try:
+                    duty()
+                except StoreUnavailable as error:
+                    log.warning("The janitor waits. %s", error.detail)
+                except Exception:
+                    log.exception("The janitor failed at a duty.")
 
-    def work(self) -> None:
-        """One pass.
-
-        :raises StoreUnavailable: Postgres or Redis cannot be reached; what was done so far is done.
-        """
-        self.release_lost()
-        self.enqueue_forgotten()
-        self.publish_ends()
+    # Each may raise StoreUnavailable; what it has done until then is done.
 
     def release_lost(self) -> None:
         """Put back the runs of owners whose heartbeat stands still."""
-        now, beats = time.monotonic(), self._store.owner_beats()
+        for beat in self._lost():
+            for run in self._store.release_lost(beat):
+                log.warning("%s lost its worker %s; it is pending again.", run.id, beat.owner)
+                self._queue.enqueue(run.id, run.epoch)
+
+    def _lost(self) -> list[OwnerBeat]:
+        try:
+            beats = self._store.owner_beats()
+        except StoreUnavailable:
+            self._seen.clear()  # nobody may be called lost for a time in which no heartbeat could be seen
+            raise
+        now = time.monotonic()
         if now - self._looked > LEASE_SECONDS / 2:
             self._seen.clear()  # this process stood still, most likely together with others: it has seen nothing
         self._looked = now
         self._seen = {beat: self._seen.get(beat, now) for beat in beats}
-        for beat, since in self._seen.items():
-            if now - since > LEASE_SECONDS:
-                for run in self._store.release_lost(beat):
-                    log.warning("%s lost its worker %s; it is pending again.", run.id, beat.owner)
-                    self._queue.enqueue(run.id, run.epoch)
+        return [beat for beat, since in self._seen.items() if now - since > LEASE_SECONDS]
 
     def enqueue_forgotten(self) -> None:
         """Enqueue pending runs that have no job."""
@@ -80,7 +81,12 @@ class Janitor:
                 self._queue.enqueue(run.id, run.epoch)
 
     def publish_ends(self) -> None:
-        """Bring terminal events into Redis that are committed but were not appended."""
+        """Bring terminal events into Redis that are committed but are not there."""
+        self._ownership.log.ping()
+        if self._connects != self._ownership.log.connects:
+            # A new connection may be to a Redis that has lost what it was known to have.
+            self._store.doubt_published(self._stream_ttl_seconds)
+            self._connects = self._ownership.log.connects
         for run in self._store.unpublished(BATCH):
             assert run.finished_at is not None
             if (datetime.now(UTC) - run.finished_at).total_seconds() > self._stream_ttl_seconds:

@@ -7,6 +7,7 @@ import socket
 from functools import partial
 
 import gevent
+from redis import RedisError
 
 from app.config import Config
 from app.errors import StoreUnavailable
@@ -59,8 +60,10 @@ class WorkerProcess:
         self._leave()
 
     def _connect_rq(self) -> GeventWorker:
-        self._services.log.ping()
-        return GeventWorker(self._services.queue.redis, self._executor, self._config.worker_concurrency)
+        try:
+            return GeventWorker(self._services.queue.redis, self._executor, self._config.worker_concurrency)
+        except RedisError as error:
+            raise StoreUnavailable("Redis cannot be reached.") from error
 
     def _heed_commands(self) -> None:
         """Look at this worker's commands whenever its doorbell rings."""

@@ -20,6 +20,9 @@ SUMMARY_MAX_CHARS = 200
 INPUT_PREVIEW_MAX_BYTES = 2048
 """Of the preview in UTF-8: a text as it is, anything else as compact JSON."""
 
+COST_MAX = 1e12
+"""Costs are summed up over a run, and the sum must stay a finite number."""
+
 CUSTOM_TYPE = re.compile(r"custom\.[a-z0-9_.-]{1,100}")
 
 
@@ -69,6 +72,7 @@ MAY_COUNT = fields.Integer(strict=True, validate=Range(min=0))
 FRACTION = StrictNumber(required=True, validate=Range(0, 1))
 MAY_FRACTION = StrictNumber(validate=Range(0, 1))
 MAY_NUMBER_OR_NULL = StrictNumber(allow_none=True)
+MAY_COST_OR_NULL = StrictNumber(allow_none=True, validate=Range(0, COST_MAX))
 FLAG = StrictBoolean(required=True)
 ANY = fields.Raw(required=True, allow_none=True)
 OBJECT = fields.Dict(required=True)
@@ -128,7 +132,7 @@ _FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
     },
     "context.usage": {
         "input_tokens": MAY_COUNT, "output_tokens": MAY_COUNT,
-        "budget_used_pct": MAY_NUMBER_OR_NULL, "cost": MAY_NUMBER_OR_NULL,
+        "budget_used_pct": MAY_NUMBER_OR_NULL, "cost": MAY_COST_OR_NULL,
     },
     "context.compaction.started": {},
     "context.compaction.completed": {"before_tokens": MAY_COUNT, "after_tokens": MAY_COUNT},

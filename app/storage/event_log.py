@@ -33,6 +33,9 @@ SWEEP_SECONDS = 2.0
 SOCKET_TIMEOUT_SECONDS = 5
 POOL_WAIT_SECONDS = 5
 
+Outcome = int | Fenced | Behind | StoreUnavailable
+"""Of one append: the new head, or why there is none."""
+
 _LUA = Path(__file__).parent
 
 
@@ -70,7 +73,7 @@ class EventLog:
             return outcome
         raise outcome
 
-    def append_all(self, appends: Sequence[Append], *, confirmed: int | None = None) -> list[int | Fenced | Behind]:
+    def append_all(self, appends: Sequence[Append], *, confirmed: int | None = None) -> list[Outcome]:
         """Append to many runs in one round trip; each run's new head or its own error, in order.
 
         :param confirmed: `connects` as it was before the epochs were last confirmed in Postgres. If a connection was
@@ -80,7 +83,7 @@ class EventLog:
         with _reachable():
             return self._pipeline(appends, confirmed)
 
-    def _pipeline(self, appends: Sequence[Append], confirmed: int | None) -> list[int | Fenced | Behind]:
+    def _pipeline(self, appends: Sequence[Append], confirmed: int | None) -> list[Outcome]:
         with self._redis.pipeline(transaction=False) as pipeline:
             # The pool replaces a connection that was lost without a word; here is the moment to notice.
             pipeline.connection = self._redis.connection_pool.get_connection()
@@ -93,9 +96,7 @@ class EventLog:
             if isinstance(reply, redis.exceptions.NoScriptError):  # a Redis that was just restarted
                 append = appends[index]
                 replies[index] = self._append(keys=_keys(append.run_id), args=self._arguments(append))
-            elif isinstance(reply, redis.RedisError):
-                raise reply
-        return [_outcome(*reply) for reply in replies]
+        return [_refused(reply) if isinstance(reply, redis.RedisError) else _outcome(*reply) for reply in replies]
 
     def _arguments(self, append: Append) -> list[str | int]:
         first, last = append.events[0], append.events[-1]
@@ -213,12 +214,19 @@ def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
     return Event(seq, fields[b"t"].decode(), fields[b"e"].decode(), fields[b"o"].decode())
 
 
-def _outcome(word: bytes, number: int) -> int | Fenced | Behind:
+def _outcome(word: bytes, number: int) -> Outcome:
     if word == b"OK":
         return number
     if word == b"BEHIND":
         return Behind(number)
     return Fenced(f"Epoch {number} owns the run.")
+
+
+def _refused(error: redis.RedisError) -> StoreUnavailable:
+    """Redis did not carry out this append: out of memory, loading, read only, or its keys are not ours."""
+    unavailable = StoreUnavailable("Redis refuses to append.")
+    unavailable.__cause__ = error
+    return unavailable
 
 
 @contextmanager

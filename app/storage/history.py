@@ -42,8 +42,7 @@ class History:
 
     def is_over(self, run_id: str, seq: int) -> bool:
         """Nothing will ever follow `seq`: it is the end of the run, or the run was erased."""
-        run = self.store.get(run_id)
-        return run is None or (run.terminal and run.state_seq <= seq)
+        return self.store.is_over(run_id, seq)
 
     def state(self, run: RunRecord) -> State:
         """The run's state as of now: the stored one with the events after it folded in."""

@@ -121,7 +121,12 @@ class Windows:
         except StoreUnavailable:
             time.sleep(WAIT_MS / 1_000)  # Redis is away; what is archived meanwhile can be served
             return self._stored(run_id, cursor)
-        return events if not events or events[0].seq == cursor + 1 else self._stored(run_id, cursor)
+        if not events or events[0].seq == cursor + 1:
+            return events
+        stored = self._stored(run_id, cursor)
+        if not stored:
+            time.sleep(WAIT_MS / 1_000)  # behind what Redis still has, and Postgres is away
+        return stored
 
     def _stored(self, run_id: str, cursor: int) -> Sequence[Event]:
         try:

@@ -44,6 +44,7 @@ CREATE UNIQUE INDEX runs_idempotency ON runs (tenant_id, user_id, idempotency_ke
 CREATE INDEX runs_history ON runs (tenant_id, user_id, id DESC);
 CREATE INDEX runs_pending ON runs (enqueued_at) WHERE status = 'pending';
 CREATE INDEX runs_running ON runs (owner) WHERE status = 'running';
+CREATE INDEX runs_finished ON runs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX runs_unpublished ON runs (finished_at) WHERE finished_at IS NOT NULL AND NOT published;
 
 CREATE TABLE run_events (

@@ -20,7 +20,10 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 MIGRATION_LOCK = 0x52544D47
 """Advisory lock: two releases at once apply each migration once."""
 
-_UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
+KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+"""Of each connection, seconds but for the last, milliseconds: a peer that vanished is noticed in about 10 s."""
+
+_UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded, TimeoutError)
 
 
 class Database:
@@ -32,6 +35,7 @@ class Database:
             max_connections=pool_size,
             timeout=POOL_WAIT_SECONDS,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            **KEEPALIVE,
         )
 
     @contextmanager

@@ -108,6 +108,12 @@ class RunStore:
         with self._database.session() as db:
             return [Event(*row) for row in db.execute_sql(sql, (run_id, after, limit)).fetchall()]
 
+    def is_over(self, run_id: str, seq: int) -> bool:
+        """Nothing will ever follow `seq`: it is the end of the run, or there is no such run."""
+        sql = "SELECT 1 FROM runs WHERE id = %s AND (finished_at IS NULL OR state_seq > %s)"
+        with self._database.session() as db:
+            return db.execute_sql(sql, (run_id, seq)).fetchone() is None
+
     def archived_head(self, run_id: str) -> int:
         """Seq of the last archived event, 0 where there is none."""
         sql = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
@@ -171,8 +177,9 @@ class RunStore:
         self._write("UPDATE runs SET published = true WHERE id = %s", run_id)
 
     def release(self, run_id: str, epoch: int, reason: str) -> RunRecord | None:
-        """Hand an owned run back as pending; it costs no attempt. None: it is not the caller's any more."""
-        return self._one(_RELEASE.format(which="id = %s AND epoch = %s"), reason, 0, run_id, epoch)
+        """Hand an owned run back as pending; only a retry costs an attempt. None: it is not the caller's any more."""
+        cost = int(reason == "retry")
+        return self._one(_RELEASE.format(which="id = %s AND epoch = %s"), reason, cost, run_id, epoch)
 
     # Commands.
 
@@ -218,10 +225,15 @@ class RunStore:
                  ) RETURNING *"""
         return self._many(sql, seconds, limit)
 
+    def doubt_published(self, seconds: float) -> None:
+        """Runs that finished within so many seconds may have lost their end in Redis: see about them again."""
+        sql = "UPDATE runs SET published = false WHERE published AND finished_at > now() - make_interval(secs => %s)"
+        self._write(sql, seconds)
+
     def unpublished(self, limit: int) -> list[RunRecord]:
-        """Finished runs whose terminal event is not known to have reached Redis, oldest first."""
+        """Finished runs whose terminal event is not known to be in Redis, in no order: none may block the others."""
         sql = """SELECT * FROM runs WHERE finished_at < now() - interval '2 seconds' AND NOT published
-                 ORDER BY finished_at LIMIT %s"""
+                 ORDER BY random() LIMIT %s"""
         return self._many(sql, limit)
 
     def _one(self, sql: str, *values: Any) -> RunRecord | None:
