@@ -355,6 +355,18 @@ def test_an_agent_is_blocked_while_redis_is_away_and_goes_on_after(
     log.close()
 
 
+def test_a_run_that_cannot_be_archived_keeps_no_other_from_it(opened: Open) -> None:
+    poisoned, innocent = opened(), opened()
+    poisoned.emission.writer.state["usage"]["cost"] = float("inf")  # past every check: a state that is not JSON
+    poisoned.emission.emit("custom.tick", {}, "1")
+    innocent.emission.commit("custom.tick", {"n": 1}, "1")
+    _until(lambda: poisoned.told)
+    innocent.emission.commit("custom.tick", {"n": 2}, "2")
+    assert len(innocent.archived()) == 2
+    assert [type(told) for told in poisoned.told] == [Lost] * len(poisoned.told)
+    innocent.finish()
+
+
 class OnlyToRedis:
     """Moves events as the emitter does while Postgres is away: appended at once, archived when it is told."""
 

@@ -342,6 +342,21 @@ def test_the_janitor_does_not_bring_back_a_stream_whose_time_is_over(apart: Serv
     assert _words(apart, run_id) == []
 
 
+def test_the_janitor_brings_back_an_end_that_redis_had_and_lost(apart: Services, run_id: str, image: Any) -> None:
+    owner = Owner(apart, run_id, "a").adopt()
+    before = image()
+    apart.ownership.finish(owner.writer, Ending.completed("x"))
+    before.restore()
+    janitor = Janitor(apart.ownership, apart.queue, 3_600)  # new to this Redis, as after a lost connection
+
+    def level() -> bool:
+        janitor.publish_ends()
+        return apart.log.head(run_id) == owner.writer.head
+
+    eventually(level)
+    _level(apart, run_id)
+
+
 # [cancel] A request is a row first; whoever claims looks at it after its fence.
 
 

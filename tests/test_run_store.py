@@ -1,6 +1,7 @@
 """The rows in Postgres: who may write them, what a batch does, and what happens to connections."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -325,7 +326,7 @@ def _fail_inside(database: Database, atomic: bool) -> None:
 
 KILLED = """
 from gevent import monkey; monkey.patch_all()
-from psycogreen.gevent import patch_psycopg; patch_psycopg()
+from app.storage.cooperative import make_psycopg_cooperative; make_psycopg_cooperative()
 import sys, gevent
 from app.storage.run_store import Database
 from workers.interrupts import Cancelled
@@ -368,7 +369,7 @@ def test_a_greenlet_killed_inside_a_query_takes_its_connection_with_it(url: str)
 def test_a_slow_query_of_one_greenlet_does_not_hold_up_the_others(url: str) -> None:
     script = """
 from gevent import monkey; monkey.patch_all()
-from psycogreen.gevent import patch_psycopg; patch_psycopg()
+from app.storage.cooperative import make_psycopg_cooperative; make_psycopg_cooperative()
 import sys, time, gevent
 from app.storage.run_store import Database
 
@@ -387,6 +388,29 @@ print("turns", turns > 20)
     command = [sys.executable, "-c", script, url]
     done: Any = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "turns True\n", done.stderr
+
+
+def test_a_postgres_that_accepts_and_never_answers_is_unavailable_in_time() -> None:
+    script = """
+from gevent import monkey; monkey.patch_all()
+import sys, time, gevent
+from app.errors import StoreUnavailable
+from app.storage import cooperative
+from app.storage.run_store import Database
+
+cooperative.SILENCE_SECONDS = 1
+cooperative.make_psycopg_cooperative()
+database = Database(f"postgresql://nobody@127.0.0.1:{sys.argv[1]}/none", 1)
+begun = time.monotonic()
+try:
+    database.ping()
+except StoreUnavailable:
+    print("unavailable", time.monotonic() - begun < 3)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = [sys.executable, "-c", script, str(silent.getsockname()[1])]
+        done: Any = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "unavailable True\n", done.stderr
 
 
 def test_a_page_is_newest_first_and_filtered(store: RunStore, apart: Services) -> None:
