@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import gevent
@@ -15,15 +14,14 @@ import gevent
 from app.errors import InvalidEvent, InvalidJson, InvalidOutput, RuntailError, TooDeep
 from app.hooks import Hooks
 from app.protocol.ending import reconcile
-from app.protocol.events import clean, clean_text
+from app.protocol.events import clean
 from app.protocol.redaction import REDACTED, is_secret, preview
 from workers.emission import Emission
+from workers.handles import Message, Step, clamped, given
 from workers.interrupts import Interrupted
 
 T = TypeVar("T")
 
-DELTA_MAX_CHARS = 65_536
-"""A longer text is written as several deltas."""
 SUMMARY_CHARS = 200
 
 _current: ContextVar["RunContext | None"] = ContextVar("runtail_run", default=None)
@@ -76,11 +74,11 @@ class RunContext:
         return [step["id"] for step in self._planned]
 
     @contextmanager
-    def step(self, title: str, *, id: str | None = None) -> Iterator["Step"]:
+    def step(self, title: str, *, id: str | None = None) -> Iterator[Step]:
         """A step of the work. Without an id, the planned step of that title, if there is one."""
         op = self._next()
         planned = (step["id"] for step in self._planned if step["title"] == title)
-        step = Step(self, id or next(planned, f"step_{op}"), op)
+        step = Step(id or next(planned, f"step_{op}"), lambda type, payload: self._emit(type, payload, op))
         index = next((n for n, p in enumerate(self._planned) if p["id"] == step.id), len(self._planned))
         self._emit("step.started", {"step_id": step.id, "title": title, "index": index}, op)
         self._steps.append(step)
@@ -99,7 +97,7 @@ class RunContext:
         """How far the running tool is, or outside a tool the running step. Outside both this does nothing."""
         if self._tools:
             call_id = self._tools[-1]
-            payload = {"tool_call_id": call_id, "fraction": _fraction(fraction), **_given(label=label)}
+            payload = {"tool_call_id": call_id, "fraction": clamped(fraction), **given(label=label)}
             self._emit("tool.progress", payload, call_id)
         elif self._steps:
             self._steps[-1].progress(fraction, label)
@@ -147,10 +145,11 @@ class RunContext:
     # Text.
 
     @contextmanager
-    def message(self, role: str = "assistant") -> Iterator["Message"]:
+    def message(self, role: str = "assistant") -> Iterator[Message]:
         """A message that is written bit by bit. It is completed at the end of the block, also of one that raises."""
         op = self._next()
-        message = Message(self, f"msg_{op}.{self._emission.writer.epoch}", op)
+        message_id = f"msg_{op}.{self._emission.writer.epoch}"
+        message = Message(message_id, lambda text: self._delta(message_id, text, op))
         self._emit("message.started", {"message_id": message.id, "role": role}, op)
         try:
             yield message
@@ -169,13 +168,13 @@ class RunContext:
 
     def source(self, title: str, url: str | None = None, snippet: str | None = None) -> None:
         """Something that the answer rests on."""
-        self._emit("source.added", {"title": title, **_given(url=url, snippet=snippet)}, self._next())
+        self._emit("source.added", {"title": title, **given(url=url, snippet=snippet)}, self._next())
 
     def check(self, name: str, passed: bool, score: float | None = None, note: str | None = None) -> None:
         """The outcome of a quality check."""
         self._emit(
             "quality.checked",
-            {"name": name, "passed": passed, **_given(score=score, note=note)},
+            {"name": name, "passed": passed, **given(score=score, note=note)},
             self._next(),
         )
 
@@ -188,10 +187,8 @@ class RunContext:
         budget_used_pct: float | None = None,
     ) -> None:
         """What a model turn has used; the run's usage is the sum."""
-        given = _given(
-            input_tokens=input_tokens, output_tokens=output_tokens, cost=cost, budget_used_pct=budget_used_pct
-        )
-        self._emit("context.usage", given, self._next())
+        used = given(input_tokens=input_tokens, output_tokens=output_tokens, cost=cost, budget_used_pct=budget_used_pct)
+        self._emit("context.usage", used, self._next())
 
     def emit(self, type: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of your own, `custom.<name>`.
@@ -266,43 +263,11 @@ class RunContext:
         self._check()
         self._emission.commit(type, self._hooks(type, payload), op)
 
-    def _delta(self, message: "Message", text: str) -> str:
+    def _delta(self, message_id: str, text: str, op: str) -> str:
         self._check()
-        outbound = self._hooks.delta(message.id, text)
-        self._emission.delta(message.id, outbound, message.op)
+        outbound = self._hooks.delta(message_id, text)
+        self._emission.delta(message_id, outbound, op)
         return outbound
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step in progress."""
-
-    run: RunContext
-    id: str
-    op: str
-
-    def progress(self, fraction: float, label: str | None = None) -> None:
-        """:param fraction: 0 to 1; what lies outside is taken as the nearer of the two."""
-        payload = {"step_id": self.id, "fraction": _fraction(fraction), **_given(label=label)}
-        self.run._emit("step.progress", payload, self.op)
-
-
-class Message:
-    """A message in progress."""
-
-    def __init__(self, run: RunContext, id: str, op: str) -> None:
-        self.id = id
-        self.op = op
-        self.chars = 0
-        self._run = run
-
-    def write(self, text: str) -> str:
-        """Add text. Returns it as it went out: cleaned of NUL and lone surrogates, and past the hooks."""
-        cleaned = clean_text(text)
-        parts = range(0, len(cleaned), DELTA_MAX_CHARS)
-        written = "".join(self._run._delta(self, cleaned[start : start + DELTA_MAX_CHARS]) for start in parts)
-        self.chars += len(written)
-        return written
 
 
 class ToolError(RuntailError):
@@ -331,14 +296,6 @@ def _shown(summary: Mapping[str, Any]) -> str:
 
 def _is_answer(message: Mapping[str, Any]) -> bool:
     return bool(message["role"] == "assistant" and message["status"] != "abandoned")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _fraction(value: float) -> float:
-    return min(1.0, max(0.0, float(value)))
 
 
 def _ms_since(started: float) -> int:
