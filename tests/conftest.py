@@ -3,6 +3,7 @@
 import itertools
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from app.factory import create_app
 from app.storage.run_store import Principal, migrate
 from app.wiring import Services
 from tests.harness import Stack
+
+# The background job of a shell ignores SIGINT, and so would every child of ours that a test sends one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 StackMaker = Callable[..., Stack]
 

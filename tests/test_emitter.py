@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 from redis import Redis
 
+from app.config import Config
 from app.devservices import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.protocol.ending import Ending
@@ -24,7 +25,7 @@ from app.protocol.reducer import initial
 from app.storage.event_log import EventLog
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
-from app.storage.run_store import RunRecord
+from app.storage.run_store import RunRecord, migrate
 from app.wiring import Services
 from tests.harness import eventually, pending_run
 from workers.emission import DELTA_CHARS, DELTA_SECONDS, UNAPPENDED_BYTES, UNARCHIVED_BYTES, Emission
@@ -365,6 +366,34 @@ def test_a_run_that_cannot_be_archived_keeps_no_other_from_it(opened: Open) -> N
     assert len(innocent.archived()) == 2
     assert [type(told) for told in poisoned.told] == [Lost] * len(poisoned.told)
     innocent.finish()
+
+
+def test_a_run_that_waits_for_postgres_to_level_its_log_does_not_hold_up_the_others(
+    own_redis: EmbeddedServices, started: Callable[[Ownership], Emitter]
+) -> None:
+    migrate(own_redis.database_url)
+    urls = {"DATABASE_URL": own_redis.database_url, "REDIS_URL": own_redis.redis_url}
+    services = Services.for_worker(Config.from_env(urls))
+    emitter = started(services.ownership)
+    pair = [Writing(services.ownership, emitter, pending_run(services)) for _ in range(2)]
+    for writing in pair:
+        writing.emission.emit("custom.tick", {}, "1")
+    _until(lambda: all(len(writing.in_redis()) == 1 for writing in pair))
+    own_redis.kill("postgres")
+    for writing in pair:  # as `emit`, which may give way: both are to be in the same turn
+        writing.emission.writer.add("custom.tick", {})
+        emitter.append_soon(writing.emission)
+    first = next(iter(emitter._to_append))
+    behind, other = sorted(pair, key=lambda writing: writing.emission is not first)
+    services.log.delete(behind.run.id)
+    _until(lambda: other.emission.writer.unappended_bytes == 0)
+    assert behind.emission.writer.unappended_bytes > 0
+    own_redis.start("postgres")
+    _until(lambda: len(behind.in_redis()) == 2)
+    for writing in pair:
+        writing.finish()
+        assert not writing.told
+    services.close()
 
 
 class OnlyToRedis:

@@ -357,6 +357,19 @@ def test_the_janitor_brings_back_an_end_that_redis_had_and_lost(apart: Services,
     _level(apart, run_id)
 
 
+def test_the_janitor_removes_a_stream_that_did_not_get_its_end_in_time(apart: Services, run_id: str) -> None:
+    owner = Owner(apart, run_id, "a").adopt().say("one").append()
+    apart.ownership.end(owner.writer, Ending.completed("x"))
+    apart.ownership.commit_end(owner.writer)
+    with apart.database.session() as db:
+        db.execute_sql("UPDATE runs SET finished_at = now() - interval '2 hours' WHERE id = %s", (run_id,))
+    Janitor(apart.ownership, apart.queue, stream_ttl_seconds=3_600).publish_ends()
+    assert _row(apart, run_id).published
+    with Redis.from_url(apart.config.redis_url) as redis:
+        assert redis.keys(f"rt:{{{run_id}}}:*") == [], "nothing would ever expire it"
+    assert apart.store.archived_head(run_id) == 3
+
+
 # [cancel] A request is a row first; whoever claims looks at it after its fence.
 
 

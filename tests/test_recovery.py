@@ -347,6 +347,33 @@ def _undisturbed(stack: Stack, run_id: str) -> None:
     assert run.output["text"] == "".join(f"word{n} " for n in range(40))
 
 
+OUTAGES = 3
+"""A connection lost at each would leave RQ's pool with none to take a job by."""
+GAVE_UP = "found an unhandled exception, quitting"
+
+
+def redis_is_killed_again_and_again(make: StackMaker, folder: Path) -> None:
+    """Each time a slot comes free while Redis is away: on that RQ's work loop gives up, and is started anew."""
+    with EmbeddedServices(folder) as servers:
+        stack = make(REDIS_URL=servers.redis_url, RUNTAIL_WORKER_CONCURRENCY="1")
+        worker = stack.start_worker()
+        for _ in range(OUTAGES):
+            _outage(servers, stack, worker)
+        _run_to_its_end(stack)
+        with Redis.from_url(servers.redis_url) as redis:
+            assert len(redis.pubsub_channels("rq:pubsub:*")) == 1
+
+
+def _outage(servers: EmbeddedServices, stack: Stack, worker: Process) -> None:
+    run_id, gate = _held(stack)
+    before = worker.log.read_text().count(GAVE_UP)
+    servers.kill("redis")
+    gate.touch()
+    eventually(lambda: worker.log.read_text().count(GAVE_UP) > before, what="RQ's giving up")
+    servers.start("redis")
+    assert _ended(stack, run_id).attempt == 1
+
+
 SCENARIOS: list[Scenario] = [
     a_frozen_worker,
     a_killed_worker,
@@ -377,7 +404,7 @@ def played(module_stack: StackMaker, tmp_path_factory: pytest.TempPathFactory) -
     with (
         EmbeddedServices(tmp_path_factory.mktemp("servers")) as servers,
         Stack(_urls(servers), tmp_path_factory.mktemp("stack")) as stack,
-        ThreadPoolExecutor(len(SCENARIOS) + len(LEFTOVERS)) as side_by_side,
+        ThreadPoolExecutor(len(SCENARIOS) + len(LEFTOVERS) + 1) as side_by_side,
         ThreadPoolExecutor(1) as one_by_one,
     ):
         migrate(servers.database_url)
@@ -385,7 +412,10 @@ def played(module_stack: StackMaker, tmp_path_factory: pytest.TempPathFactory) -
         calm = module_stack()
         calm.start_worker()
         calm.start_worker()
+        folder = tmp_path_factory.mktemp("again")
+        again = side_by_side.submit(redis_is_killed_again_and_again, module_stack, folder)
         yield {
+            redis_is_killed_again_and_again: again,
             **{leftover: side_by_side.submit(leftover, calm) for leftover in LEFTOVERS},
             **{scenario: side_by_side.submit(scenario, module_stack) for scenario in SCENARIOS},
             **{disaster: one_by_one.submit(disaster, servers, stack) for disaster in DISASTERS},
@@ -438,6 +468,10 @@ def test_a_run_whose_canceller_died_is_cancelled(played: Played) -> None:
 
 def test_a_run_outlives_a_redis_that_is_killed(played: Played) -> None:
     played[redis_is_killed].result()
+
+
+def test_a_worker_keeps_its_connections_however_often_redis_is_killed(played: Played) -> None:
+    played[redis_is_killed_again_and_again].result()
 
 
 def test_a_log_that_redis_has_lost_is_filled_again(played: Played) -> None:

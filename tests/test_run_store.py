@@ -324,6 +324,23 @@ def _fail_inside(database: Database, atomic: bool) -> None:
         raise RuntimeError("mine")
 
 
+def test_who_stops_in_the_middle_of_a_transaction_does_not_hold_its_rows_for_ever(url: str) -> None:
+    database = Database(url, 1)
+    for _ in range(2):
+        with database.session(atomic=True) as db:
+            assert 0 < _idle_milliseconds(db) <= 15_000
+        with database.session() as db:
+            assert _idle_milliseconds(db) == 0, "outside a transaction it holds none, and may idle"
+    database.close()
+
+
+def _idle_milliseconds(db: Any) -> int:
+    """How long Postgres lets a transaction wait for its next statement; 0: for ever."""
+    setting = "SELECT setting::int FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'"
+    milliseconds: int = db.execute_sql(setting).fetchone()[0]
+    return milliseconds
+
+
 KILLED = """
 from gevent import monkey; monkey.patch_all()
 from app.storage.cooperative import make_psycopg_cooperative; make_psycopg_cooperative()
