@@ -301,3 +301,10 @@ def test_pauses_between_events_are_those_of_the_agent(server: Stack, worker: Pro
     stamps = [int(p["text"].split("@")[1]) for p in _of(server.events(run_id), "custom.tick")]
     assert all(90_000_000 < b - a < 400_000_000 for a, b in pairwise(stamps))
     assert Counter(e["type"] for e in server.events(run_id))["custom.tick"] == 5
+
+
+def test_the_agent_of_the_readme_runs(server: Stack, worker: Process) -> None:
+    run = server.ended(server.start("greet", {"name": "ann"}))
+    assert run["output"]["text"] == "Good to see you, Ann "
+    assert [step["title"] for step in run["state"]["steps"]] == ["Look the name up"]
+    assert [call["label"] for call in run["state"]["tool_calls"]] == ["Looking the name up"]
