@@ -1,5 +1,7 @@
 """What is served beside runs: agents, schemas, health."""
 
+from collections.abc import Callable
+
 from flask import Response, json
 
 from app.api.context import Blueprint, principal, runtail
@@ -47,7 +49,7 @@ def readyz() -> Response:
     return Response(json.dumps(body) + "\n", 200 if ready else 503, mimetype="application/json")
 
 
-def _reaches(ping) -> bool:  # type: ignore[no-untyped-def]
+def _reaches(ping: Callable[[], None]) -> bool:
     try:
         ping()
     except StoreUnavailable:

@@ -9,10 +9,12 @@ Postgres decides, Redis enforces. The rules (checked by exploring their interlea
 5. A lost owner is observed (`workers.janitor`), never assumed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from app.errors import Behind, Fenced
 from app.protocol.ending import Ending, closing, terminal_payload
+from app.protocol.events import Event
 from app.protocol.reducer import fold
 from app.storage.event_log import Append, EventLog
 from app.storage.log_writer import LogWriter
@@ -120,7 +122,7 @@ class Ownership:
             archived = events[-1].seq
         return archived
 
-    def _archive_after(self, run_id: str, seq: int):  # type: ignore[no-untyped-def]
+    def _archive_after(self, run_id: str, seq: int) -> Iterator[Event]:
         while events := self.store.events(run_id, seq, CHUNK):
             yield from events
             seq = events[-1].seq
