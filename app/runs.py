@@ -31,7 +31,7 @@ from app.storage.event_log import Append
 from app.storage.run_store import NewRun, Principal, RunRecord
 from app.wiring import Services
 
-CANCEL_WAIT_MS = 2_000
+CANCEL_WAIT_SECONDS = 2.0
 """How long a cancel waits for the owner to end the run before it answers that it is still on its way."""
 WAIT_MS = 2_000
 """How long one wait for events may block: less than a Redis connection's timeout."""
@@ -130,7 +130,7 @@ class Runs:
             return run
         try:
             self._end_unowned(run)
-            self._follow_to_end(run.id, CANCEL_WAIT_MS / 1_000, ring=True)
+            self._follow_to_end(run.id, CANCEL_WAIT_SECONDS, ring=True)
         except StoreUnavailable:
             log.warning("%s is to be cancelled; its owner or the janitor will find out.", run.id)
         return self.services.store.get(run.id) or run

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from app.errors import InvalidEvent, InvalidJson, TooDeep
 from app.hooks import EVENT_BYTES, Hooks
 from app.protocol.events import clean, dumps
-from app.protocol.redaction import PREVIEW_BYTES, REDACTED, preview, redact
+from app.protocol.payloads import PREVIEW_MAX_BYTES
+from app.protocol.redaction import REDACTED, preview, redact
 
 SECRET_KEYS = [
     "password",
@@ -93,9 +94,9 @@ def test_a_preview_of_what_is_not_json_is_its_type(value: object) -> None:
 )
 def test_a_preview_is_json_of_limited_size_whatever_the_result(value: object) -> None:
     shown = preview(value)
-    assert len(dumps(shown["preview"]).encode()) <= PREVIEW_BYTES
+    assert len(dumps(shown["preview"]).encode()) <= PREVIEW_MAX_BYTES
     assert clean(shown) == shown
-    assert shown["truncated"] == (shown["bytes"] > PREVIEW_BYTES)
+    assert shown["truncated"] == (shown["bytes"] > PREVIEW_MAX_BYTES)
 
 
 def test_user_hooks_see_clean_payloads_in_turn_and_theirs_are_cleaned_again() -> None:

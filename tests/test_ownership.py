@@ -37,7 +37,7 @@ class Owner:
         return self
 
     def confirm(self) -> bool:
-        return self.services.ownership.confirm(self.run)
+        return self.services.ownership.confirm(self.run.id, self.run.epoch)
 
     def say(self, *words: str, fact: bool = False) -> "Owner":
         for word in words:

@@ -11,7 +11,8 @@ from redis import Redis
 
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL, dumps, validate
-from app.protocol.redaction import PREVIEW_BYTES, REDACTED
+from app.protocol.payloads import PREVIEW_MAX_BYTES
+from app.protocol.redaction import REDACTED
 from app.protocol.reducer import fold, initial
 from app.storage.run_store import AgentRecord, Database, Registry
 from tests.conftest import StackMaker
@@ -220,7 +221,7 @@ class TestWhatAnAgentEmits:
         big, odd = _of(events, "tool.completed")
         assert big["truncated"] is True
         assert big["bytes"] > 2_000_000
-        assert len(dumps(big["preview"]).encode()) <= PREVIEW_BYTES
+        assert len(dumps(big["preview"]).encode()) <= PREVIEW_MAX_BYTES
         assert odd["preview"] == "<object>"
 
     def test_secrets_do_not_leave_under_their_keys(self, server: Stack) -> None:

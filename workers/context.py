@@ -15,14 +15,13 @@ from app.errors import InvalidEvent, InvalidJson, InvalidOutput, RuntailError, T
 from app.hooks import Hooks
 from app.protocol.ending import reconcile
 from app.protocol.events import clean
+from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, is_secret, preview
 from workers.emission import Emission
 from workers.handles import Message, Step, clamped, given
 from workers.interrupts import Interrupted
 
 T = TypeVar("T")
-
-SUMMARY_CHARS = 200
 
 _current: ContextVar["RunContext | None"] = ContextVar("runtail_run", default=None)
 
@@ -291,7 +290,7 @@ def _public(error: Exception, code: str, message: str) -> dict[str, str]:
 
 def _shown(summary: Mapping[str, Any]) -> str:
     pairs = (f"{key}={REDACTED if is_secret(key) else value}" for key, value in summary.items())
-    return ", ".join(pairs)[:SUMMARY_CHARS]
+    return ", ".join(pairs)[:SUMMARY_MAX_CHARS]
 
 
 def _is_answer(message: Mapping[str, Any]) -> bool:

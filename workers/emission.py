@@ -44,7 +44,7 @@ class Mover(Protocol):
 
 
 class Emission:
-    """The events of one run while its agent runs. `interrupt` is called with Cancelled or Lost, at most once each."""
+    """The events of one run while its agent runs. `interrupt` is told Cancelled or Lost, as often as it is noticed."""
 
     def __init__(self, writer: LogWriter, mover: Mover, interrupt: Callable[[Interrupted], None]) -> None:
         self.writer = writer

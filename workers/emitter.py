@@ -12,17 +12,17 @@ from gevent.event import Event as Flag
 from gevent.lock import BoundedSemaphore
 
 from app.errors import Behind, Fenced, StoreUnavailable
-from app.storage.event_log import Append
+from app.storage.event_log import Append, Outcome
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint
 from workers.emission import Emission
 from workers.interrupts import Cancelled, Interrupted, Lost
+from workers.retry import FIRST_SECONDS, LONGEST_SECONDS
 
 APPEND_EVENTS = 500
 """Most events of one run in one turn."""
 ARCHIVE_SECONDS = 1.0
-BACKOFF_SECONDS = (0.05, 2.0)
 UNCONFIRMED = -1
 
 log = logging.getLogger(__name__)
@@ -74,21 +74,19 @@ class Emitter:
         self._archive_flag.set()
 
     def _forever(self, turn: Callable[[], None]) -> None:
-        least, most = BACKOFF_SECONDS
-        backoff = least
+        pause = FIRST_SECONDS
         while True:
             try:
                 turn()
-                backoff = least
+                pause = FIRST_SECONDS
+                continue
             except StoreUnavailable as error:
-                log.warning("%s Trying again in %.2f s.", error.detail, backoff)
-                gevent.sleep(backoff)
-                backoff = min(most, backoff * 2)
+                log.warning("%s Trying again in %.2f s.", error.detail, pause)
             except Exception:
                 # One run's surprise must not stop the events of all the others.
                 log.exception("A turn of the emitter failed.")
-                gevent.sleep(backoff)
-                backoff = min(most, backoff * 2)
+            gevent.sleep(pause)
+            pause = min(LONGEST_SECONDS, pause * 2)
 
     # To Redis.
 
@@ -113,6 +111,7 @@ class Emitter:
                 try:
                     self._appended(emission, outcome)
                 except StoreUnavailable as error:  # the other runs' outcomes count all the same
+                    self._retry_append([emission])
                     failure = error
             if failure is not None:
                 raise failure
@@ -145,9 +144,8 @@ class Emitter:
         self._confirmed = connects
         return [emission for emission in batch if emission.writer.run_id in owned]
 
-    def _appended(self, emission: Emission, outcome: int | Fenced | Behind | StoreUnavailable) -> None:
+    def _appended(self, emission: Emission, outcome: Outcome) -> None:
         if isinstance(outcome, StoreUnavailable):
-            self._retry_append([emission])
             raise outcome
         if isinstance(outcome, Fenced):
             emission.interrupt(Lost())
@@ -164,17 +162,14 @@ class Emitter:
         """Redis' head is elsewhere: it lost events, or has taken some whose answer got lost."""
         writer = emission.writer
         try:
-            if head > writer.head or writer.run_id not in self._ownership.store.owned({writer.run_id: writer.epoch}):
-                raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
+            self._ownership.confirm(writer.run_id, writer.epoch)
+            if head > writer.head:
+                raise Fenced(f"Somebody else has written event {head} of {writer.run_id}.")
             if not writer.remembers(head):
                 head = self._ownership.sync(writer.run_id, writer.epoch)
             writer.level(head)
-            self._retry_append([emission])
         except Fenced:
             emission.interrupt(Lost())
-        except StoreUnavailable:
-            self._retry_append([emission])
-            raise
 
     def _retry_append(self, batch: list[Emission]) -> None:
         for emission in batch:

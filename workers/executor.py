@@ -169,7 +169,7 @@ class Executor:
         """
         run = execution.run
         # Read after the claim is complete: from here on a cancel rings this worker.
-        if until_reachable(lambda: self._ownership.confirm(run)):
+        if until_reachable(lambda: self._ownership.confirm(run.id, run.epoch)):
             return Ending.cancelled("requested")
         if run.attempt > self._config.run_max_attempts:
             return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))

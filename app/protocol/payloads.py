@@ -17,7 +17,7 @@ from marshmallow.validate import Length, OneOf, Range
 from app.errors import InvalidEvent
 
 SUMMARY_MAX_CHARS = 200
-INPUT_PREVIEW_MAX_BYTES = 2048
+PREVIEW_MAX_BYTES = 2048
 """Of the preview in UTF-8: a text as it is, anything else as compact JSON."""
 
 COST_MAX = 1e12
@@ -57,8 +57,8 @@ def _payload(name: str, /, **members: fields.Field[Any]) -> type[Schema]:
 
 def _fits_preview(value: Any) -> None:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if len(text.encode(errors="replace")) > INPUT_PREVIEW_MAX_BYTES:
-        raise ValidationError(f"Longer than {INPUT_PREVIEW_MAX_BYTES} bytes.")
+    if len(text.encode(errors="replace")) > PREVIEW_MAX_BYTES:
+        raise ValidationError(f"Longer than {PREVIEW_MAX_BYTES} bytes.")
 
 
 # The vocabulary of the tables below. marshmallow copies a field into each schema: one instance serves many.

@@ -5,10 +5,9 @@ from typing import Any
 
 from app.errors import InvalidJson, TooDeep
 from app.protocol.events import Json, clean, dumps
+from app.protocol.payloads import PREVIEW_MAX_BYTES
 
 REDACTED = "[redacted]"
-PREVIEW_BYTES = 2_048
-"""Of a preview's JSON text in UTF-8."""
 CUT_BYTES = 1_000
 """What is kept of a longer one, as text; its quotes may double when that text becomes JSON in turn."""
 
@@ -31,7 +30,7 @@ def redact(value: Json) -> Json:
 
 
 def preview(value: object) -> dict[str, Any]:
-    """What may be shown of a tool's result: {preview, truncated, bytes}, the preview at most PREVIEW_BYTES of JSON.
+    """What may be shown of a tool's result: {preview, truncated, bytes}, the preview at most PREVIEW_MAX_BYTES of JSON.
 
     A result that is not JSON is shown by its type.
     """
@@ -40,7 +39,7 @@ def preview(value: object) -> dict[str, Any]:
     except (InvalidJson, TooDeep):
         cleaned = f"<{value.__class__.__name__}>"
     text = dumps(cleaned).encode()
-    if len(text) <= PREVIEW_BYTES:
+    if len(text) <= PREVIEW_MAX_BYTES:
         return {"preview": cleaned, "truncated": False, "bytes": len(text)}
     return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": len(text)}
 

@@ -34,8 +34,7 @@ class LogWriter:
     @property
     def head(self) -> int:
         """Seq of the last event."""
-        seq: int = self.state["last_seq"]
-        return seq
+        return self.state["last_seq"]
 
     def add(self, type: str, payload: dict[str, Any], *, op: str = "", commit_first: bool = False) -> Event:
         """Give the event its seq and fold it. Payload is valid and clean.

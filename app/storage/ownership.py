@@ -50,17 +50,17 @@ class Ownership:
         state = fold((e.envelope() for e in self._archive_after(run.id, run.state_seq)), run.state)
         return LogWriter(run.id, run.epoch, state, appended=archived, archived=archived)
 
-    def confirm(self, run: RunRecord) -> bool:
-        """Ask Postgres whether the adopted run is still ours, because Redis may have lost a later owner's epoch.
+    def confirm(self, run_id: str, epoch: int) -> bool:
+        """Ask Postgres whether the run is still ours, because Redis may have lost a later owner's epoch.
 
         Returns whether its cancel was requested.
 
         :raises Fenced: the run was taken over meanwhile.
         """
-        owned = self.store.owned({run.id: run.epoch})
-        if run.id not in owned:
-            raise Fenced(f"{run.id} is not running under epoch {run.epoch}.")
-        return owned[run.id]
+        owned = self.store.owned({run_id: epoch})
+        if run_id not in owned:
+            raise Fenced(f"{run_id} is not running under epoch {epoch}.")
+        return owned[run_id]
 
     def end(self, writer: LogWriter, ending: Ending) -> None:
         """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed."""
