@@ -34,6 +34,20 @@ class Config:
     stream_heartbeat_seconds: int = HEARTBEAT_SECONDS
     stream_ttl_seconds: int = 3_600
     """How long a finished run's stream stays in Redis; at least 60. Afterwards windows are served from Postgres."""
+    stream_max_seconds: int = 300
+    """How long a window may stay open, ± 10 %; then it ends in order and its client comes back. 0 = for ever."""
+    stream_max_lag_seconds: int = 30
+    """How long a client may take to read up to where the log was; then its window is reset."""
+    stream_max_per_user: int = 50
+    """Open windows of one user; 0 = no limit."""
+    stream_max_per_address: int = 200
+    """Open windows of one client address; 0 = no limit."""
+    replay_max_events: int = 5_000
+    """Most events that an SSE window is behind before it gets a snapshot in their place; 0 = no limit."""
+    replay_max_bytes: int = 1_000_000
+    """Most bytes of events that an SSE window replays before it gets a snapshot instead of more; 0 = no limit."""
+    on_disconnect_grace_seconds: int = 30
+    """How long a run with `on_disconnect: cancel` may be without a window."""
     run_max_attempts: int = 5
     run_timeout_seconds: int = 3_600
     """Longest time one attempt of a run may take; 0 = no limit. A run's own `timeout_s` wins."""
@@ -63,6 +77,13 @@ class Config:
             max_body_bytes=number("MAX_BODY_BYTES", 1_000_000, 1),
             stream_heartbeat_seconds=number("STREAM_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS, 1),
             stream_ttl_seconds=number("STREAM_TTL_SECONDS", 3_600, STREAM_TTL_MIN_SECONDS),
+            stream_max_seconds=number("STREAM_MAX_SECONDS", 300, 0),
+            stream_max_lag_seconds=number("STREAM_MAX_LAG_SECONDS", 30, 1),
+            stream_max_per_user=number("STREAM_MAX_PER_USER", 50, 0),
+            stream_max_per_address=number("STREAM_MAX_PER_ADDRESS", 200, 0),
+            replay_max_events=number("REPLAY_MAX_EVENTS", 5_000, 0),
+            replay_max_bytes=number("REPLAY_MAX_BYTES", 1_000_000, 0),
+            on_disconnect_grace_seconds=number("ON_DISCONNECT_GRACE_SECONDS", 30, 1),
             run_max_attempts=number("RUN_MAX_ATTEMPTS", 5, 1),
             run_timeout_seconds=number("RUN_TIMEOUT_SECONDS", 3_600, 0),
             drain_seconds=number("DRAIN_SECONDS", 20, 0),

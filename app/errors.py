@@ -157,6 +157,14 @@ class RunNotFound(NotFound):
     title = "No such run"
 
 
+class TooManyStreams(RuntailError):
+    """The user, the address or the process has as many windows open as it may."""
+
+    code = "too_many_streams"
+    status = 429
+    title = "Too many open windows"
+
+
 class StoreUnavailable(RuntailError):
     """Postgres or Redis cannot be reached at the moment. Nothing was changed; try again."""
 
