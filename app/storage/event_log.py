@@ -205,8 +205,18 @@ def tolerate_self_signed(url: str) -> str:
     return url
 
 
+def stream_key(run_id: str) -> str:
+    """The key of the run's stream."""
+    return f"{channel(run_id)}:events"
+
+
+def meta_key(run_id: str) -> str:
+    """The key of the run's epoch and head."""
+    return f"{channel(run_id)}:meta"
+
+
 def _keys(run_id: str) -> list[str]:
-    return [f"rt:{{{run_id}}}:events", f"rt:{{{run_id}}}:meta"]
+    return [stream_key(run_id), meta_key(run_id)]
 
 
 def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
