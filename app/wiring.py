@@ -6,6 +6,7 @@ from app.config import Config
 from app.hooks import Hooks
 from app.storage.event_log import EventLog
 from app.storage.history import History
+from app.storage.leases import Leases
 from app.storage.ownership import Ownership
 from app.storage.run_queue import RunQueue
 from app.storage.run_store import Database, Registry, RunStore
@@ -13,10 +14,14 @@ from app.storage.run_store import Database, Registry, RunStore
 WEB_LOG_CONNECTIONS = 2_000
 """Each open window of a web process holds one while it waits for events."""
 WEB_QUEUE_CONNECTIONS = 8
+WEB_LEASE_CONNECTIONS = 4
+"""Each is held for one round trip by a window that is about to open."""
 WORKER_LOG_CONNECTIONS = 2
 """The doorbell's, and one for everything else: appends are pipelined, none of them blocks."""
 WORKER_QUEUE_CONNECTIONS = 4
 """RQ's blocking pop, its control channel, and the two that it needs at the end of a job."""
+WORKER_LEASE_CONNECTIONS = 1
+"""The janitor's, and only while there are runs that are cancelled when their last window has closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +36,32 @@ class Services:
     queue: RunQueue
     ownership: Ownership
     history: History
+    leases: Leases
     hooks: Hooks
 
     @classmethod
     def for_web(cls, config: Config) -> "Services":
         """For a process that serves windows."""
-        return cls._build(config, WEB_LOG_CONNECTIONS, WEB_QUEUE_CONNECTIONS)
+        return cls._build(config, WEB_LOG_CONNECTIONS, WEB_QUEUE_CONNECTIONS, WEB_LEASE_CONNECTIONS)
 
     @classmethod
     def for_worker(cls, config: Config) -> "Services":
-        """For a process that executes runs: at most six Redis connections in all."""
-        return cls._build(config, WORKER_LOG_CONNECTIONS, WORKER_QUEUE_CONNECTIONS)
+        """For a process that executes runs: at most six Redis connections, and one while it watches leases."""
+        return cls._build(config, WORKER_LOG_CONNECTIONS, WORKER_QUEUE_CONNECTIONS, WORKER_LEASE_CONNECTIONS)
 
     @classmethod
-    def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
+    def _build(cls, config: Config, log_connections: int, queue_connections: int, lease_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
         store, registry = RunStore(database), Registry(database)
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         queue = RunQueue(config.redis_url, max_connections=queue_connections)
         ownership, history = Ownership(store, log), History(store, log)
-        return cls(config, database, store, registry, log, queue, ownership, history, Hooks.load())
+        leases = Leases(config.events_redis_url, max_connections=lease_connections)
+        return cls(config, database, store, registry, log, queue, ownership, history, leases, Hooks.load())
 
     def close(self) -> None:
         """Close every connection."""
+        self.leases.close()
         self.log.close()
         self.queue.close()
         self.database.close()

@@ -4,6 +4,7 @@ Keys, all of a run in one cluster slot:
 
     rt:{run_id}:events   stream   entry `n-0` is event n: `t` type, `e` the envelope's text, `o` the op it belongs to
     rt:{run_id}:meta     hash     `epoch` of the owner, `head`: seq of the last event
+    rt:{run_id}:windows  hash     the open windows, see `app.storage.leases`; only deleted here
 
 Channels, which carry no data:
 
@@ -121,7 +122,7 @@ class EventLog:
     def delete(self, run_id: str) -> None:
         """Remove every key of the run."""
         with _reachable():
-            self._redis.delete(*_keys(run_id))
+            self._redis.delete(*_keys(run_id), f"{channel(run_id)}:windows")
 
     # Reading.
 

@@ -1,0 +1,271 @@
+"""Who may open a window: the limits per user, per address and per process, and the record of what is open.
+
+Counts are kept in memory; leases in Redis (`app.storage.leases`) tell them to the other processes. Only `admit` waits
+for Redis; everything else is written by `run`, a moment later. Redis away means that the other processes' windows are
+not counted, not that nobody gets one.
+
+Not responsible for who may see a run (`app.runs`), or for how a refusal is sent.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from itertools import chain, islice
+from sys import intern
+from urllib.parse import quote
+
+from app import metrics
+from app.errors import StoreUnavailable, TooManyStreams
+from app.storage.leases import Claim, Lease, Leases
+from app.storage.run_store import Principal
+from app.streaming.departures import Departures
+
+RETRY_SECONDS = 5
+"""When a client that was refused may try again."""
+FLUSH_SECONDS = 0.5
+SLICES = 20
+"""A flush renews one slice of the subjects: each is renewed every SLICES * FLUSH_SECONDS, a third of its lease."""
+PIECE = 32
+"""Subjects in one round trip: a large flush must not keep events waiting."""
+OUTAGE_SECONDS = 1.0
+"""After Redis failed to answer, nobody waits for it for so long."""
+CLOSE_SECONDS = 1.0
+"""Time that a process takes at its end to hand back its leases; what is left runs out."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What one window holds until it is released. An empty subject is not limited, and not counted."""
+
+    run_id: str
+    user: str
+    address: str
+
+
+class Admission:
+    """The windows of one process. Call `run` in a greenlet of its own; the rest may be called from any."""
+
+    def __init__(self, leases: Leases, *, max_per_user: int, max_per_address: int, max_windows: int = 0) -> None:
+        """:param max_windows: of this process. 0 = no limit, for each of the three."""
+        self._leases = leases
+        self._max_per_user = max_per_user
+        self._max_per_address = max_per_address
+        self._max_windows = max_windows
+        self._windows = 0
+        self._held: list[dict[str, int]] = [{} for _ in range(SLICES)]
+        """Open windows by subject, in slices of about the same size."""
+        self._changed: dict[str, int] = {}
+        """Subjects whose count in Redis is another; the runs among them with the windows opened since."""
+        self._left: dict[str, int] = {}
+        """Clients that left a run before its end, since its last flush."""
+        self._departures = Departures(leases)
+        self._turn = 0
+        self._connects = 0
+        self._away = False
+        self._retry_at = 0.0
+
+    def admit(self, principal: Principal, address: str, run_id: str) -> Ticket:
+        """Count a window in, before its first byte; waits for Redis once. The caller releases the ticket.
+
+        :param address: of the client; empty where it is not known, which no limit applies to.
+        :raises TooManyStreams: one of the limits is reached; the detail says which.
+        """
+        ticket = self._ticket(principal, address, run_id)
+        limits = self._limits(ticket)
+        self._count_in(limits)
+        try:
+            self._claim(limits)
+        except BaseException as error:
+            self._count_out(limits)
+            if isinstance(error, TooManyStreams):
+                metrics.REJECTED_WINDOWS.labels(error.code).inc()
+            raise
+        self._add(ticket.run_id, 1)
+        self._changed[ticket.run_id] = self._changed.get(ticket.run_id, 0) + 1
+        self._left.pop(ticket.run_id, None)  # somebody came back
+        metrics.OPEN_WINDOWS.inc()
+        return ticket
+
+    def release(self, ticket: Ticket, *, before_the_end: bool) -> None:
+        """Count a window out. Only memory: it never waits.
+
+        :param before_the_end: the window has not delivered its run's terminal event.
+        """
+        self._count_out(self._limits(ticket))
+        self._add(ticket.run_id, -1)
+        self._changed.setdefault(ticket.run_id, 0)
+        if before_the_end:
+            self._left[ticket.run_id] = self._left.get(ticket.run_id, 0) + 1
+        metrics.OPEN_WINDOWS.dec()
+
+    def run(self) -> None:
+        """Keep what the other processes see of this one up to date, for ever."""
+        while True:
+            time.sleep(FLUSH_SECONDS)
+            try:
+                self.flush()
+                metrics.flush()
+            except StoreUnavailable as error:
+                self._lost(error)
+            except Exception:
+                log.exception("The leases of the open windows could not be written.")
+
+    def close(self) -> None:
+        """Hand everything back, as far as Redis takes it within CLOSE_SECONDS. Nothing is admitted after that."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for held in self._held:
+            for subject in held:
+                self._changed.setdefault(subject, 0)
+            held.clear()
+        metrics.flush()
+        try:
+            for piece in _pieces(list(self._changed)):
+                if time.monotonic() < deadline:
+                    self._write(piece)
+        except StoreUnavailable as error:
+            log.warning("The leases of this process run out by themselves. %s", error.detail)
+        self._leases.close()
+
+    # Limits.
+
+    def _ticket(self, principal: Principal, address: str, run_id: str) -> Ticket:
+        user = f"user:{quote(principal.tenant_id, '')}:{quote(principal.user_id, '')}" if self._max_per_user else ""
+        network = f"address:{_network(address)}" if self._max_per_address and address else ""
+        return Ticket(intern(run_id), intern(user), intern(network))
+
+    def _limits(self, ticket: Ticket) -> list[tuple[str, int]]:
+        limits = ((ticket.user, self._max_per_user), (ticket.address, self._max_per_address))
+        return [(subject, limit) for subject, limit in limits if subject]
+
+    def _count_in(self, limits: Sequence[tuple[str, int]]) -> None:
+        self._windows += 1
+        for subject, _ in limits:
+            self._add(subject, 1)
+
+    def _count_out(self, limits: Sequence[tuple[str, int]]) -> None:
+        self._windows -= 1
+        for subject, _ in limits:
+            self._add(subject, -1)
+            self._changed.setdefault(subject, 0)
+
+    def _claim(self, limits: Sequence[tuple[str, int]]) -> None:
+        """Counted first, then asked: of two at the same time one is refused, never none.
+
+        :raises TooManyStreams: a limit is exceeded.
+        """
+        if self._max_windows and self._windows > self._max_windows:
+            raise TooManyStreams(f"This server process has {self._max_windows} windows open, as many as it takes.")
+        claims = [Claim(subject, self._count(subject), limit) for subject, limit in limits]
+        for claim in claims:
+            if claim.held > claim.limit:
+                raise _refusal(claim)
+        if claims and time.monotonic() >= self._retry_at:
+            self._claim_everywhere(claims)
+
+    def _claim_everywhere(self, claims: Sequence[Claim]) -> None:
+        try:
+            leases = self._send(claims)
+        except StoreUnavailable as error:
+            self._lost(error)
+            for claim in claims:
+                self._changed.setdefault(claim.subject, 0)
+            return
+        for claim, lease in zip(claims, leases, strict=True):
+            if not lease.granted:
+                raise _refusal(claim)
+
+    # Counts.
+
+    def _count(self, subject: str) -> int:
+        return self._slice(subject).get(subject, 0)
+
+    def _add(self, subject: str, number: int) -> None:
+        held = self._slice(subject)
+        count = held.get(subject, 0) + number
+        if count > 0:
+            held[subject] = count
+        else:
+            held.pop(subject, None)
+
+    def _slice(self, subject: str) -> dict[str, int]:
+        return self._held[hash(subject) % SLICES]
+
+    # Leases.
+
+    def flush(self) -> None:
+        """Write what has changed and renew what is due; look after clients that left.
+
+        :raises StoreUnavailable: Redis cannot be reached; what was not written is written the next time.
+        """
+        self._leases.ping()
+        connects = self._leases.connects
+        # A new connection may be to a Redis that has lost its last second: then everything is due.
+        due = self._held if connects != self._connects else [self._held[self._turn]]
+        for piece in _pieces(dict.fromkeys([*self._changed, *chain.from_iterable(due)])):
+            self._write(piece)
+        self._departures.look_into()
+        self._connects, self._turn = connects, (self._turn + 1) % SLICES
+        self._found()
+
+    def _write(self, subjects: Sequence[str]) -> None:
+        opened = {subject: self._changed.pop(subject, 0) for subject in subjects}
+        left = {subject: self._left.pop(subject) for subject in subjects if subject in self._left}
+        claims = [Claim(subject, self._count(subject), 0, opened[subject]) for subject in opened]
+        try:
+            leases = self._send(claims)
+        except BaseException:
+            _add_up(self._changed, opened)
+            _add_up(self._left, left)
+            raise
+        for claim, lease in zip(claims, leases, strict=True):
+            for _ in range(left.get(claim.subject, 0)):
+                self._departures.add(claim.subject, lease.opens)
+
+    def _send(self, claims: Sequence[Claim]) -> list[Lease]:
+        leases = self._leases.write(claims)
+        for claim in claims:
+            if self._count(claim.subject) != claim.held:  # changed meanwhile, and perhaps written in another order
+                self._changed.setdefault(claim.subject, 0)
+        return leases
+
+    def _lost(self, error: StoreUnavailable) -> None:
+        self._retry_at = time.monotonic() + OUTAGE_SECONDS
+        if not self._away:
+            log.warning("Windows of other processes are not counted until Redis is back. %s", error.detail)
+        self._away = True
+
+    def _found(self) -> None:
+        if self._away:
+            log.info("Redis is back; every process' windows are counted again.")
+        self._away = False
+
+
+def _network(address: str) -> str:
+    """What one client has: an IPv4 address, or the /64 that an IPv6 address is from."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return quote(address, "")
+    if not isinstance(ip, IPv6Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
+
+
+def _refusal(claim: Claim) -> TooManyStreams:
+    kind = claim.subject.partition(":")[0]
+    return TooManyStreams(f"The {kind} has {claim.limit} windows open, as many as it may.")
+
+
+def _pieces(subjects: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(subjects)
+    while piece := list(islice(rest, PIECE)):
+        yield piece
+
+
+def _add_up(counts: dict[str, int], more: dict[str, int]) -> None:
+    for subject, number in more.items():
+        counts[subject] = counts.get(subject, 0) + number
