@@ -14,14 +14,10 @@ from app.storage.run_store import Database, Registry, RunStore
 WEB_LOG_CONNECTIONS = 2_000
 """Each open window of a web process holds one while it waits for events."""
 WEB_QUEUE_CONNECTIONS = 8
-WEB_LEASE_CONNECTIONS = 4
-"""Each is held for one round trip by a window that is about to open."""
 WORKER_LOG_CONNECTIONS = 2
 """The doorbell's, and one for everything else: appends are pipelined, none of them blocks."""
 WORKER_QUEUE_CONNECTIONS = 4
 """RQ's blocking pop, its control channel, and the two that it needs at the end of a job."""
-WORKER_LEASE_CONNECTIONS = 1
-"""The janitor's, and only while there are runs that are cancelled when their last window has closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +38,21 @@ class Services:
     @classmethod
     def for_web(cls, config: Config) -> "Services":
         """For a process that serves windows."""
-        return cls._build(config, WEB_LOG_CONNECTIONS, WEB_QUEUE_CONNECTIONS, WEB_LEASE_CONNECTIONS)
+        return cls._build(config, WEB_LOG_CONNECTIONS, WEB_QUEUE_CONNECTIONS)
 
     @classmethod
     def for_worker(cls, config: Config) -> "Services":
         """For a process that executes runs: at most six Redis connections, and one while it watches leases."""
-        return cls._build(config, WORKER_LOG_CONNECTIONS, WORKER_QUEUE_CONNECTIONS, WORKER_LEASE_CONNECTIONS)
+        return cls._build(config, WORKER_LOG_CONNECTIONS, WORKER_QUEUE_CONNECTIONS)
 
     @classmethod
-    def _build(cls, config: Config, log_connections: int, queue_connections: int, lease_connections: int) -> "Services":
+    def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
         store, registry = RunStore(database), Registry(database)
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         queue = RunQueue(config.redis_url, max_connections=queue_connections)
         ownership, history = Ownership(store, log), History(store, log)
-        leases = Leases(config.events_redis_url, max_connections=lease_connections)
+        leases = Leases(config.events_redis_url)
         return cls(config, database, store, registry, log, queue, ownership, history, leases, Hooks.load())
 
     def close(self) -> None:

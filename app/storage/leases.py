@@ -11,21 +11,34 @@ Redis' own clock.
 Not responsible for what is limited, or for when to renew (`app.streaming.admission`).
 """
 
+import hashlib
 import secrets
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.errors import StoreUnavailable
-from app.storage.event_log import connect
+from app.storage.event_log import tolerate_self_signed
 
 LEASE_SECONDS = 30
 KEPT_SECONDS = 3_600
 """How long a subject is remembered after its last lease, with the number of windows it has had."""
+TIMEOUT_SECONDS = 2
+"""A client waits for its window meanwhile: rather too many windows than none."""
+CALLS_PER_TURN = 32
+"""Most callers that share a round trip; it is made in one go, in which events wait."""
 
 _SCRIPT = (Path(__file__).parent / "lease.lua").read_text()
+_SHA = hashlib.sha1(_SCRIPT.encode()).hexdigest()
+
+Command = tuple[str | int, ...]
 
 
 class Claim(NamedTuple):
@@ -49,25 +62,41 @@ class Lease(NamedTuple):
     """Opened ever, as far as Redis knows; 0: it never had one."""
 
 
-class Leases:
-    """The leases of one holder, over a pool of connections of its own, which are made on first use."""
+class _Call:
+    """Commands of one caller, and what came of them."""
 
-    def __init__(self, url: str, *, max_connections: int) -> None:
+    __slots__ = ("commands", "error", "replies")
+
+    def __init__(self, commands: Sequence[Command]) -> None:
+        self.commands = commands
+        self.replies: list[Any] | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.replies is not None or self.error is not None
+
+
+class Leases:
+    """The leases of one holder, over one connection. Who calls while it is in use goes along with the next turn."""
+
+    def __init__(self, url: str) -> None:
         self.holder = secrets.token_hex(6)
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
-        self._redis = connect(url, max_connections, on_connect=self._connected)
-        self._sha = self._redis.register_script(_SCRIPT).sha
+        self._connection = _connection(url, self._connected)
+        self._waiting: deque[_Call] = deque()
+        self._turn = threading.Lock()
 
     def write(self, claims: Sequence[Claim]) -> list[Lease]:
         """Claim or renew, all in one round trip; the outcomes in order.
 
-        :raises StoreUnavailable: Redis cannot be reached; what was written until then is unknown.
+        :raises StoreUnavailable: Redis cannot be reached; whether anything was written is unknown.
         """
         return self._evaluate([(claim.subject, (self.holder, *claim[1:])) for claim in claims])
 
     def look(self, subjects: Sequence[str]) -> dict[str, Lease]:
-        """Each subject as it is now, with one round trip. A run is its own subject.
+        """Each subject as it is now, in one round trip. A run is its own subject.
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
@@ -76,33 +105,78 @@ class Leases:
 
     def ping(self) -> None:
         """:raises StoreUnavailable: Redis cannot be reached."""
-        try:
-            self._redis.ping()
-        except redis.RedisError as error:
-            raise StoreUnavailable("Redis cannot be reached.") from error
+        self._ask([("PING",)])
+
+    def close(self) -> None:
+        """Close the connection; the next call makes a new one."""
+        with self._turn:
+            self._connection.disconnect()
 
     def _evaluate(self, calls: Sequence[tuple[str, tuple[str | int, ...]]]) -> list[Lease]:
-        try:
-            try:
-                replies = self._pipeline(calls)
-            except redis.exceptions.NoScriptError:  # a Redis that was just restarted
-                self._redis.script_load(_SCRIPT)
-                replies = self._pipeline(calls)
-        except redis.RedisError as error:
-            raise StoreUnavailable("Redis cannot be reached.") from error
+        replies = self._ask(
+            [
+                ("EVALSHA", _SHA, 1, f"rt:{{{subject}}}:windows", *arguments, LEASE_SECONDS, KEPT_SECONDS)
+                for subject, arguments in calls
+            ]
+        )
         return [Lease(bool(granted), windows, opens) for granted, windows, opens in replies]
 
-    def _pipeline(self, calls: Sequence[tuple[str, tuple[str | int, ...]]]) -> list[Any]:
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for subject, arguments in calls:
-                pipeline.evalsha(self._sha, 1, f"rt:{{{subject}}}:windows", *arguments, LEASE_SECONDS, KEPT_SECONDS)
-            return pipeline.execute()
+    def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        call = _Call(commands)
+        self._waiting.append(call)
+        with self._turn:
+            while not call.done:
+                self._answer([self._waiting.popleft() for _ in range(min(len(self._waiting), CALLS_PER_TURN))])
+        if call.replies is None:
+            raise StoreUnavailable("Redis cannot be reached.") from call.error
+        for reply in call.replies:
+            if isinstance(reply, redis.RedisError):  # out of memory, read only, not our key
+                raise StoreUnavailable("Redis refuses to keep leases.") from reply
+        return call.replies
+
+    def _answer(self, calls: Sequence[_Call]) -> None:
+        try:
+            replies = iter(self._send([command for call in calls for command in call.commands]))
+        except BaseException as error:
+            # In the middle of a reply the rest of it is unread: the connection is of no more use.
+            self._connection.disconnect()
+            for call in calls:
+                call.error = error
+            if not isinstance(error, redis.RedisError | OSError):
+                raise
+            return
+        for call in calls:
+            call.replies = list(islice(replies, len(call.commands)))
+
+    def _send(self, commands: Sequence[Command]) -> list[Any]:
+        replies = self._exchange(commands)
+        if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):  # a Redis that just started
+            replies = self._exchange([("SCRIPT", "LOAD", _SCRIPT), *commands])[1:]
+        return replies
+
+    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+        return [self._reply() for _ in commands]
+
+    def _reply(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except redis.exceptions.ResponseError as error:
+            return error
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()
         self.connects += 1
 
-    def close(self) -> None:
-        """Close every connection; the next call makes new ones."""
-        self._redis.close()
-        self._redis.connection_pool.disconnect()
+
+def _connection(url: str, on_connect: Callable[[Any], None]) -> Any:
+    """One that nobody checks before it is used: who notices that it is lost has to know."""
+    pool = redis.ConnectionPool.from_url(
+        tolerate_self_signed(url),
+        protocol=2,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        redis_connect_func=on_connect,
+    )
+    return pool.make_connection()
