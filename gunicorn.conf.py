@@ -3,6 +3,7 @@
 Responsible for how connections are accepted and how a worker ends. Not responsible for the application.
 """
 
+import gc
 import ipaddress
 import os
 import resource
@@ -21,7 +22,7 @@ backlog = 2048
 
 # gevent patches the standard library when the worker starts, and the application must be loaded after that:
 # nothing is preloaded.
-worker_class = "gevent"
+worker_class = "app.streaming.gunicorn_worker.Worker"
 preload_app = False
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
 # Windows are long-lived and cheap; the application has limits of its own, this one only has to be above them.
@@ -70,6 +71,20 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Let the windows see that their process is to end."""
+    """Begin to serve windows, and let them see that their process is to end."""
     app: Any = worker.wsgi  # to gunicorn any WSGI callable; here it is the Flask app
-    app.extensions["runtail"].windows.draining = lambda: not worker.alive
+    windows = app.extensions["runtail"].windows
+    windows.draining = lambda: not worker.alive
+    windows.start()
+    # What was loaded stays for good, and is not looked through again: a full collection under many windows takes
+    # tens of milliseconds, in which no event is delivered.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 100)
+
+
+def worker_exit(server: Arbiter, worker: Worker) -> None:
+    """Wait for the last windows to end."""
+    app: Any = getattr(worker, "wsgi", None)  # a worker that could not load the application has none
+    if app is not None:
+        app.extensions["runtail"].windows.close()

@@ -1,5 +1,7 @@
 """Builds the Flask app."""
 
+import resource
+
 from flask import Flask
 from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
@@ -11,9 +13,16 @@ from app.auth import Authenticator
 from app.config import Config
 from app.console import page
 from app.runs import Runs
-from app.streaming.window import Windows
+from app.storage.history import History
+from app.storage.log_reader import Doorbell, LogReader
+from app.streaming.admission import Admission
+from app.streaming.tail_hub import TailHub
+from app.streaming.window import Limits
+from app.streaming.windows import Windows
 from app.wiring import Services
 
+RESERVED_FILES = 500
+"""Open files of a process that are not windows: its own, and requests under way."""
 EXPOSED_HEADERS = ["X-Run-Id", "X-Session-Id", "Location"]
 
 
@@ -33,7 +42,7 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         services=services,
         authenticator=Authenticator(services.registry, config.dev),
         runs=Runs(services),
-        windows=Windows(services.history, config.stream_heartbeat_seconds),
+        windows=_windows(config, services),
     )
     api = problems.Api(app)
     for blueprint in (runs.blueprint, meta.blueprint):
@@ -47,3 +56,22 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         hops = config.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     return app
+
+
+def _windows(config: Config, services: Services) -> Windows:
+    reader = LogReader(config.events_redis_url)
+    history = History(services.store, reader)
+    admission = Admission(
+        services.leases,
+        max_per_user=config.stream_max_per_user,
+        max_per_address=config.stream_max_per_address,
+        max_windows=max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES),
+    )
+    limits = Limits(
+        heartbeat_seconds=config.stream_heartbeat_seconds,
+        max_lag_seconds=config.stream_max_lag_seconds,
+        max_seconds=config.stream_max_seconds,
+        replay_max_events=config.replay_max_events,
+        replay_max_bytes=config.replay_max_bytes,
+    )
+    return Windows(TailHub(reader, Doorbell(config.events_redis_url), history), admission, history, limits)

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
@@ -28,7 +28,7 @@ from app.protocol.events import TERMINAL, Event, encode
 from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
 from app.storage.event_log import Append
-from app.storage.run_store import NewRun, Principal, RunRecord
+from app.storage.run_store import NewRun, Principal, RunPosition, RunRecord
 from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
@@ -36,6 +36,8 @@ CANCEL_WAIT_SECONDS = 2.0
 WAIT_MS = 2_000
 """How long one wait for events may block: less than a Redis connection's timeout."""
 FOLLOW_EVENTS = 500
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +97,14 @@ class Runs:
         """
         :raises RunNotFound: there is no such run, or it is somebody else's.
         """
-        # Postgres takes no NUL.
-        run = None if "\0" in run_id else self.services.store.find(principal, run_id)
-        if run is None:
-            raise RunNotFound(f"There is no run {run_id[:100]!r}.")
-        return run
+        return _found(self.services.store.find(principal, _askable(run_id)), run_id)
+
+    def position(self, principal: Principal, run_id: str) -> RunPosition:
+        """As `find`, but only where the run's log is: one small query.
+
+        :raises RunNotFound: there is no such run, or it is somebody else's.
+        """
+        return _found(self.services.store.position(principal, _askable(run_id)), run_id)
 
     def await_end(self, run: RunRecord, seconds: float) -> RunRecord:
         """The run once it has ended; after so long, or where the log cannot be followed, as it is then."""
@@ -196,6 +201,17 @@ class Runs:
             if any(event.type in TERMINAL for event in events):
                 return
             seq = events[-1].seq if events else seq
+
+
+def _askable(run_id: str) -> str:
+    """The id as it can be looked up: Postgres takes no NUL, and no id holds one."""
+    return "" if "\0" in run_id else run_id
+
+
+def _found(run: T | None, run_id: str) -> T:
+    if run is None:
+        raise RunNotFound(f"There is no run {run_id[:100]!r}.")
+    return run
 
 
 def _new_run(principal: Principal, request: StartRequest, hooks: Hooks) -> tuple[NewRun, Event]:

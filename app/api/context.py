@@ -11,7 +11,7 @@ from app.api.parsing import StrictParser
 from app.auth import Authenticator, Caller
 from app.runs import Runs
 from app.storage.run_store import Principal
-from app.streaming.window import Windows
+from app.streaming.windows import Windows
 from app.wiring import Services
 
 _PORT = re.compile(r":\d*\Z")

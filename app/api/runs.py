@@ -1,7 +1,7 @@
 """`/runs`: start, list, read, follow, cancel, erase."""
 
 import hashlib
-from collections.abc import Mapping
+import time
 from typing import Any
 
 from flask import Response, json, request, url_for
@@ -20,14 +20,14 @@ from app.api.schemas import (
     StartedSchema,
     StartRunSchema,
 )
+from app.api.windows import open_window
 from app.errors import InvalidCursor
 from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
-from app.storage.run_store import RunRecord
-from app.streaming.window import NDJSON, Framing, sse
+from app.storage.run_store import RunPosition, RunRecord
+from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED
 
 VARY = {"Vary": "Accept"}
-STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 blueprint = Blueprint("runs", __name__, description="Runs and their events")
 blueprint.before_request(require_principal)
@@ -47,11 +47,12 @@ class RunsView(MethodView):
         By `Accept` the answer is JSON, or the run's window as server-sent events or NDJSON. With `Prefer: wait=N`
         JSON waits up to N seconds, at most 25, for the run to end.
         """
+        posted_at = time.monotonic()
         media_type = accepted_type(JSON_TYPE, SSE_TYPE, NDJSON_TYPE)
         run = runtail().runs.start(principal(), StartRequest(**body, **headers))
         about = {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
         if media_type != JSON_TYPE:
-            return _window(run, 0, NDJSON if media_type == NDJSON_TYPE else sse(named=True), about)
+            return open_window(run, 0, NDJSON if media_type == NDJSON_TYPE else SSE, about, posted_at)
         if seconds := preferred_wait():
             about["Preference-Applied"] = f"wait={seconds}"
             run = runtail().runs.await_end(run, seconds)
@@ -108,7 +109,7 @@ def erase(run_id: str) -> None:
 @blueprint.response(200, content_type=SSE_TYPE)
 def events(query: dict[str, Any], run_id: str) -> Response:
     """Follow a run from a cursor, by `Accept`: server-sent events, NDJSON, or a JSON page."""
-    run = runtail().runs.find(principal(), run_id)
+    run = runtail().runs.position(principal(), run_id)
     cursor = cursor_of(request.headers.get("Last-Event-ID"), query)
     if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
         raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
@@ -116,10 +117,10 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     if media_type == JSON_TYPE:
         return _page(run, cursor, query["limit"])
     if media_type == NDJSON_TYPE:
-        return _window(run, cursor, NDJSON)
+        return open_window(run, cursor, NDJSON)
     if run.terminal and cursor == run.state_seq:
         return Response(status=204, headers=VARY)  # the one answer after which an EventSource stays away
-    return _window(run, cursor, sse(named=query["named"] == "1"))
+    return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED)
 
 
 def _text(run: RunRecord) -> str:
@@ -129,13 +130,7 @@ def _text(run: RunRecord) -> str:
     return json.dumps(body, ensure_ascii=False) + "\n"
 
 
-def _window(run: RunRecord, cursor: int | None, framing: Framing, about: Mapping[str, str] = VARY) -> Response:
-    stream = runtail().windows.open(run, cursor, framing)
-    headers = {**STREAM_HEADERS, **about}
-    return Response(stream, content_type=f"{framing.mimetype}; charset=utf-8", headers=headers)
-
-
-def _page(run: RunRecord, cursor: int | None, limit: int) -> Response:
+def _page(run: RunPosition, cursor: int | None, limit: int) -> Response:
     """A page of events, each byte for byte as it is stored."""
     history = runtail().services.history
     head = run.state_seq if run.terminal else history.head(run.id)

@@ -2,14 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.errors import StoreUnavailable
 from app.protocol.events import Event
 from app.protocol.reducer import State, fold
-from app.storage.event_log import EventLog
 from app.storage.run_store import RunRecord, RunStore
 
 PAGE = 1_000
+
+
+class LiveLog(Protocol):
+    """What Redis has of a log: an EventLog or a LogReader."""
+
+    def head(self, run_id: str) -> int:
+        """Seq of the last event; 0 where nothing is known."""
+
+    def read(self, run_id: str, after: int, limit: int) -> list[Event]:
+        """Events with seq > `after`, in order, at most `limit`. The first need not be `after` + 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +27,7 @@ class History:
     """Reads of one run's log. They raise StoreUnavailable only if Postgres cannot be reached where it is needed."""
 
     store: RunStore
-    log: EventLog
+    log: LiveLog
 
     def after(self, run_id: str, seq: int, limit: int) -> list[Event]:
         """The events that follow `seq`, without a gap, at most `limit`; empty at the head."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import ConnectionInterface
 from redis.retry import Retry
 
 from app.errors import StoreUnavailable
@@ -115,7 +114,7 @@ class Doorbell:
             self._connection.send_packed_command(self._connection.pack_command(*command))
 
 
-def _connection(url: str, socket_timeout: float) -> ConnectionInterface:
+def _connection(url: str, socket_timeout: float) -> Any:  # a redis.Connection, whose methods carry no types
     pool = redis.ConnectionPool.from_url(
         tolerate_self_signed(url),
         protocol=2,
@@ -123,8 +122,7 @@ def _connection(url: str, socket_timeout: float) -> ConnectionInterface:
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
-    connection: ConnectionInterface = pool.make_connection()
-    return connection
+    return pool.make_connection()
 
 
 def _event(entry: Any) -> Event:
@@ -133,7 +131,7 @@ def _event(entry: Any) -> Event:
 
 
 @contextmanager
-def _reachable(connection: ConnectionInterface) -> Iterator[None]:
+def _reachable(connection: Any) -> Iterator[None]:
     """Whatever goes wrong in the middle of a reply leaves the rest of it unread: the connection is of no more use."""
     try:
         yield

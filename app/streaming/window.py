@@ -1,162 +1,244 @@
-"""One window: the bytes that a client which follows a run gets, from its cursor to the end of the run.
+"""One window: what its client has, and what it gets next. Replay and live are the same cursor.
 
-Replay and live are the same cursor loop, so there is no moment of hand-over. The caller has authorised the client
-and decided what to answer before the first byte; a window never changes the run.
+Responsible for order, snapshots and gaps. Not responsible for connections (`sockets`, `iterated`) or for when
+something is new (`tail_hub`). The caller has authorised the client; a window never changes the run.
 """
 
-import logging
+import random
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
-from app.errors import StoreUnavailable
-from app.protocol import framing
-from app.protocol.events import TERMINAL, Event, control
+from app import metrics
+from app.protocol.events import TERMINAL, control
 from app.protocol.reducer import ENDED
 from app.storage.history import History
-from app.storage.run_store import RunRecord
+from app.streaming.admission import Ticket
+from app.streaming.tail import Tail
+from app.streaming.wire import Wire
 
-WAIT_MS = 1_000
-"""How long one wait for events may block; a draining process ends its windows that fast."""
 HEALING_SECONDS = 5.0
-"""How long a cursor beyond a live run's head waits for the log to catch up."""
-RETRY_MS = 1_000
-BATCH = 500
-
-log = logging.getLogger(__name__)
+"""How long a cursor beyond the head of a live run waits for the log to catch up."""
+FIRST_PAGE, LARGEST_PAGE = 16, 500
+"""Events of one read; it grows while pages stay small."""
+PAGE_BYTES = 64_000
+JITTER = 0.1
+"""Of a window's longest time: windows that were opened together do not all come back together."""
+ROTATION_RETRY_MS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Framing:
-    """How a window writes what it sends."""
+class Limits:
+    """Of every window of a process. Seconds, events, bytes; 0 = no limit, but for the first two."""
 
-    mimetype: str
-    opening: bytes
-    heartbeat: bytes
-    event: Callable[[Event], bytes]
-    control: Callable[[str, str, int | None], bytes]
+    heartbeat_seconds: float
+    max_lag_seconds: float
+    max_seconds: float
+    replay_max_events: int
+    replay_max_bytes: int
 
 
-def sse(*, named: bool) -> Framing:
-    """Server-sent events; without names, everything reaches a browser's `onmessage`."""
-    return Framing(
-        "text/event-stream",
-        framing.sse_retry(RETRY_MS),
-        framing.SSE_HEARTBEAT,
-        lambda event: framing.sse(event, named),
-        lambda type, text, seq: framing.sse_control(type, text, seq, named),
+class Place(Enum):
+    """Where a window is in relation to its tail."""
+
+    LEVEL = auto()
+    BEHIND = auto()
+    WAITING = auto()
+    """The tail does not know its head yet, or the window's cursor is ahead of it."""
+
+
+class Closing(Enum):
+    """Why a window was closed."""
+
+    ENDED = "its run has ended"
+    LEFT = "its client has left"
+    LAGGED = "its client has read too slowly"
+    ROTATED = "it was open for its longest time"
+    DRAINED = "the process ends"
+    FAILED = "it failed"
+
+
+class Window:
+    """The part that does not depend on the connection."""
+
+    __slots__ = (
+        "_ahead_since",
+        "_limits",
+        "_page",
+        "_replayed",
+        "closed",
+        "cursor",
+        "expires_at",
+        "farewell",
+        "gap",
+        "over",
+        "posted_at",
+        "quiet_since",
+        "tail",
+        "ticket",
+        "wire",
     )
 
-
-NDJSON = Framing(
-    "application/x-ndjson",
-    framing.NDJSON_HEARTBEAT,
-    framing.NDJSON_HEARTBEAT,
-    framing.ndjson,
-    lambda type, text, seq: framing.ndjson_control(text),
-)
-
-
-def _never() -> bool:
-    return False
-
-
-@dataclass(slots=True)
-class Windows:
-    """Opens the windows of one web process."""
-
-    history: History
-    heartbeat_seconds: float
-    draining: Callable[[], bool] = _never
-    """Set by the server; true once this process is to end: windows end cleanly, their clients come back elsewhere."""
-
-    def open(self, run: RunRecord, cursor: int | None, frame: Framing) -> Iterator[bytes]:
-        """The window's bytes. Blocks between events; ends after the terminal event, or when the process drains.
-
-        :param cursor: seq of the last event that the client has; None: begin with a snapshot at the head.
+    def __init__(self, tail: Tail, wire: Wire, cursor: int | None, limits: Limits, ticket: Ticket) -> None:
         """
-        yield frame.opening
-        try:
-            start = yield from self._start(run, cursor, frame)
-            if start is not None:
-                yield from self._follow(run.id, start, frame)
-        except StoreUnavailable as error:
-            log.warning("A window of %s ends; its client will come back. %s", run.id, error.detail)
+        :param cursor: seq of the last event that the client has; None: it begins with a snapshot at the head.
+        """
+        now = time.monotonic()
+        self.tail = tail
+        self.wire = wire
+        self.cursor = cursor
+        self.ticket = ticket
+        self.gap: int | None = None
+        """The cursor that the log has lost."""
+        self.over = False
+        """The client has the whole log."""
+        self.farewell: tuple[Closing, bytes] | None = None
+        """Why the window ends before its run does, and its last bytes."""
+        self.closed = False
+        self.quiet_since = now
+        self.posted_at: float | None = None
+        """When the run was asked for, where this window is the answer to that."""
+        longest = limits.max_seconds * random.uniform(1 - JITTER, 1 + JITTER)
+        self.expires_at = now + longest if longest else float("inf")
+        self._limits = limits
+        self._ahead_since: float | None = None
+        self._page = FIRST_PAGE
+        self._replayed = 0
 
-    def _start(self, run: RunRecord, cursor: int | None, frame: Framing) -> Generator[bytes, None, int | None]:
-        """Where to follow from, after a snapshot where one is due; None: there is nothing to follow."""
-        if cursor and not run.terminal and not self._heals(run.id, cursor):
-            if self.draining():
-                return None
-            gap = {"requested": cursor, "earliest": 1, "head": self.history.head(run.id)}
-            yield frame.control("stream.gap", control(run.id, "stream.gap", gap), None)
-            cursor = None
-        if cursor is None:
-            return (yield from self._snapshot(run.id, frame))
-        return None if run.terminal and cursor >= run.state_seq else cursor
+    def open(self) -> None:
+        """Begin."""
 
-    def _follow(self, run_id: str, cursor: int, frame: Framing) -> Iterator[bytes]:
-        quiet_since = time.monotonic()
-        events: Sequence[Event] = self._stored(run_id, cursor)
-        while True:
-            if events:
-                yield b"".join(map(frame.event, events))
-                cursor, quiet_since = events[-1].seq, time.monotonic()
-                if events[-1].type in TERMINAL:
-                    return
-            if self.draining():
-                return
-            # After a full batch there may be more where it came from, which need not be where one can wait.
-            events = self._stored(run_id, cursor) if len(events) == BATCH else self._wait(run_id, cursor)
-            if not events and time.monotonic() - quiet_since >= self.heartbeat_seconds:
-                yield frame.heartbeat
-                quiet_since = time.monotonic()
-                events = self._stored(run_id, cursor)  # Redis may have lost what Postgres has
-                if not events and self._over(run_id, cursor):
-                    return
+    def stir(self) -> None:
+        """Something may have become possible: the tail has moved, time has passed, or `farewell` was set."""
+        raise NotImplementedError
 
-    def _wait(self, run_id: str, cursor: int) -> Sequence[Event]:
-        try:
-            events = self.history.log.wait(run_id, cursor, WAIT_MS, BATCH)
-        except StoreUnavailable:
-            time.sleep(WAIT_MS / 1_000)  # Redis is away; what is archived meanwhile can be served
-            return self._stored(run_id, cursor)
-        if not events or events[0].seq == cursor + 1:
-            return events
-        stored = self._stored(run_id, cursor)
-        if not stored:
-            time.sleep(WAIT_MS / 1_000)  # behind what Redis still has, and Postgres is away
-        return stored
+    def place(self) -> Place:
+        """Where the window is. A cursor that stays ahead for HEALING_SECONDS is a gap."""
+        if self.cursor is None or self.gap is not None:
+            return Place.BEHIND
+        if not self.tail.ready:
+            return Place.WAITING
+        if self.cursor <= self.tail.head:
+            self._ahead_since = None
+            return Place.LEVEL if self.cursor == self.tail.head else Place.BEHIND
+        now = time.monotonic()
+        if self._ahead_since is None:
+            self._ahead_since = now
+        if now - self._ahead_since < HEALING_SECONDS:
+            return Place.WAITING
+        self.gap = self.cursor
+        return Place.BEHIND
 
-    def _stored(self, run_id: str, cursor: int) -> Sequence[Event]:
-        try:
-            return self.history.after(run_id, cursor, BATCH)
-        except StoreUnavailable as error:
-            log.warning("A window of %s waits. %s", run_id, error.detail)
-            return ()
+    @property
+    def ahead(self) -> bool:
+        """The client has events that the log, as it is known here, has not."""
+        return self._ahead_since is not None
 
-    def _over(self, run_id: str, cursor: int) -> bool:
-        try:
-            return self.history.is_over(run_id, cursor)
-        except StoreUnavailable:
-            return False  # the window outlasts it
+    def lose(self) -> None:
+        """The log has lost events that the client has, or is about to get."""
+        self.gap = self.cursor
+        self.stir()
 
-    def _heals(self, run_id: str, cursor: int) -> bool:
-        """Wait up to HEALING_SECONDS for a log whose head is before the client's cursor."""
-        deadline = time.monotonic() + HEALING_SECONDS
-        while (head := self.history.head(run_id)) < cursor:
-            if time.monotonic() >= deadline or self.draining():
-                return False
-            self.history.log.wait(run_id, head, WAIT_MS, 1)
-        return True
+    def levelled(self) -> None:
+        """The window is level: what it will have missed from here on is counted anew."""
+        self._replayed, self._page = 0, FIRST_PAGE
 
-    def _snapshot(self, run_id: str, frame: Framing) -> Generator[bytes, None, int | None]:
-        """Yields the folded state. Returns its seq, or None where the run has ended and nothing follows."""
-        run = self.history.store.get(run_id)
+    def from_memory(self) -> bytes:
+        """What follows the cursor, as far as it is in the ring; empty: ask storage. Moves the cursor."""
+        ring = self.tail.rings.get(self.wire.format)
+        if ring is None or self.cursor is None or self.gap is not None or self._beyond_cap():
+            return b""
+        frames = ring.after(self.cursor)
+        self.cursor += len(frames)
+        self.over = self.tail.ended and self.cursor == self.tail.head
+        return self._counted(b"".join(frames))
+
+    def from_storage(self, history: History) -> bytes:
+        """What follows the cursor: a page of events, or a snapshot. Moves the cursor. Empty: there is nothing (yet).
+
+        :raises StoreUnavailable: it cannot be read now; the cursor is where it was.
+        """
+        if self.gap is not None:
+            return self._gap(history)
+        if self.cursor is None:
+            return self._snapshot(history, "latest")
+        if self._beyond_cap():
+            return self._snapshot(history, "replay_cap")
+        events = history.after(self.tail.run_id, self.cursor, self._page)
+        if not events:
+            self.over = history.is_over(self.tail.run_id, self.cursor)
+            return b""
+        if events[0].seq != self.cursor + 1:
+            return self._snapshot(history, "gap")
+        self.cursor = events[-1].seq
+        self.over = events[-1].type in TERMINAL
+        return self._counted(b"".join(map(self.wire.format.event, events)))
+
+    def _counted(self, body: bytes) -> bytes:
+        if not self._replayed:
+            metrics.REPLAYS.inc()
+        if self.posted_at is not None:
+            metrics.FIRST_EVENT.observe(time.monotonic() - self.posted_at)
+            self.posted_at = None
+        self._replayed += len(body)
+        larger = self._page * 2 if len(body) < PAGE_BYTES else self._page // 2
+        self._page = max(1, min(larger, LARGEST_PAGE))
+        return body
+
+    def _beyond_cap(self) -> bool:
+        limits = self._limits
+        if not self.wire.format.capped or self.cursor is None:
+            return False
+        missed = self.tail.head - self.cursor
+        too_many = 0 < limits.replay_max_events < missed
+        return too_many or (missed > 0 and 0 < limits.replay_max_bytes <= self._replayed)
+
+    def _gap(self, history: History) -> bytes:
+        run_id, lost = self.tail.run_id, self.gap
+        text = control(run_id, "stream.gap", {"requested": lost, "earliest": 1, "head": history.head(run_id)})
+        return self.wire.format.control("stream.gap", text, None) + self._snapshot(history, "gap")
+
+    def _snapshot(self, history: History, reason: str) -> bytes:
+        run = history.store.get(self.tail.run_id)
         if run is None:
-            return None
-        state = self.history.state(run)
-        seq = state["last_seq"]
-        text = control(run_id, "stream.snapshot", {"seq": seq, "state": state})
-        yield frame.control("stream.snapshot", text, seq)
-        return None if state["status"] in ENDED else seq
+            self.over = True
+            return b""
+        state = history.state(run)
+        self.cursor = seq = state["last_seq"]
+        self.gap = self._ahead_since = None
+        self.over = state["status"] in ENDED
+        self._replayed = 0
+        metrics.SNAPSHOTS.labels(reason).inc()
+        text = control(run.id, "stream.snapshot", {"seq": seq, "state": state})
+        return self.wire.format.control("stream.snapshot", text, seq)
+
+    def visit(self, now: float) -> None:
+        """Now and then: end what has been open for too long, keep what is quiet alive."""
+        if now >= self.expires_at and self.farewell is None:
+            self.say_farewell(Closing.ROTATED, ROTATION_RETRY_MS)
+        elif now - self.quiet_since >= self._limits.heartbeat_seconds:
+            self.beat(now)
+        else:
+            self.stir()
+
+    def beat(self, now: float) -> None:
+        """Send a heartbeat if nothing else is on its way."""
+        raise NotImplementedError
+
+    def close(self, why: Closing) -> None:
+        """Close at once. A second call does nothing."""
+        raise NotImplementedError
+
+    def say_farewell(self, why: Closing, retry_ms: int) -> None:
+        """End in order, at the next boundary between events; the client comes back after `retry_ms`."""
+        format = self.wire.format
+        body = format.retry(retry_ms)
+        if why is Closing.ROTATED:
+            body = format.control("stream.expired", control(self.tail.run_id, "stream.expired", {}), None) + body
+        self.farewell = why, body
+        self.stir()
+
+
+Leave = Callable[[Window, Closing], None]
+"""What a window that has been closed tells its hub."""

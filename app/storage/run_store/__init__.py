@@ -1,7 +1,7 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
 from app.storage.run_store.database import Database, migrate
-from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunRecord
+from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
 from app.storage.run_store.registry import AgentRecord, Registry
 from app.storage.run_store.store import RunStore
 
@@ -14,6 +14,7 @@ __all__ = [
     "OwnerBeat",
     "Principal",
     "Registry",
+    "RunPosition",
     "RunRecord",
     "RunStore",
     "migrate",

@@ -79,6 +79,16 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RunPosition:
+    """Where a run's log is, as its row tells. A RunRecord has the same members."""
+
+    id: str
+    terminal: bool
+    state_seq: int
+    """Of a run that has ended, the seq of its terminal event."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Events of one run to archive under its owner's epoch, and its state where that is due."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from app.errors import Fenced
 from app.protocol.events import Event, dumps
 from app.storage.run_store.database import Database, rows
-from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunRecord
+from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
 
 _INSERT_RUN = """
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
@@ -78,6 +78,14 @@ class RunStore:
         sql = "SELECT * FROM runs WHERE id = %s AND tenant_id = %s AND user_id = %s"
         return self._one(sql, run_id, principal.tenant_id, principal.user_id)
 
+    def position(self, principal: Principal, run_id: str) -> RunPosition | None:
+        """Where a run's log is, if the run belongs to the principal: all that a window needs of the row."""
+        sql = """SELECT id, finished_at IS NOT NULL, state_seq FROM runs
+                 WHERE id = %s AND tenant_id = %s AND user_id = %s"""
+        with self._database.session() as db:
+            found = db.execute_sql(sql, (run_id, principal.tenant_id, principal.user_id)).fetchone()
+        return RunPosition(*found) if found else None
+
     def find_by_key(self, principal: Principal, idempotency_key: str) -> RunRecord | None:
         """The run that the principal started with this key."""
         sql = "SELECT * FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
@@ -107,6 +115,26 @@ class RunStore:
         sql = "SELECT seq, type, e, op FROM run_events WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s"
         with self._database.session() as db:
             return [Event(*row) for row in db.execute_sql(sql, (run_id, after, limit)).fetchall()]
+
+    def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
+        """For each run that has archived events after its cursor: those, in order, at most `limit`."""
+        sql = """SELECT run_id, e.seq, e.type, e.e, e.op FROM unnest(%s::text[], %s::int[]) AS known (run_id, cursor)
+                 CROSS JOIN LATERAL (SELECT seq, type, e, op FROM run_events WHERE run_events.run_id = known.run_id
+                     AND seq > cursor ORDER BY seq LIMIT %s) AS e ORDER BY run_id, e.seq"""
+        found: dict[str, list[Event]] = {}
+        if not cursors:
+            return found
+        with self._database.session() as db:
+            for run_id, *event in db.execute_sql(sql, (list(cursors), list(cursors.values()), limit)).fetchall():
+                found.setdefault(run_id, []).append(Event(*event))
+        return found
+
+    def heads(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Of each run the seq of its last archived event; 0 where there is none."""
+        sql = """SELECT run_id, coalesce((SELECT max(seq) FROM run_events WHERE run_events.run_id = known.run_id), 0)
+                 FROM unnest(%s::text[]) AS known (run_id)"""
+        with self._database.session() as db:
+            return dict(db.execute_sql(sql, (list(run_ids),)).fetchall())
 
     def is_over(self, run_id: str, seq: int) -> bool:
         """Nothing will ever follow `seq`: it is the end of the run, or there is no such run."""

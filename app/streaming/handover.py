@@ -1,0 +1,42 @@
+"""Taking a connection over from gunicorn, so that a window costs no request and no greenlet.
+
+Not every connection can be: not under TLS or HTTP/2, not under another server or worker class.
+"""
+
+from _socket import socket as NativeSocket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gevent.socket import socket as GeventSocket
+from gunicorn.http.wsgi import Response
+
+from app.streaming.gunicorn_worker import Worker
+
+Headers = list[tuple[str, str]]
+
+
+def take_over(
+    environ: Mapping[str, Any], start_response: Callable[..., Any], status: str, headers: Headers
+) -> tuple[NativeSocket, bool] | None:
+    """Send the head of the response, and take the connection out of gunicorn's hands.
+
+    Returns the socket, non-blocking, and whether the body is to be chunked; None, with nothing sent, where that is
+    not possible. The caller returns HANDED_OVER instead of a body.
+
+    :raises OSError: the client has gone already.
+    """
+    sock, response = environ.get("gunicorn.socket"), getattr(start_response, "__self__", None)
+    if (
+        type(response) is not Response
+        or type(sock) is not GeventSocket
+        or not issubclass(response.cfg.worker_class, Worker)
+    ):
+        return None
+    if response.cfg.protocol != "http":
+        return None
+    start_response(status, headers)
+    response.force_close()  # what a client asks on this connection after the window is not answered
+    response.send_headers()
+    native = NativeSocket(fileno=sock.detach())
+    native.setblocking(False)
+    return native, response.chunked

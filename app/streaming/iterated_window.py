@@ -1,0 +1,107 @@
+"""A window as the body of a response: where the connection cannot be taken over (TLS, HTTP/2, another server).
+
+The same bytes as on a socket of its own, at the cost of a greenlet, or a thread, for each window.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from app.errors import StoreUnavailable
+from app.storage.history import History
+from app.streaming.admission import Ticket
+from app.streaming.tail import Tail
+from app.streaming.window import Closing, Leave, Limits, Place, Window
+from app.streaming.wire import Wire
+
+POLL_SECONDS = 0.1
+"""Between two looks at the log where no hub runs."""
+WAIT_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class IteratedWindow(Window):
+    """A window that whoever sends the response iterates over."""
+
+    __slots__ = ("_history", "_leave", "_stirred", "_watched")
+
+    def __init__(
+        self,
+        tail: Tail,
+        wire: Wire,
+        cursor: int | None,
+        limits: Limits,
+        ticket: Ticket,
+        *,
+        history: History,
+        leave: Leave,
+        watched: Callable[[], bool],
+    ) -> None:
+        """
+        :param leave: told when the window is closed.
+        :param watched: whether a hub moves the tail; where none does, the window looks for itself.
+        """
+        super().__init__(tail, wire, cursor, limits, ticket)
+        self._history = history
+        self._leave = leave
+        self._watched = watched
+        self._stirred = threading.Event()
+
+    def stir(self) -> None:
+        """As in `Window`."""
+        self._stirred.set()
+
+    def beat(self, now: float) -> None:
+        """As in `Window`; the iteration sees to its heartbeats itself."""
+        self.stir()
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.wire.format.opening
+        while not (self.over or self.farewell):
+            if body := self._next():
+                self.quiet_since = time.monotonic()
+                yield body
+            elif time.monotonic() - self.quiet_since >= self._limits.heartbeat_seconds:
+                self.quiet_since = time.monotonic()
+                yield self.wire.format.heartbeat
+        if not self.over and self.farewell:
+            yield self.farewell[1]
+        self.close(Closing.ENDED if self.over else Closing.DRAINED)
+
+    def _next(self) -> bytes:
+        """The next bytes; empty after a wait."""
+        self._stirred.clear()
+        if self.place() is Place.BEHIND:
+            try:
+                if body := self.from_memory() or self.from_storage(self._history):
+                    return body
+            except StoreUnavailable as error:
+                log.warning("A window of %s waits. %s", self.tail.run_id, error.detail)
+        elif self.place() is Place.LEVEL:
+            self.levelled()
+            self.over = self.tail.ended
+        if not self.over:
+            self._wait()
+        return b""
+
+    def _wait(self) -> None:
+        if self._watched():
+            self._stirred.wait(WAIT_SECONDS)
+            return
+        time.sleep(POLL_SECONDS)
+        try:
+            self.tail.head, self.tail.ready = self._history.head(self.tail.run_id), True
+        except StoreUnavailable as error:
+            log.warning("A window of %s waits. %s", self.tail.run_id, error.detail)
+        now = time.monotonic()
+        if now >= self.expires_at:
+            self.visit(now)
+
+    def close(self, why: Closing = Closing.LEFT) -> None:
+        """Whoever sends the response has stopped. A second call does nothing."""
+        if not self.closed:
+            self.closed = True
+            self.tail.leave(self)
+            self._leave(self, why)

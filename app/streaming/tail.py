@@ -1,0 +1,133 @@
+"""The end of one run's log as this process has it: what has arrived lately, framed once, and who is level with it.
+
+Pure memory. Not responsible for reading (`tail_hub`) or for what a window behind the tail gets (`window`).
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from app.protocol.events import TERMINAL, Event
+from app.streaming.wire import Format, Wire
+
+if TYPE_CHECKING:
+    from app.streaming.socket_window import SocketWindow
+    from app.streaming.window import Window
+
+RING_EVENTS = 256
+RING_BYTES = 128_000
+"""What a ring keeps of its run, in one format; a window further behind reads from storage."""
+
+
+class Ring:
+    """The last events of a run, framed in one format: those after `base`, without a gap."""
+
+    __slots__ = ("base", "frames", "size")
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.frames: list[bytes] = []
+        self.size = 0
+
+    def add(self, frames: list[bytes]) -> None:
+        """Add the next frames, and forget the oldest where there are too many."""
+        self.frames += frames
+        self.size += sum(map(len, frames))
+        if len(self.frames) > RING_EVENTS or self.size > RING_BYTES:
+            self._forget(len(self.frames) // 2)
+
+    def after(self, cursor: int) -> list[bytes]:
+        """The frames of the events after the cursor; empty where it does not have them all."""
+        return self.frames[cursor - self.base :] if cursor >= self.base else []
+
+    def _forget(self, count: int) -> None:
+        self.base += count
+        self.size -= sum(map(len, self.frames[:count]))
+        del self.frames[:count]
+
+
+class Tail:
+    """A run that is watched here. `head` is the seq up to which its live windows have been served."""
+
+    __slots__ = ("active_at", "doubted_at", "ended", "head", "last", "live", "others", "ready", "rings", "run_id")
+
+    def __init__(self, run_id: str, *, head: int = 0, ready: bool = False, ended: bool = False) -> None:
+        self.run_id = run_id
+        self.head = head
+        self.ready = ready
+        """The head is known: it was read after the doorbell was heard."""
+        self.ended = ended
+        """The event at the head is the terminal one."""
+        self.last: Event | None = None
+        """The event at the head, where it came by here."""
+        self.active_at = 0.0
+        self.doubted_at = time.monotonic()
+        """When it was last looked up in the archive, or begun."""
+        self.rings: dict[Format, Ring] = {}
+        self.live: dict[Wire, set[SocketWindow]] = {}
+        self.others: set[Window] = set()
+        """Every window that is not live."""
+
+    def windows(self) -> Iterator["Window"]:
+        """Every window, live or not; a copy."""
+        return iter([*(window for group in self.live.values() for window in group), *self.others])
+
+    @property
+    def watched(self) -> bool:
+        """It has a window."""
+        return bool(self.others or any(self.live.values()))
+
+    def join(self, window: "SocketWindow") -> None:
+        """The window has every event up to the head: from now on it is handed what comes."""
+        self.others.discard(window)
+        self.live.setdefault(window.wire, set()).add(window)
+
+    def part(self, window: "SocketWindow") -> None:
+        """The window is live no more."""
+        self.live[window.wire].discard(window)
+        self.others.add(window)
+
+    def leave(self, window: "Window") -> None:
+        """The window is closed."""
+        self.others.discard(window)
+        if group := self.live.get(window.wire):
+            group.discard(window)
+
+    def accept(self, events: Sequence[Event], now: float) -> dict[Format, list[bytes]] | None:
+        """Take in events, those that are known already left out: the frames of the others, by format.
+
+        None: nothing new, or the first is not head + 1, which somebody else has to bring.
+        """
+        if events and events[0].seq <= self.head:
+            events = [event for event in events if event.seq > self.head]
+        if not events or events[0].seq != self.head + 1:
+            return None
+        framed = {}
+        for format in self._formats():
+            framed[format] = frames = list(map(format.event, events))
+            ring = self.rings.get(format)
+            if ring is None or ring.base + len(ring.frames) != self.head:  # nobody had this format for a while
+                ring = self.rings[format] = Ring(self.head)
+            ring.add(frames)
+        self.last = events[-1]
+        self.head = self.last.seq
+        self.ended = self.last.type in TERMINAL
+        self.active_at = now
+        return framed
+
+    def _formats(self) -> Iterable[Format]:
+        return {*(wire.format for wire, group in self.live.items() if group), *(w.wire.format for w in self.others)}
+
+    @property
+    def size(self) -> int:
+        """Bytes in its rings."""
+        return sum(ring.size for ring in self.rings.values())
+
+    def cool(self) -> None:
+        """Forget what nobody has asked for lately."""
+        self.rings.clear()
+
+    def rewind(self, head: int) -> None:
+        """The log was lost from here on: what follows `head` is new."""
+        self.head, self.last = head, None
+        self.rings.clear()

@@ -1,0 +1,389 @@
+"""The tail hub of a web process: two connections to Redis, any number of windows.
+
+The doorbell says which runs have something new; one XREAD with the last ids brings it; each window of the run gets
+the same bytes. A ring that is lost costs at most one sweep. Postgres is asked where Redis cannot answer.
+Not responsible for what a window gets (`window`), nor for connections of clients (`socket_window`).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import gevent
+from gevent.event import Event as Flag
+from gevent.queue import SimpleQueue
+
+from app import metrics
+from app.errors import StoreUnavailable
+from app.protocol.events import Event
+from app.storage.history import History
+from app.storage.log_reader import SILENCE_SECONDS, Doorbell, LogReader
+from app.streaming.socket_window import SocketWindow, hand_out
+from app.streaming.tail import Tail
+from app.streaming.window import HEALING_SECONDS, Closing, Window
+
+RUNS_PER_READ, EVENTS_PER_READ = 1_000, 200
+READERS = 4
+"""Greenlets that read for windows which are behind: as many as there are database connections."""
+TICK_SECONDS, TICKS = 0.05, 20
+"""The timer goes through all windows and all runs in so many ticks: once a second."""
+SWEEP_SECONDS = 1.0
+"""A run so long without an event is asked for, in case a ring was lost."""
+IDLE_SECONDS = 15.0
+"""The same in the archive, in case Redis has lost what Postgres has."""
+RING_SECONDS = 10.0
+"""So long after its last event a run's ring is emptied."""
+RINGS_BYTES = 64_000_000
+"""Of all rings together; past it all are emptied."""
+RECONNECT_SECONDS = 0.25
+PROOF_SECONDS = 0.25
+"""Between two looks for an event that Redis had before it was lost."""
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class TailHub:
+    """Follows the runs that have windows in this process. Everything runs in greenlets of one thread."""
+
+    def __init__(self, reader: LogReader, doorbell: Doorbell, history: History) -> None:
+        """
+        :param history: reads for windows that are behind, over the same reader.
+        """
+        self._reader = reader
+        self._doorbell = doorbell
+        self._history = history
+        self.running = False
+        self._greenlets: list[gevent.Greenlet[..., None]] = []
+        self._windows: set[Window] = set()
+        self._tails: dict[str, Tail] = {}
+        self._connected = False
+        self._new: set[str] = set()
+        """Runs to subscribe to."""
+        self._gone: set[str] = set()
+        """Runs to unsubscribe from."""
+        self._ping_at = 0.0
+        self._confirmed: set[Tail] = set()
+        """Tails that ring from now on, and whose head is to be read."""
+        self._hot: set[Tail] = set()
+        """Tails to read."""
+        self._unproven: dict[Tail, float] = {}
+        """Tails whose head may have been lost with the last connection, and since when. They are not read."""
+        self._doubted: set[Tail] = set()
+        """Tails to look up in the archive."""
+        self._work = Flag()
+        self._doubts = Flag()
+        self._behind: SimpleQueue[SocketWindow] = SimpleQueue()
+
+    def start(self) -> None:
+        """Begin; in the process that serves, once it is patched. A second call does nothing."""
+        if not self.running:
+            self.running = True
+            for loop in (self._listen, self._turns, self._resolve_doubts, self._round, *[self._read_for_one] * READERS):
+                self._greenlets.append(gevent.spawn(_for_ever, loop))
+
+    def close(self) -> None:
+        """Stop, and close both connections."""
+        gevent.killall(self._greenlets)
+        self._doorbell.close()
+        self._reader.close()
+
+    # Windows come and go.
+
+    def tail(self, run_id: str) -> Tail:
+        """The tail of a run that has not ended as far as is known; made on first use."""
+        tail = self._tails.get(run_id)
+        if tail is None:
+            tail = self._tails[run_id] = Tail(run_id)
+            self._new.add(run_id)
+            self._work.set()
+        return tail
+
+    def enter(self, window: Window) -> None:
+        """A window begins, at the tail that `tail` returned, with no wait in between."""
+        self._windows.add(window)
+        window.tail.others.add(window)
+        window.open()
+
+    def leave(self, window: Window) -> None:
+        """A window is closed."""
+        self._windows.discard(window)
+
+    def read_for(self, window: SocketWindow) -> None:
+        """Have the window read from storage, after those that asked before."""
+        self._behind.put(window)
+
+    def windows(self) -> list[Window]:
+        """The open windows; a copy."""
+        return list(self._windows)
+
+    # The doorbell.
+
+    def _listen(self) -> None:
+        """Connect, subscribe to what is watched, and mark what rings; until the connection is lost."""
+        try:
+            self._doorbell.connect()
+            self._new.clear()
+            self._gone.clear()
+            run_ids = list(self._tails)
+            for start in range(0, len(run_ids), RUNS_PER_READ):
+                self._doorbell.subscribe(run_ids[start : start + RUNS_PER_READ])
+            self._reconnected()
+            while True:
+                self._heard(*self._doorbell.hear())
+        except StoreUnavailable as error:
+            self._lost(error)
+            gevent.sleep(RECONNECT_SECONDS)
+
+    def _heard(self, word: bytes, run_id: str) -> None:
+        tail = self._tails.get(run_id)
+        if tail is None:
+            return
+        if word == b"message":
+            self._hot.add(tail)
+            self._work.set()
+        elif word == b"subscribe":
+            (self._hot if tail.ready else self._confirmed).add(tail)
+            self._work.set()
+
+    def _reconnected(self) -> None:
+        """Redis may be another one than before: what each tail has seen must still be there."""
+        now = time.monotonic()
+        self._unproven = {tail: self._unproven.get(tail, now) for tail in self._tails.values() if tail.ready}
+        self._connected = True
+        self._doubts.set()
+        self._work.set()
+
+    def _lost(self, error: StoreUnavailable) -> None:
+        if self._connected:
+            log.warning("Windows are served from the archive until Redis is back. %s", error.detail)
+        self._connected = False
+        self._doorbell.close()
+
+    # The reader.
+
+    def _turns(self) -> None:
+        self._work.wait()
+        self._work.clear()
+        if self._connected:
+            try:
+                self._turn()
+            except StoreUnavailable as error:
+                self._lost(error)  # the listener is told, and connects anew
+        gevent.sleep(0)
+
+    def _turn(self) -> None:
+        """Everything that is due, once."""
+        self._tell_doorbell()
+        if self._confirmed:
+            self._learn_heads(_take(self._confirmed, RUNS_PER_READ), self._reader.heads)
+        if self._hot:
+            self._read(_take(self._hot, RUNS_PER_READ))
+        if self._confirmed or self._hot:
+            self._work.set()
+
+    def _tell_doorbell(self) -> None:
+        """Here only: what two greenlets say at once could mingle."""
+        if gone := self._gone - self._tails.keys():
+            self._doorbell.unsubscribe(gone)
+        self._gone.clear()
+        if self._new:
+            new, self._new = self._new, set()
+            self._doorbell.subscribe(new)
+        if time.monotonic() >= self._ping_at:
+            self._ping_at = time.monotonic() + SILENCE_SECONDS / 2
+            self._doorbell.ping()
+
+    def _learn_heads(self, tails: Sequence[Tail], heads: Callable[[Sequence[str]], Mapping[str, int]]) -> None:
+        found = heads([tail.run_id for tail in tails])
+        for tail in tails:
+            if not tail.ready:
+                tail.head, tail.ready = found[tail.run_id], True
+                if tail.head == 0:  # every run has an event: Redis has lost it, or was not there to get it
+                    self._doubt(tail)
+                _stir_others(tail)
+
+    def _read(self, hot: Sequence[Tail]) -> None:
+        cursors = {tail.run_id: tail.head for tail in hot if tail.ready and tail not in self._unproven}
+        found = self._reader.read_many(cursors, EVENTS_PER_READ) if cursors else {}
+        for run_id, events in found.items():
+            tail = self._tails.get(run_id)
+            if tail is None:
+                continue
+            if not self._deliver(tail, events) and events[-1].seq > tail.head:
+                self._doubt(tail)  # Redis has it no more from where we are
+            elif len(events) == EVENTS_PER_READ:
+                self._hot.add(tail)
+
+    def _deliver(self, tail: Tail, events: Sequence[Event]) -> bool:
+        """Hand events, from Redis or the archive, to the run's windows. False: none of them follows the head."""
+        framed = tail.accept(events, time.monotonic())
+        if framed is None:
+            return False
+        for wire, group in list(tail.live.items()):
+            if group:
+                chunk = wire.wrap(b"".join(framed[wire.format]))
+                hand_out(tail, wire, chunk + wire.end if tail.ended else chunk)
+        _stir_others(tail)
+        metrics.observe_delivery(events[-1])
+        return True
+
+    def _read_for_one(self) -> None:
+        window = self._behind.get()
+        try:
+            window.read(self._history)
+        except Exception:
+            _failed(window)
+
+    # What Redis cannot answer.
+
+    def _doubt(self, tail: Tail) -> None:
+        self._doubted.add(tail)
+        self._doubts.set()
+
+    def _resolve_doubts(self) -> None:
+        self._doubts.wait(PROOF_SECONDS if self._unproven or not self._connected else None)
+        self._doubts.clear()
+        try:
+            if self._connected:
+                self._prove_all()
+            else:
+                self._doubted.update(self._tails.values())
+            while self._doubted:
+                self._consult(_take(self._doubted, RUNS_PER_READ))
+        except StoreUnavailable as error:
+            log.warning("A run's log cannot be looked up. %s", error.detail)
+            gevent.sleep(PROOF_SECONDS)
+
+    def _consult(self, tails: Sequence[Tail]) -> None:
+        """Bring what the archive has and the tails have not."""
+        store = self._history.store
+        if unready := [tail for tail in tails if not tail.ready and not self._connected]:
+            self._learn_heads(unready, store.heads)
+        cursors = {tail.run_id: tail.head for tail in tails if tail.ready}
+        for run_id, events in store.read_many(cursors, EVENTS_PER_READ).items():
+            tail = self._tails.get(run_id)
+            if tail is not None and self._deliver(tail, events):
+                self._hot.add(tail)
+                self._work.set()
+                if len(events) == EVENTS_PER_READ:
+                    self._doubted.add(tail)
+
+    def _prove_all(self) -> None:
+        for start in range(0, len(self._unproven), RUNS_PER_READ):
+            self._prove(list(islice(self._unproven, start, start + RUNS_PER_READ)))
+        self._work.set()
+
+    def _prove(self, tails: Sequence[Tail]) -> None:
+        """See that the event at each tail's head is the one that its windows have."""
+        heads = {tail.run_id: tail.head for tail in tails}
+        found = self._reader.entries(heads)
+        self._judge(tails, heads, found)
+        if missing := {run_id: head - 1 for run_id, head in heads.items() if run_id not in found}:
+            archived = self._history.store.read_many(missing, 1)
+            self._judge(tails, heads, {run_id: events[0] for run_id, events in archived.items()})
+
+    def _judge(self, tails: Sequence[Tail], heads: Mapping[str, int], found: Mapping[str, Event]) -> None:
+        now = time.monotonic()
+        for tail in tails:
+            since, event = self._unproven.get(tail), found.get(tail.run_id)
+            if since is None or tail.head != heads[tail.run_id]:
+                continue
+            here = event is not None and event.seq == tail.head
+            if tail.head == 0 or (here and (tail.last is None or tail.last == event)):
+                del self._unproven[tail]
+                self._hot.add(tail)
+            elif here or now - since > HEALING_SECONDS:
+                self._rewind(tail)
+
+    def _rewind(self, tail: Tail) -> None:
+        """What the run's windows have seen last is lost: each is told of the gap, and gets a snapshot."""
+        head = self._history.head(tail.run_id)
+        log.warning("The log of %s was lost from an event before %d on; it is at %d now.", tail.run_id, tail.head, head)
+        for window in tail.windows():
+            window.lose()
+        tail.rewind(head)
+        self._unproven.pop(tail, None)
+        self._hot.add(tail)
+
+    # The timer.
+
+    def _round(self) -> None:
+        """Once through everything, in slices, so that no tick holds up the events."""
+        tails, windows, kept = list(self._tails.values()), self.windows(), 0
+        for number in range(TICKS):
+            now = time.monotonic()
+            for tail in tails[number::TICKS]:
+                kept += self._sweep(tail, now)
+            for window in windows[number::TICKS]:
+                _visit(window, now)
+            self._work.set()
+            gevent.sleep(max(0.0, TICK_SECONDS - (time.monotonic() - now)))
+        if kept > RINGS_BYTES:
+            for tail in tails:
+                tail.cool()
+
+    def _sweep(self, tail: Tail, now: float) -> int:
+        """Look after one tail. Returns the bytes of its rings."""
+        if not tail.watched:
+            self._drop(tail)
+            return 0
+        quiet = now - tail.active_at
+        if quiet >= SWEEP_SECONDS and tail.ready:
+            self._hot.add(tail)
+        if now - max(tail.active_at, tail.doubted_at) >= IDLE_SECONDS or any(window.ahead for window in tail.others):
+            tail.doubted_at = now
+            self._doubt(tail)
+        if quiet >= RING_SECONDS:
+            tail.cool()
+        return tail.size
+
+    def _drop(self, tail: Tail) -> None:
+        if self._tails.pop(tail.run_id, None) is not None:
+            self._gone.add(tail.run_id)
+        for group in (self._confirmed, self._hot, self._doubted):
+            group.discard(tail)
+        self._unproven.pop(tail, None)
+        self._new.discard(tail.run_id)
+
+
+def _for_ever(loop: Callable[[], None]) -> None:
+    """Again and again, whatever happens in it: every window depends on every loop."""
+    while True:
+        try:
+            loop()
+        except Exception:
+            log.exception("The tail hub failed at a turn.")
+            gevent.sleep(RECONNECT_SECONDS)
+
+
+def _stir_others(tail: Tail) -> None:
+    for window in list(tail.others):
+        try:
+            window.stir()
+        except Exception:
+            _failed(window)
+
+
+def _visit(window: Window, now: float) -> None:
+    try:
+        if not window.closed:
+            window.visit(now)
+    except Exception:
+        _failed(window)
+
+
+def _failed(window: Window) -> None:
+    """One window's failure concerns no other."""
+    log.exception("A window of %s failed.", window.tail.run_id)
+    window.close(Closing.FAILED)
+
+
+def _take(group: set[T], most: int) -> list[T]:
+    """Take up to so many out of the set."""
+    taken = list(islice(group, most))
+    group.difference_update(taken)
+    return taken

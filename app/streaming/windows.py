@@ -1,0 +1,148 @@
+"""The windows of one web process: opens them, accounts for them, and ends them when the process is to end."""
+
+import logging
+import random
+import time
+from _socket import socket as NativeSocket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gevent
+from gevent import monkey
+
+from app import metrics
+from app.protocol.events import control
+from app.storage.history import History
+from app.storage.run_store import RunPosition, RunRecord
+from app.streaming.admission import Admission, Ticket
+from app.streaming.iterated_window import IteratedWindow
+from app.streaming.socket_window import SocketWindow, tune
+from app.streaming.tail import Tail
+from app.streaming.tail_hub import TailHub
+from app.streaming.window import Closing, Limits, Window
+from app.streaming.wire import Format, wire
+
+DRAIN_RETRY_MS = (100, 1_000)
+"""When the clients of a process that ends come back: not all at the same moment."""
+DRAIN_SECONDS = 1.0
+"""Time that windows get to take their last bytes; then they are reset."""
+POLL_SECONDS = 0.02
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A window that may be opened: the client is authorised and admitted."""
+
+    run: RunPosition | RunRecord
+    cursor: int | None
+    """Seq of the last event that the client has; None: begin with a snapshot at the head."""
+    format: Format
+    ticket: Ticket
+    posted_at: float | None = None
+    """`time.monotonic()` when the run was asked for, where the window is the answer to that."""
+
+
+def _never() -> bool:
+    return False
+
+
+class Windows:
+    """Opens windows; runs the hub and the admission."""
+
+    def __init__(self, hub: TailHub, admission: Admission, history: History, limits: Limits) -> None:
+        """
+        :param history: reads for windows that the hub does not serve.
+        """
+        self.draining: Callable[[], bool] = _never
+        """Set by the server: true once this process is to end."""
+        self.admission = admission
+        self.limits = limits
+        self._hub = hub
+        self._history = history
+        self._drained = False
+
+    def start(self) -> None:
+        """Begin to serve. Where gevent has not patched the process there is no hub: each window looks for itself."""
+        if monkey.is_module_patched("socket") and not self._hub.running:
+            self._hub.start()
+            gevent.spawn(self.admission.run)
+            gevent.spawn(self._drain)
+
+    def open_on(self, native: NativeSocket, opening: Opening, *, chunked: bool) -> None:
+        """Open a window on a connection that is ours; the head of the response has been sent. Never blocks."""
+        tune(native, self.limits)
+        window = SocketWindow(
+            native,
+            self._tail(opening),
+            wire(opening.format, chunked=chunked),
+            opening.cursor,
+            self.limits,
+            opening.ticket,
+            read_for=self._hub.read_for,
+            leave=self._left,
+        )
+        window.posted_at = opening.posted_at
+        self._hub.enter(window)
+
+    def iterate(self, opening: Opening) -> IteratedWindow:
+        """Open a window as an iterator of bytes, which whoever sends them closes."""
+        window = IteratedWindow(
+            self._tail(opening),
+            wire(opening.format, chunked=False),
+            opening.cursor,
+            self.limits,
+            opening.ticket,
+            history=self._history,
+            leave=self._left,
+            watched=lambda: self._hub.running,
+        )
+        window.posted_at = opening.posted_at
+        self._hub.enter(window)
+        return window
+
+    def _tail(self, opening: Opening) -> Tail:
+        run = opening.run
+        if run.terminal:
+            return Tail(run.id, head=run.state_seq, ready=True, ended=True)
+        return self._hub.tail(run.id) if self._hub.running else Tail(run.id)
+
+    def _left(self, window: Window, why: Closing) -> None:
+        self._hub.leave(window)
+        self.admission.release(window.ticket, before_the_end=why is Closing.LEFT)
+        if why is Closing.ROTATED:
+            metrics.ROTATIONS.inc()
+        log.debug("A window of %s was closed at %s: %s.", window.tail.run_id, window.cursor, why.value)
+
+    # The end of the process.
+
+    def _drain(self) -> None:
+        """Wait until the process is to end; then end every window in order, also those that still come."""
+        while not self.draining():
+            gevent.sleep(POLL_SECONDS)
+        self._drained = True
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while windows := self._hub.windows():
+            for window in windows:
+                if time.monotonic() >= deadline:
+                    window.close(Closing.DRAINED)
+                elif window.farewell is None:
+                    window.say_farewell(Closing.DRAINED, random.randint(*DRAIN_RETRY_MS))
+                else:
+                    window.stir()
+            gevent.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """Wait, within DRAIN_SECONDS, for the last windows to end; hand back the leases."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._hub.windows() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        self.admission.close()
+        self._hub.close()
+
+
+def rejection(format: Format, run_id: str, code: str, retry_ms: int) -> bytes:
+    """The whole body of a window that is not opened: when to come back, and why."""
+    text = control(run_id, "stream.rejected", {"code": code, "retry_ms": retry_ms})
+    return format.retry(retry_ms) + format.control("stream.rejected", text, None)

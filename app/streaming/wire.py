@@ -1,0 +1,78 @@
+"""How a window writes what it sends: the format, and whether the body is chunked. Bytes only; no connections."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from app.protocol import framing
+from app.protocol.events import Event
+
+RETRY_MS: Final = 1_000
+"""After how long an SSE client comes back from a lost connection."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Format:
+    """A wire format. There is one instance of each: windows of the same format share what is framed."""
+
+    mimetype: str
+    opening: bytes
+    heartbeat: bytes
+    event: Callable[[Event], bytes]
+    control: Callable[[str, str, int | None], bytes]
+    """(type, text, id of a snapshot) of a control frame."""
+    retry: Callable[[int], bytes]
+    """Says after how many milliseconds to come back."""
+    capped: bool
+    """A window far behind gets a snapshot instead of the events."""
+
+
+def _sse(named: bool) -> Format:
+    return Format(
+        mimetype="text/event-stream",
+        opening=framing.sse_retry(RETRY_MS),
+        heartbeat=framing.SSE_HEARTBEAT,
+        event=lambda event: framing.sse(event, named),
+        control=lambda type, text, seq: framing.sse_control(type, text, seq, named),
+        retry=framing.sse_retry,
+        capped=True,
+    )
+
+
+SSE: Final = _sse(named=True)
+SSE_UNNAMED: Final = _sse(named=False)
+"""Everything reaches a browser's `onmessage`."""
+NDJSON: Final = Format(
+    mimetype="application/x-ndjson",
+    opening=framing.NDJSON_HEARTBEAT,
+    heartbeat=framing.NDJSON_HEARTBEAT,
+    event=framing.ndjson,
+    control=lambda type, text, seq: framing.ndjson_control(text),
+    retry=lambda ms: b"",
+    capped=False,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wire:
+    """A format on a connection: in chunks (HTTP/1.1), or plain (HTTP/1.0, or where the server does the framing)."""
+
+    format: Format
+    chunked: bool
+
+    def wrap(self, body: bytes) -> bytes:
+        """The body, which is not empty, as it goes onto the connection."""
+        return b"%x\r\n%b\r\n" % (len(body), body) if self.chunked else body
+
+    @property
+    def end(self) -> bytes:
+        """What ends the body in order; plain bodies end with the connection."""
+        return b"0\r\n\r\n" if self.chunked else b""
+
+
+_WIRES: Final = {(f, chunked): Wire(f, chunked) for f in (SSE, SSE_UNNAMED, NDJSON) for chunked in (True, False)}
+
+
+def wire(format: Format, *, chunked: bool) -> Wire:
+    """The one instance: windows with the same wire share what is sent."""
+    return _WIRES[format, chunked]
