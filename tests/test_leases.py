@@ -56,7 +56,7 @@ def _look(leases: Leases, subject: str) -> Lease:
 
 
 def _runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_SECONDS", 1)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 2)
 
 
 def test_a_limit_holds_over_all_holders(holder: Leases, other: Leases, subject: str) -> None:

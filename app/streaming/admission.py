@@ -67,6 +67,7 @@ class Admission:
         self._connects = 0
         self._away = False
         self._retry_at = 0.0
+        self._closed = False
 
     def admit(self, principal: Principal, address: str, run_id: str) -> Ticket:
         """Count a window in, before its first byte; waits for Redis once. The caller releases the ticket.
@@ -103,8 +104,8 @@ class Admission:
         metrics.OPEN_WINDOWS.dec()
 
     def run(self) -> None:
-        """Keep what the other processes see of this one up to date, for ever."""
-        while True:
+        """Keep what the other processes see of this one up to date, until `close`."""
+        while not self._closed:
             time.sleep(FLUSH_SECONDS)
             try:
                 self.flush()
@@ -116,7 +117,7 @@ class Admission:
 
     def close(self) -> None:
         """Hand everything back, as far as Redis takes it within CLOSE_SECONDS. Nothing is admitted after that."""
-        deadline = time.monotonic() + CLOSE_SECONDS
+        self._closed, deadline = True, time.monotonic() + CLOSE_SECONDS
         for held in self._held:
             for subject in held:
                 self._changed.setdefault(subject, 0)
