@@ -13,6 +13,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
+from app import metrics_folder
 from app.storage.cooperative import make_psycopg_cooperative
 
 dev = os.environ.get("RUNTAIL_DEV", "") not in ("", "0")
@@ -46,6 +47,7 @@ loglevel = os.environ.get("LOG_LEVEL", "info").lower()
 
 def on_starting(server: Arbiter) -> None:
     """Every window is an open file, and many systems begin with 1,024: take what the system lets us have."""
+    metrics_folder.prepare()
     wanted = worker_connections + 1_000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -88,3 +90,13 @@ def worker_exit(server: Arbiter, worker: Worker) -> None:
     app: Any = getattr(worker, "wsgi", None)  # a worker that could not load the application has none
     if app is not None:
         app.extensions["runtail"].windows.close()
+
+
+def child_exit(server: Arbiter, worker: Worker) -> None:
+    """However it ended, it has no window open any more."""
+    metrics_folder.forget(int(worker.pid))
+
+
+def on_exit(server: Arbiter) -> None:
+    """The metrics end with the server."""
+    metrics_folder.remove()

@@ -1,16 +1,18 @@
-"""What is served beside runs: agents, schemas, health."""
+"""What is served beside runs: agents, schemas, health, metrics."""
 
 from collections.abc import Callable
 
 from flask import Response, json
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from app import metrics
 from app.api.context import Blueprint, principal, runtail
 from app.api.schemas import AgentSchema
-from app.errors import StoreUnavailable
+from app.errors import NotFound, StoreUnavailable
 from app.protocol.events import json_schema
 from app.storage.run_store import AgentRecord
 
-blueprint = Blueprint("meta", __name__, description="Agents, schemas, health")
+blueprint = Blueprint("meta", __name__, description="Agents, schemas, health, metrics")
 
 EVENTS_SCHEMA = json.dumps(json_schema(), indent=2) + "\n"
 
@@ -47,6 +49,15 @@ def readyz() -> Response:
     ready = all(checks.values())
     body = {"status": "ready" if ready else "degraded", "checks": checks}
     return Response(json.dumps(body) + "\n", 200 if ready else 503, mimetype="application/json")
+
+
+@blueprint.route("/metrics")
+@blueprint.response(200, {"type": "string"}, content_type=CONTENT_TYPE_LATEST)
+def prometheus() -> Response:
+    """Metrics of all web processes of this server, for Prometheus. For administrators' keys."""
+    if not principal().admin:
+        raise NotFound("Metrics are for administrators.")
+    return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
 
 
 def _reaches(ping: Callable[[], None]) -> bool:

@@ -9,9 +9,11 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from app import errors
 from app.api.schemas import ProblemSchema
 from app.errors import RuntailError
+from app.streaming import admission
 
 PROBLEM_TYPE = "application/problem+json"
-RETRY_AFTER_SECONDS = 1
+RETRY_AFTER_SECONDS = {429: admission.RETRY_SECONDS, 503: 1}
+"""By status."""
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,6 @@ def _response(status: int, code: str, title: str, detail: str) -> Response:
     response = Response(json.dumps(document) + "\n", status, mimetype=PROBLEM_TYPE)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if status in RETRY_AFTER_SECONDS:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
     return response
