@@ -1,12 +1,18 @@
 """Who is calling: a principal from an API key, or `dev` in development mode."""
 
+import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from app.errors import Unauthorized
-from app.storage.run_store import Principal, Registry
+from app.errors import StoreUnavailable, Unauthorized
+from app.storage.run_store import Principal, Registry, hash_key
 
 DEV = Principal(tenant_id="dev", user_id="dev", admin=True)
+KEY_CACHE_SECONDS = 10.0
+"""How long a key that was found is not looked up again: for so long a removed key still opens doors."""
+KEY_CACHE_MAX = 10_000
+"""Keys that are remembered; beyond it the one that was looked up first is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +25,59 @@ class Caller:
     """The Host header without its port."""
 
 
-@dataclass(frozen=True, slots=True)
+class KnownKeys:
+    """The keys of the registry, by their hashes. A storm of requests with one key asks Postgres once.
+
+    Only keys that were found are remembered: one that was just made works at once.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._found: dict[str, tuple[float, Principal]] = {}
+        self._asking: dict[str, Future[Principal | None]] = {}
+
+    def principal(self, key: str) -> Principal | None:
+        """Whose key this is, or None.
+
+        :raises StoreUnavailable: the keys cannot be read.
+        """
+        hashed = hash_key(key)
+        expires, found = self._found.get(hashed, (0.0, None))
+        if found is not None and time.monotonic() < expires:
+            return found
+        asking = self._asking.get(hashed)
+        return self._ask(key, hashed) if asking is None else asking.result()
+
+    def _ask(self, key: str, hashed: str) -> Principal | None:
+        """Ask Postgres, for everybody who comes with this key meanwhile."""
+        answer: Future[Principal | None] = Future()
+        self._asking[hashed] = answer
+        try:
+            principal = self._registry.principal(key)
+        except BaseException as error:  # what stops this request is not to stop the others
+            answer.set_exception(error if isinstance(error, StoreUnavailable) else StoreUnavailable())
+            raise
+        finally:
+            del self._asking[hashed]
+        self._remember(hashed, principal)
+        answer.set_result(principal)
+        return principal
+
+    def _remember(self, hashed: str, principal: Principal | None) -> None:
+        self._found.pop(hashed, None)
+        if principal is None:
+            return
+        while len(self._found) >= KEY_CACHE_MAX:
+            del self._found[next(iter(self._found))]
+        self._found[hashed] = (time.monotonic() + KEY_CACHE_SECONDS, principal)
+
+
 class Authenticator:
     """Keys against their hashes. In development mode a caller on this machine needs none."""
 
-    registry: Registry
-    dev: bool
+    def __init__(self, registry: Registry, dev: bool) -> None:
+        self._keys = KnownKeys(registry)
+        self._dev = dev
 
     def principal(self, caller: Caller) -> Principal:
         """
@@ -32,11 +85,11 @@ class Authenticator:
         :raises StoreUnavailable: the keys cannot be read.
         """
         if caller.authorization is None:
-            if self.dev and _is_local(caller):
+            if self._dev and _is_local(caller):
                 return DEV
             raise Unauthorized("Send `Authorization: Bearer KEY`; `runtail keys create` makes a key.")
         scheme, _, key = caller.authorization.partition(" ")
-        found = self.registry.principal(key.strip()) if scheme.lower() == "bearer" else None
+        found = self._keys.principal(key.strip()) if scheme.lower() == "bearer" else None
         if found is None:
             raise Unauthorized("The API key is not known.")
         return found

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ import httpx
 import psycopg2
 import pytest
 
+from app import auth
+from app.auth import KnownKeys
 from app.config import Config
-from app.storage.run_store import Principal, Registry
+from app.errors import StoreUnavailable
+from app.storage.run_store import Database, Principal, Registry
 from app.wiring import Services
-from tests.conftest import StackMaker
-from tests.harness import ROOT, Stack, free_port, problem
+from tests.conftest import StackMaker, execute
+from tests.harness import ROOT, Stack, eventually, free_port, problem
 from workers.agents.emit import emit
 
 ORIGIN = "https://console.example.com"
@@ -68,6 +72,7 @@ PROTECTED = [
     ("POST", f"/runs/{UNKNOWN}/cancel"),
     ("POST", f"/runs/{UNKNOWN}/erase"),
     ("GET", "/agents"),
+    ("GET", "/metrics"),
 ]
 
 
@@ -97,6 +102,14 @@ def test_an_unknown_key_or_a_malformed_header_is_refused(guarded: Guarded, heade
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
+def test_metrics_are_for_administrators(guarded: Guarded, ada: httpx.Client) -> None:
+    problem(ada.get("/metrics"), 404, "not_found")
+    key = guarded.registry.create_key(Principal("acme", "root", admin=True))
+    answer = guarded.stack.http.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200
+    assert "runtail_open_windows" in answer.text
+
+
 def test_who_is_unknown_learns_nothing_about_the_request(guarded: Guarded) -> None:
     http = guarded.stack.http
     problem(http.post("/runs", content=b"{", headers={"Content-Type": "application/json"}), 401, "unauthorized")
@@ -110,6 +123,79 @@ def test_who_is_unknown_learns_nothing_about_the_request(guarded: Guarded) -> No
 def test_what_is_the_same_for_everybody_needs_no_key(guarded: Guarded) -> None:
     for path in ("/", "/healthz", "/readyz", "/schema/events.json", "/openapi.json", "/docs/"):
         assert guarded.stack.http.get(path).status_code == 200, path
+
+
+# The keys that a process remembers.
+
+
+class CountedRegistry(Registry):
+    """The registry, with the number of times that it was asked for a key."""
+
+    asked = 0
+
+    def principal(self, key: str) -> Principal | None:
+        self.asked += 1
+        return super().principal(key)
+
+
+@pytest.fixture
+def registry(apart: Services) -> CountedRegistry:
+    return CountedRegistry(apart.database)
+
+
+def _ask(keys: KnownKeys, key: str, times: int = 100) -> set[Principal | None]:
+    with ThreadPoolExecutor(20) as callers:
+        return set(callers.map(keys.principal, [key] * times))
+
+
+def test_a_storm_of_requests_with_one_key_asks_postgres_once(registry: CountedRegistry) -> None:
+    ann = Principal("acme", "ann")
+    keys, key = KnownKeys(registry), registry.create_key(ann)
+    assert _ask(keys, key) == {ann}
+    assert registry.asked == 1
+
+
+def test_a_key_is_looked_up_again_after_a_while_and_one_that_was_removed_is_refused_then(
+    registry: CountedRegistry, apart: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, key = KnownKeys(registry), registry.create_key(Principal("acme", "ann"))
+    monkeypatch.setattr(auth, "KEY_CACHE_SECONDS", 0.5)
+    assert keys.principal(key) is not None
+    execute(apart.config.database_url, "DELETE FROM api_keys")
+    assert keys.principal(key) is not None
+    eventually(lambda: keys.principal(key) is None, what="the end of the key")
+
+
+def test_a_key_that_was_just_made_works_at_once(registry: CountedRegistry, apart: Services) -> None:
+    keys, key = KnownKeys(registry), registry.create_key(Principal("acme", "ann"))
+    execute(apart.config.database_url, "UPDATE api_keys SET key_hash = 'x' || key_hash")
+    assert keys.principal(key) is None
+    execute(apart.config.database_url, "UPDATE api_keys SET key_hash = substr(key_hash, 2)")
+    assert keys.principal(key) is not None
+
+
+def test_the_keys_that_are_remembered_are_bounded_and_only_hashes(
+    registry: CountedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "KEY_CACHE_MAX", 2)
+    keys, made = KnownKeys(registry), [registry.create_key(Principal("acme", "ann")) for _ in range(3)]
+    for key in made:
+        keys.principal(key)
+    assert len(keys._found) == 2
+    assert not any(key in repr(vars(keys)) for key in made)
+    keys.principal(made[-1])
+    assert registry.asked == 3
+    keys.principal(made[0])
+    assert registry.asked == 4
+
+
+def test_while_postgres_is_away_everybody_who_asks_is_told() -> None:
+    database = Database(f"postgresql://127.0.0.1:{free_port()}/none", 1)
+    keys = KnownKeys(Registry(database))
+    with ThreadPoolExecutor(5) as callers:
+        outcomes = [callers.submit(keys.principal, "rt_1") for _ in range(5)]
+    assert all(isinstance(outcome.exception(), StoreUnavailable) for outcome in outcomes)
+    assert not keys._asking
 
 
 def test_a_key_opens_the_door_whatever_the_case_of_its_scheme(guarded: Guarded) -> None:

@@ -2,7 +2,7 @@
 
 from app.storage.run_store.database import Database, migrate
 from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
-from app.storage.run_store.registry import AgentRecord, Registry
+from app.storage.run_store.registry import AgentRecord, Registry, hash_key
 from app.storage.run_store.store import RunStore
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "RunPosition",
     "RunRecord",
     "RunStore",
+    "hash_key",
     "migrate",
 ]
