@@ -100,8 +100,9 @@ class Doorbell:
         :raises StoreUnavailable: the connection is lost, closed, or silent for SILENCE_SECONDS.
         """
         with _reachable(self._connection):
-            word, name, *_ = self._connection.read_response()
-            return word, name[4:-1].decode()
+            reply = self._connection.read_response()
+        # Without a subscription the answer to PING is one word.
+        return (reply[0], reply[1][4:-1].decode()) if isinstance(reply, list) else (reply, "")
 
     def close(self) -> None:
         """Close the connection; whoever hears is told."""

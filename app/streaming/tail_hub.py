@@ -187,9 +187,10 @@ class TailHub:
 
     def _tell_doorbell(self) -> None:
         """Here only: what two greenlets say at once could mingle."""
-        if gone := self._gone - self._tails.keys():
-            self._doorbell.unsubscribe(gone)
-        self._gone.clear()
+        if self._gone:
+            gone, self._gone = self._gone.difference(self._tails), set()
+            if gone:
+                self._doorbell.unsubscribe(gone)
         if self._new:
             new, self._new = self._new, set()
             self._doorbell.subscribe(new)
