@@ -170,7 +170,7 @@ class Executor:
         run = execution.run
         # Read after the claim is complete: from here on a cancel rings this worker.
         if until_reachable(lambda: self._ownership.confirm(run.id, run.epoch)):
-            return Ending.cancelled("requested")
+            return self._cancelled(run)
         if run.attempt > self._config.run_max_attempts:
             return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
         self._announce(run, emission)
@@ -179,13 +179,17 @@ class Executor:
             case None:
                 return outcome
             case Cancelled():
-                return Ending.cancelled("requested")
+                return self._cancelled(run)
             case TimedOut():
                 return Ending.failed(errors.RunTimeout(f"The run took longer than {self._timeout(run)} s."))
             case Drained():
                 return None
             case _:
                 raise Fenced(f"{run.id} has another owner.")
+
+    def _cancelled(self, run: RunRecord) -> Ending:
+        row = until_reachable(lambda: self._ownership.store.get(run.id))
+        return Ending.cancelled((row and row.cancel_reason) or "requested")
 
     def _announce(self, run: RunRecord, emission: Emission) -> None:
         if run.requeue_reason is None:

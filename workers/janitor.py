@@ -5,6 +5,7 @@ One runs in each worker. They need no leader: every repair is safe to make twice
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import gevent
@@ -21,17 +22,21 @@ PENDING_SECONDS = 5.0
 """A pending run that nobody has claimed for so long may have lost its job."""
 BATCH = 200
 
+Duty = Callable[[], None]
+
 log = logging.getLogger(__name__)
 
 
 class Janitor:
     """One pass each PASS_SECONDS."""
 
-    def __init__(self, ownership: Ownership, queue: RunQueue, stream_ttl_seconds: int) -> None:
+    def __init__(self, ownership: Ownership, queue: RunQueue, stream_ttl_seconds: int, *others: Duty) -> None:
+        """:param others: what else is to be done in each pass."""
         self._store = ownership.store
         self._ownership = ownership
         self._queue = queue
         self._stream_ttl_seconds = stream_ttl_seconds
+        self._duties = (self.release_lost, self.enqueue_forgotten, self.publish_ends, *others)
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
         self._looked = time.monotonic()
@@ -42,7 +47,7 @@ class Janitor:
         """Pass after pass, for ever. A duty that fails keeps no other from being done."""
         while True:
             gevent.sleep(PASS_SECONDS)
-            for duty in (self.release_lost, self.enqueue_forgotten, self.publish_ends):
+            for duty in self._duties:
                 try:
                     duty()
                 except StoreUnavailable as error:

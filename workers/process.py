@@ -19,6 +19,7 @@ from workers.heartbeat import Heartbeat
 from workers.janitor import Janitor
 from workers.registry import load_agents
 from workers.retry import until_reachable
+from workers.unwatched import Unwatched
 
 RECONNECT_SECONDS = 0.5
 
@@ -35,7 +36,8 @@ class WorkerProcess:
         self._agents = load_agents()
         self._emitter = Emitter(services.ownership)
         self._heartbeat = Heartbeat(config.database_url, self.id)
-        self._janitor = Janitor(services.ownership, services.queue, config.stream_ttl_seconds)
+        unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
+        self._janitor = Janitor(services.ownership, services.queue, config.stream_ttl_seconds, unwatched.cancel)
         self._executor = Executor(
             config, services.ownership, services.queue, self._emitter, self._agents, services.hooks, self.id
         )

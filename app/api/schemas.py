@@ -23,7 +23,7 @@ class StartRunSchema(Schema):
     agent = fields.String(required=True, validate=Length(1, 100))
     input = fields.Dict(keys=fields.String(), load_default=dict)
     session_id = fields.String(load_default=None, allow_none=True, validate=SESSION_ID)
-    on_disconnect = fields.String(load_default="continue", validate=OneOf(["continue"]))
+    on_disconnect = fields.String(load_default="continue", validate=OneOf(["continue", "cancel"]))
     timeout_s = fields.Integer(load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS))
     metadata = fields.Dict(keys=fields.String(), load_default=dict)
 

@@ -9,6 +9,8 @@ Postgres decides, Redis enforces. The rules (checked by exploring their interlea
 5. A lost owner is observed (`workers.janitor`), never assumed.
 """
 
+import logging
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ from app.storage.run_store import Checkpoint, RunRecord, RunStore
 
 CHUNK = 500
 """Events that are moved between Postgres and Redis at a time."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,15 @@ class Ownership:
                 raise
             # An earlier call was carried out although its answer was lost.
         writer.mark_archived(writer.head)
+
+    def end_unowned(self, run: RunRecord) -> None:
+        """End a run whose cancel was requested, if nobody has it; one that is running is its owner's to end."""
+        try:
+            claimed = self.claim(run.id, f"cancel-{secrets.token_hex(4)}")
+            if claimed is not None:
+                self.finish(claimed[1], Ending.cancelled(claimed[0].cancel_reason or "requested"))
+        except Fenced:
+            log.info("%s was claimed by somebody else, who sees the request.", run.id)
 
     def publish(self, run_id: str, epoch: int) -> None:
         """Append what is left of a finished run, the terminal event last."""

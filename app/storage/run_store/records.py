@@ -58,6 +58,8 @@ class RunRecord:
     """Why a pending run was put back (worker_lost, deploy); None before its first start."""
     owner: str | None
     cancel_requested: bool
+    cancel_reason: str | None
+    """The first reason it was given: `requested` or `disconnected`."""
     output: Any
     error: dict[str, Any] | None
     usage: dict[str, Any] | None

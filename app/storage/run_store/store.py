@@ -211,10 +211,11 @@ class RunStore:
 
     # Commands.
 
-    def request_cancel(self, run_id: str) -> RunRecord | None:
+    def request_cancel(self, run_id: str, reason: str = "requested") -> RunRecord | None:
         """Set the cancel flag of a run that has not ended. Returns the row as it is after that."""
-        sql = "UPDATE runs SET cancel_requested = true WHERE id = %s AND finished_at IS NULL RETURNING *"
-        return self._one(sql, run_id) or self.get(run_id)
+        sql = """UPDATE runs SET cancel_requested = true, cancel_reason = coalesce(cancel_reason, %s)
+                 WHERE id = %s AND finished_at IS NULL RETURNING *"""
+        return self._one(sql, reason, run_id) or self.get(run_id)
 
     def owned_by(self, owner: str) -> list[OwnedRun]:
         """The running runs of this owner."""
@@ -252,6 +253,13 @@ class RunStore:
                      ORDER BY enqueued_at LIMIT %s FOR UPDATE SKIP LOCKED
                  ) RETURNING *"""
         return self._many(sql, seconds, limit)
+
+    def cancelled_on_disconnect(self) -> list[str]:
+        """Ids of the runs that are to be cancelled once nobody follows them, and that nobody has cancelled yet."""
+        sql = """SELECT id FROM runs
+                 WHERE on_disconnect = 'cancel' AND finished_at IS NULL AND NOT cancel_requested"""
+        with self._database.session() as db:
+            return [run_id for (run_id,) in db.execute_sql(sql).fetchall()]
 
     def doubt_published(self, seconds: float) -> None:
         """Runs that finished within so many seconds may have lost their end in Redis: see about them again."""
