@@ -23,7 +23,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test lint format lock test-browser clean
+.PHONY: install run test lint format bench lock test-browser clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,11 +45,11 @@ $(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	$(INSTALL) '.[embedded,dev]'
+	$(INSTALL) '.[embedded,dev,bench]'
 	@touch $@
 
 $(BROWSER_STAMP): $(DEV_STAMP)
-	$(INSTALL) '.[embedded,dev,browser]'
+	$(INSTALL) '.[embedded,dev,bench,browser]'
 	@touch $@
 
 install: $(RUN_STAMP)
@@ -70,6 +70,10 @@ format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# make bench ARGS='fanout --windows 1000': see docs/benchmarks.md. Needs gcc.
+bench: $(DEV_STAMP)
+	$(BIN)/runtail bench $(ARGS)
+
 # Needs a chromium on PATH (or CHROMIUM=/path/to/it); Playwright's own download is not used.
 test-browser: $(BROWSER_STAMP)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
@@ -86,7 +90,7 @@ RESOLVE := $(PIP) install --dry-run --ignore-installed --report -
 
 lock: $(VENV_STAMP)
 	$(PIP) install --upgrade pip
-	$(RESOLVE) '.[embedded,dev,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
+	$(RESOLVE) '.[embedded,dev,bench,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
 	$(RESOLVE) -c requirements-dev.txt.new . | $(BIN)/python -c "$$PINS" > requirements.txt.new
 	mv requirements-dev.txt.new requirements-dev.txt
 	mv requirements.txt.new requirements.txt

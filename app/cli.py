@@ -30,6 +30,7 @@ from app.verification import verify as verify_log
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail[embedded]'."
 URL = "http://127.0.0.1:8000"
 LOG_PAGE = 1_000
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 EXIT_BY_STATUS = {"completed": 0, "failed": 1, "cancelled": 3}
 EXIT_TROUBLE = 2
@@ -234,6 +235,16 @@ def dev(port: int, data: Path) -> None:
         development.dev(port, data)
     except (DevError, ConfigError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="SCENARIO [OPTIONS]")
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure the read path on this machine. Needs a checkout; `runtail bench --help` lists the scenarios."""
+    if not (CHECKOUT / "bench" / "__main__.py").exists():
+        raise Trouble("`runtail bench` needs a checkout of the repository: the benchmarks are not installed with it.")
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], {**os.environ, "PYTHONPATH": path})
 
 
 @main.command()

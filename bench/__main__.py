@@ -1,0 +1,76 @@
+"""The command line of the benchmarks: `python -m bench SCENARIO`, which is what `runtail bench SCENARIO` runs.
+
+Responsible for options, taken from the scenarios' fields, and for exit codes. Not responsible for what is measured.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from app.devservices import DevError
+from bench import report
+from bench.processes import BenchError
+from bench.scenarios import SCENARIOS
+from bench.stage import Stage
+
+HELP = {
+    "baseline_windows": "windows of each baseline",
+    "baselines": "names with commas between, all, or none",
+    "before": "seconds of quiet delivery before the outage",
+    "clients": "load client processes",
+    "events": "events of the run",
+    "joins": "late joiners, one after the other",
+    "lag_seconds": "STREAM_MAX_LAG_SECONDS of the server",
+    "outage": "seconds between the kill and the new start",
+    "pairs": "pairs without and with stalled windows",
+    "payload_bytes": "size of an event's payload, about",
+    "posts": "runs to start, one after the other",
+    "processes": "web processes",
+    "rate": "events a second over all runs",
+    "runs": "runs that the windows follow",
+    "seconds": "how long it is measured",
+    "stalled": "windows that never read",
+    "warm_up": "how many come before that are not measured",
+    "windows": "open windows",
+}
+EXIT_TROUBLE = 2
+
+
+def main() -> None:
+    """Play a scenario; print its table, and write its JSON where asked."""
+    options = vars(parser().parse_args())
+    name, target = options.pop("scenario"), options.pop("json")
+    console = Console()
+    try:
+        with Stage() as stage:
+            result = SCENARIOS[name](**options).run(stage)
+            versions = stage.versions()
+    except (BenchError, DevError) as error:
+        print(f"runtail bench: {error}", file=sys.stderr)
+        sys.exit(EXIT_TROUBLE)
+    report.show(name, result, console)
+    if target:
+        report.save(target, report.document(name, options, result, versions))
+
+
+def parser() -> argparse.ArgumentParser:
+    """A sub-command for each scenario, an option for each of its fields."""
+    whole = argparse.ArgumentParser(prog="runtail bench", description="Measure the read path on this machine.")
+    scenarios = whole.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
+    for name, kind in SCENARIOS.items():
+        what = (kind.__doc__ or "").splitlines()[0]
+        one = scenarios.add_parser(name, help=what, description=what)
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
+        for field in fields:
+            text = f"{HELP[field.name]} ({field.default})"
+            one.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, help=text)
+        one.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    return whole
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The scenarios by name. The fields of each are its options; `run` plays it on a stage and returns a `Result`."""
+
+from typing import Protocol
+
+from bench.report import Result
+from bench.scenarios.delivery import Fanout, Wide
+from bench.scenarios.first_event import FirstEvent
+from bench.scenarios.load_client import LoadClient
+from bench.scenarios.memory import Memory
+from bench.scenarios.outage import RedisRestart, Sigterm, Storm
+from bench.scenarios.replay import Replay
+from bench.scenarios.slow import Slow
+from bench.stage import Stage
+
+
+class Scenario(Protocol):
+    """A frozen dataclass of options."""
+
+    def run(self, stage: Stage) -> Result:
+        """Play it."""
+
+
+SCENARIOS: dict[str, type[Scenario]] = {
+    "fanout": Fanout,
+    "wide": Wide,
+    "replay": Replay,
+    "storm": Storm,
+    "first-event": FirstEvent,
+    "memory": Memory,
+    "slow": Slow,
+    "redis-restart": RedisRestart,
+    "sigterm": Sigterm,
+    "load-client": LoadClient,
+}
