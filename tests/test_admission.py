@@ -9,10 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from flask import Flask
+from redis import Redis
 
 from app import metrics
+from app.api.problems import problem
 from app.devservices import EmbeddedServices
-from app.errors import TooManyStreams
+from app.errors import StoreUnavailable, TooManyStreams
 from app.identifiers import new_id
 from app.storage import leases as leases_module
 from app.storage.leases import Lease, Leases
@@ -220,6 +223,12 @@ def test_a_window_that_was_refused_is_no_window_of_its_run(web: Web, seen: Calla
     assert seen("run_2") == Lease(True, 0, 0)
 
 
+def test_a_refused_client_is_told_when_to_try_again(app: Flask) -> None:
+    with app.test_request_context():
+        answer = problem(TooManyStreams())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, str(module.RETRY_SECONDS))
+
+
 def test_every_subject_is_renewed_before_its_lease_runs_out(
     web: Web, seen: Callable[[str], Lease], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +321,22 @@ def test_after_an_outage_the_windows_opened_in_it_count(tmp_path: Path, web: Web
             return False
 
         eventually(refused, 10, "the count after the outage")
+
+
+def test_what_a_restarted_redis_has_lost_is_written_at_once(web: Web, seen: Callable[[str], Lease], url: str) -> None:
+    process, runs = web(), [new_id("run") for _ in range(100)]
+    for run_id in runs:
+        _admit(process, run_id=run_id)
+    process.flush()
+    process.flush()
+    (number,) = process._leases._ask([("CLIENT", "ID")])
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+        redis.client_kill_filter(_id=str(number))
+    with pytest.raises(StoreUnavailable):
+        process.flush()
+    process.flush()
+    assert [seen(run_id) for run_id in runs] == [Lease(True, 1, 1)] * len(runs)
 
 
 # Clients that leave.

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from app import metrics
 from app.errors import StoreUnavailable, TooManyStreams
-from app.storage.leases import Claim, Lease, Leases
+from app.storage.leases import Claim, Leases
 from app.storage.run_store import Principal
 from app.streaming.departures import Departures
 
@@ -154,7 +154,7 @@ class Admission:
             self._changed.setdefault(subject, 0)
 
     def _claim(self, limits: Sequence[tuple[str, int]]) -> None:
-        """Counted first, then asked: of two at the same time one is refused, never none.
+        """Counted first, then asked, in the order of counting: of two at the same time one is refused, never none.
 
         :raises TooManyStreams: a limit is exceeded.
         """
@@ -169,7 +169,7 @@ class Admission:
 
     def _claim_everywhere(self, claims: Sequence[Claim]) -> None:
         try:
-            leases = self._send(claims)
+            leases = self._leases.write(claims)
         except StoreUnavailable as error:
             self._lost(error)
             for claim in claims:
@@ -217,7 +217,7 @@ class Admission:
         left = {subject: self._left.pop(subject) for subject in subjects if subject in self._left}
         claims = [Claim(subject, self._count(subject), 0, opened[subject]) for subject in opened]
         try:
-            leases = self._send(claims)
+            leases = self._leases.write(claims)
         except BaseException:
             _add_up(self._changed, opened)
             _add_up(self._left, left)
@@ -225,13 +225,6 @@ class Admission:
         for claim, lease in zip(claims, leases, strict=True):
             for _ in range(left.get(claim.subject, 0)):
                 self._departures.add(claim.subject, lease.opens)
-
-    def _send(self, claims: Sequence[Claim]) -> list[Lease]:
-        leases = self._leases.write(claims)
-        for claim in claims:
-            if self._count(claim.subject) != claim.held:  # changed meanwhile, and perhaps written in another order
-                self._changed.setdefault(claim.subject, 0)
-        return leases
 
     def _lost(self, error: StoreUnavailable) -> None:
         self._retry_at = time.monotonic() + OUTAGE_SECONDS
