@@ -19,6 +19,7 @@ from app.storage.event_log import Append
 from app.storage.run_store import RunRecord
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually, pending_run
+from tests.test_docs import OPERATIONS, table
 
 WINDOWS = 12
 
@@ -163,6 +164,12 @@ def test_no_label_says_anything_about_a_user(server: Stack) -> None:
     with _windows(server, run, 1):
         labels = {label for name in _scrape(server) for label in name.partition("{")[2].strip("}").split("=")[:1]}
     assert labels <= {"", "le", "reason", "code"}
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    documented = {row[0].strip("`").partition("{")[0] for row in table(OPERATIONS, "Metrics")}
+    families = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()}
+    assert documented == families
 
 
 # What they cost, and without gunicorn.
