@@ -16,7 +16,7 @@
  *   --until-seq N        a window is complete at that seq (at a terminal event it is in any case)
  *   --seconds S          end so long after all windows are open; all being complete ends it earlier (30)
  *   --open-seconds S     end without them when they are not all open after so long (120)
- *   --reconnect          come back after an end, with the cursor, after the server's `retry:` plus up to half of it
+ *   --reconnect          come back after an end, with the cursor, after the server's `retry:` plus up to a fifth of it
  *   --stalled K          the last K windows read the response head, then nothing until `resume`
  *   --progress           a `second {...}` line on stderr every second
  *
@@ -190,7 +190,7 @@ static void come_back(Window *w, int64_t t) {
   if (w->complete || !opt.reconnect)
     give_up(w);
   else
-    wait_until(w, t + (int64_t)((double)w->retry_ms * (1 + chance() / 2) * MS));
+    wait_until(w, t + (int64_t)((double)w->retry_ms * (1 + chance() / 5) * MS));
 }
 
 static void check_level(Window *w, int64_t t) {

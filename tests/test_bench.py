@@ -1,0 +1,273 @@
+"""The benchmarks measure what they say: every scenario at toy size, and a load client that sees a wrong server."""
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from app import cli
+from bench import report
+from bench.load import SOURCE, Load, Windows, add_up, build
+from bench.pacing import Pace
+from bench.processes import BenchError
+from bench.report import Result
+from bench.scenarios import SCENARIOS, Scenario
+from bench.scenarios.delivery import Fanout, Wide
+from bench.scenarios.first_event import FirstEvent
+from bench.scenarios.memory import Memory
+from bench.scenarios.outage import RedisRestart, Sigterm, Storm
+from bench.scenarios.replay import Replay
+from bench.scenarios.slow import Slow
+from bench.servers import BASELINES
+from bench.stage import Stage
+from tests.harness import ROOT
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """A stage for all scenarios of this module."""
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the load client is built once."""
+    return tmp_path_factory.mktemp("load")
+
+
+def played(stage: Stage, scenario: Scenario) -> dict[str, Any]:
+    """What the scenario says, as its JSON has it."""
+    result = scenario.run(stage)
+    parameters = dataclasses.asdict(scenario)  # type: ignore[call-overload]
+    name = next(name for name, kind in SCENARIOS.items() if isinstance(scenario, kind))
+    written: dict[str, Any] = json.loads(json.dumps(report.document(name, parameters, result, stage.versions())))
+    assert written["parameters"] == parameters
+    assert written["machine"]["cores"] > 0
+    assert {"python", "redis", "postgresql", "gunicorn"} <= set(written["versions"])
+    return written
+
+
+def undisturbed(figures: dict[str, Any], windows: int) -> None:
+    """Every window came to its terminal event, with every seq once and no snapshot in the place of any."""
+    assert figures["windows"] == figures["complete"] == windows
+    assert not {name for name in ("gaps", "repeats", "snapshots", "control_ids", "bad_status") if figures[name]}
+
+
+# The scenarios.
+
+
+def test_fanout_delivers_everything_on_every_server_and_compares_them(stage: Stage) -> None:
+    written = played(stage, Fanout(windows=10, rate=50, seconds=0.4))
+    assert set(written["figures"]) | set(written["not_installed"]) == {"runtail", *BASELINES}
+    assert {"runtail", "xread-per-client", "flask-sse"} <= set(written["figures"])
+    for figures in written["figures"].values():
+        assert (figures["frames"], figures["delivered"]) == (200, 1)
+        assert figures["min_frames"] == figures["max_frames"] == 20
+        assert figures["gaps"] == figures["repeats"] == figures["snapshots"] == 0
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= 1_000
+    assert set(written["ratios"]) == set(written["figures"]) - {"runtail"}
+    assert all(ratios["p50_ms"] > 0 for ratios in written["ratios"].values())
+
+
+def test_wide_has_a_run_for_each_window(stage: Stage) -> None:
+    figures = played(stage, Wide(windows=20, rate=100, seconds=0.4, baselines="none", clients=2))["figures"]
+    assert list(figures) == ["runtail"]
+    assert (figures["runtail"]["frames"], figures["runtail"]["delivered"]) == (40, 1)
+    assert figures["runtail"]["redis_connections"] >= 2
+
+
+def test_replay_is_complete_from_redis_and_from_postgres(stage: Stage) -> None:
+    figures = played(stage, Replay(events=600, joins=2))["figures"]["runtail"]
+    for where in ("live", "finished"):
+        assert figures[f"{where}_events"] == 1_200
+        assert figures[f"{where}_gaps"] == figures[f"{where}_repeats"] == figures[f"{where}_snapshots"] == 0
+        assert figures[f"{where}_p50_ms"] > 0
+
+
+def test_storm_brings_every_client_back_to_everything(stage: Stage) -> None:
+    figures = played(stage, Storm(windows=20, runs=5, rate=50, before=0.2, outage=0.2))["figures"]["runtail"]
+    undisturbed(figures, 20)
+    assert figures["broken_ends"] >= figures["windows"]
+    assert figures["level_after_start_s"] > 0
+    assert figures["transactions"] > 0
+
+
+def test_sigterm_ends_cleanly(stage: Stage) -> None:
+    figures = played(stage, Sigterm(windows=20, runs=5, rate=50, before=0.2))["figures"]["runtail"]
+    undisturbed(figures, 20)
+    assert figures["clean_ends"] >= 20
+    assert figures["gone_s"] > 0
+
+
+def test_a_restart_of_redis_loses_nothing(stage: Stage) -> None:
+    scenario = RedisRestart(windows=20, runs=5, rate=50, before=0.2, outage=0.2)
+    undisturbed(played(stage, scenario)["figures"]["runtail"], 20)
+
+
+def test_first_event_is_before_the_workers(stage: Stage) -> None:
+    figures = played(stage, FirstEvent(posts=3, warm_up=1))["figures"]["runtail"]
+    assert 0 < figures["created_p50_ms"] < figures["started_p50_ms"]
+
+
+def test_memory_weighs_windows_that_stay_open(stage: Stage) -> None:
+    figures = played(stage, Memory(windows=50, warm_up=5, seconds=0.2, baselines="none"))["figures"]["runtail"]
+    assert figures["open"] == 50
+    assert 1 <= figures["files_per_window"] < 1.5
+    assert figures["rss_after_mb"] >= figures["rss_before_mb"] > 0
+
+
+def test_slow_readers_are_closed_and_come_back_complete(stage: Stage) -> None:
+    scenario = Slow(windows=5, stalled=2, rate=100, seconds=1, lag_seconds=1, payload_bytes=8_000, pairs=1, warm_up=0)
+    figures = played(stage, scenario)["figures"]["runtail"]
+    assert figures["stalled"] == figures["stalled_closed"] == figures["complete"] == 2
+    assert figures["gaps"] == figures["repeats"] == figures["snapshots"] == 0
+    assert figures["delivered"] == 1
+
+
+def test_a_baseline_that_is_none_is_refused(stage: Stage) -> None:
+    with pytest.raises(BenchError, match="flask-sse, nchan, not sidekiq"):
+        Fanout(baselines="sidekiq").run(stage)
+
+
+# The load client.
+
+
+@contextmanager
+def serving(*answers: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that gives each connection in turn one of these answers and closes it; its port, what it was asked."""
+    asked: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        for answer in answers:
+            with listener.accept()[0] as connection:
+                asked.append(connection.recv(65_536))
+                connection.sendall(answer)
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1], asked
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def frames(*seqs: int, type: str = "custom.tick") -> bytes:
+    """Events as one chunk."""
+    text = b"".join(b'id: %d\nevent: %b\ndata: {"seq":%d}\n\n' % (seq, type.encode(), seq) for seq in seqs)
+    return b"%x\r\n%b\r\n" % (len(text), text)
+
+
+def watched(port: int, folder: Path, **more: Any) -> dict[str, Any]:
+    """What the load client counted on one window."""
+    with Load(Windows(port, ["/"], 1, seconds=5, **more), folder) as load:
+        return load.result()
+
+
+def one_window(answers: Sequence[bytes], folder: Path, **more: Any) -> dict[str, Any]:
+    """What the load client counted of such a server."""
+    with serving(*answers) as (port, _):
+        return watched(port, folder, **more)
+
+
+@pytest.mark.parametrize(
+    ("seqs", "gaps", "repeats"),
+    [((1, 2, 3), 0, 0), ((1, 2, 5), 2, 0), ((1, 2, 2, 3), 0, 1), ((2, 3), 1, 0), ((1, 3, 2), 1, 1)],
+)
+def test_the_load_client_sees_gaps_and_repeats(seqs: Sequence[int], gaps: int, repeats: int, folder: Path) -> None:
+    found = one_window([HEAD + frames(*seqs) + END], folder, since=0)
+    assert (found["gaps"], found["repeats"], found["events"]) == (gaps, repeats, len(seqs))
+
+
+def test_a_snapshot_sets_the_cursor_and_is_counted(folder: Path) -> None:
+    answer = HEAD + frames(1) + frames(7, type="stream.snapshot") + frames(8, type="run.completed") + END
+    found = one_window([answer], folder, since=0)
+    assert (found["snapshots"], found["gaps"], found["repeats"], found["complete"]) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("ending", "clean", "broken"), [(END, 1, 0), (b"", 0, 1), (b"0\r\n", 0, 1), (b"5\r\n:", 0, 1)])
+def test_only_the_terminator_is_a_clean_end(ending: bytes, clean: int, broken: int, folder: Path) -> None:
+    found = one_window([HEAD + frames(1) + ending], folder, since=0)
+    assert (found["clean_ends"], found["broken_ends"]) == (clean, broken)
+
+
+def test_a_close_is_the_clean_end_of_a_body_without_chunks(folder: Path) -> None:
+    found = one_window([b"HTTP/1.0 200 OK\r\n\r\nid: 1\ndata: {}\n\n"], folder, since=0)
+    assert (found["events"], found["clean_ends"], found["broken_ends"]) == (1, 1, 0)
+
+
+def test_a_frame_may_come_in_any_pieces(folder: Path) -> None:
+    text = b"id: 1\nevent: custom.tick\r\ndata: {}\n\n:\nid: 2\nevent: run.failed\ndata: {}\n\n"
+    pieces = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in text)
+    found = one_window([HEAD + pieces + END], folder, since=0)
+    assert (found["events"], found["terminal"], found["heartbeats"], found["gaps"]) == (2, 1, 1, 0)
+
+
+def test_it_comes_back_with_its_cursor_until_the_run_has_ended(folder: Path) -> None:
+    first, second = HEAD + b"9\r\nretry: 1\n\r\n" + frames(1, 2), HEAD + frames(3) + END
+    last = b"HTTP/1.1 204 No Content\r\n\r\n"
+    with serving(first, second, last) as (port, asked):
+        found = watched(port, folder, since=0, reconnect=True)
+    assert (found["opens"], found["no_content"], found["complete"], found["max_seq"]) == (2, 1, 1, 3)
+    cursors = [line for request in asked for line in request.split(b"\r\n") if line.startswith(b"Last-Event-ID")]
+    assert cursors == [b"Last-Event-ID: 0", b"Last-Event-ID: 2", b"Last-Event-ID: 3"]
+
+
+def test_the_sums_of_several_clients_have_the_quantiles_of_all() -> None:
+    def result(pairs: list[list[int]], frames: int) -> dict[str, Any]:
+        return {"frames": frames, "min_frames": frames, "latency": {"histogram": pairs, "max_ms": frames}}
+
+    total = add_up([result([[1_000_000, 98]], 98), result([[9_000_000, 2]], 2)])
+    assert (total["frames"], total["min_frames"]) == (100, 2)
+    assert total["latency"] == {"count": 100, "p50_ms": 1, "p95_ms": 1, "p99_ms": 9, "max_ms": 98}
+
+
+def test_a_machine_without_gcc_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchError, match="need gcc"):
+        build(SOURCE, tmp_path)
+
+
+# The rest.
+
+
+def test_a_pace_is_even_over_the_runs() -> None:
+    pace = Pace(["a", "b"], rate=1e9, per_run=2)
+    events = [event for turn in pace.turns(begun=0) for event in turn]
+    assert events == [("a", 2), ("b", 2), ("a", 3), ("b", 3)]
+    assert pace.heads() == [("a", 3), ("b", 3)]
+
+
+def test_ratios_are_of_figures_that_both_have() -> None:
+    result = Result({"runtail": {"x": 1.0, "y": None}, "other": {"x": 4.0, "y": 2.0}}, compare=("x", "y"))
+    assert result.ratios() == {"other": {"x": 0.25}}
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "app.cli", "bench", "load-client", "--windows=5", "--rate=50", "--seconds=0.2"]
+    done = subprocess.run([*command, f"--json={target}"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "client_cpu_share" in done.stdout
+    written = json.loads(target.read_text())
+    assert (written["scenario"], written["parameters"]["windows"]) == ("load-client", 5)
+    assert (written["figures"]["emitter"]["frames"], written["figures"]["emitter"]["gaps"]) == (50, 0)
+
+
+def test_an_installation_without_checkout_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
+    done = CliRunner().invoke(cli.main, ["bench", "fanout"])
+    assert done.exit_code == cli.EXIT_TROUBLE
+    assert "needs a checkout" in done.output
