@@ -148,6 +148,7 @@ class Stack:
     def start_web(self, until: str = "/readyz") -> Process:
         """Start gunicorn and wait until that path answers 200."""
         process = self._start("web", [sys.executable, "-m", "gunicorn", "wsgi:app"])
+        self.web_pid = process.pid
 
         def ready() -> bool:
             assert process.popen.poll() is None, process.log.read_text()[-3000:]

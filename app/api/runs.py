@@ -10,6 +10,7 @@ from flask.views import MethodView
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import FROM_SNAPSHOT, cursor_of
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, preferred_wait
+from app.api.problems import problem
 from app.api.schemas import (
     EventsQuerySchema,
     IdempotencyKeySchema,
@@ -20,8 +21,8 @@ from app.api.schemas import (
     StartedSchema,
     StartRunSchema,
 )
-from app.api.windows import open_window
-from app.errors import InvalidCursor
+from app.api.windows import open_window, reject
+from app.errors import InvalidCursor, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
 from app.storage.run_store import RunPosition, RunRecord
@@ -121,6 +122,17 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     if run.terminal and cursor == run.state_seq:
         return Response(status=204, headers=VARY)  # the one answer after which an EventSource stays away
     return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED)
+
+
+@blueprint.errorhandler(StoreUnavailable)
+def unavailable(error: StoreUnavailable) -> Response:
+    """503; but a window of server-sent events says so by itself, or its client would never come back."""
+    offered = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE)
+    wanted = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else SSE_TYPE
+    if request.endpoint != "runs.events" or wanted != SSE_TYPE or request.method == "HEAD":
+        return problem(error)
+    assert request.view_args is not None
+    return reject(error, SSE, request.view_args["run_id"])
 
 
 def _text(run: RunRecord) -> str:

@@ -161,6 +161,7 @@ class TailHub:
         if self._connected:
             log.warning("Windows are served from the archive until Redis is back. %s", error.detail)
         self._connected = False
+        self._doubts.set()
         self._doorbell.close()
 
     # The reader.
