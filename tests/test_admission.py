@@ -301,6 +301,13 @@ def test_while_redis_is_away_a_process_still_keeps_to_the_limit_by_itself(web: W
         _admit(process)
 
 
+def test_while_redis_is_away_metrics_go_on(web: Web) -> None:
+    process, before = web(f"redis://127.0.0.1:{free_port()}/0"), _value("runtail_first_event_seconds_count")
+    threading.Thread(target=process.run, daemon=True).start()
+    metrics.FIRST_EVENT.observe(0.1)
+    eventually(lambda: _value("runtail_first_event_seconds_count") == before + 1, what="the observation")
+
+
 def test_after_an_outage_the_windows_opened_in_it_count(tmp_path: Path, web: Web) -> None:
     """A Redis that comes back with nothing is told everything again, by a process that sees it come back."""
     with EmbeddedServices(tmp_path) as services:

@@ -108,8 +108,8 @@ class Admission:
         while not self._closed:
             time.sleep(FLUSH_SECONDS)
             try:
-                self.flush()
                 metrics.flush()
+                self.flush()
             except StoreUnavailable as error:
                 self._lost(error)
             except Exception:
