@@ -60,7 +60,6 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
 
 def _windows(config: Config, services: Services) -> Windows:
     reader = LogReader(config.events_redis_url)
-    history = History(services.store, reader)
     admission = Admission(
         services.leases,
         max_per_user=config.stream_max_per_user,
@@ -74,4 +73,5 @@ def _windows(config: Config, services: Services) -> Windows:
         replay_max_events=config.replay_max_events,
         replay_max_bytes=config.replay_max_bytes,
     )
-    return Windows(TailHub(reader, Doorbell(config.events_redis_url), history), admission, history, limits)
+    hub = TailHub(reader, Doorbell(config.events_redis_url), History(services.store, reader))
+    return Windows(hub, admission, services.history, limits)

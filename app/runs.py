@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from app.errors import (
 )
 from app.hooks import Hooks
 from app.identifiers import new_id
-from app.protocol.ending import Ending
 from app.protocol.events import TERMINAL, Event, encode
 from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
@@ -134,7 +132,7 @@ class Runs:
         if run.terminal:
             return run
         try:
-            self._end_unowned(run)
+            self.services.ownership.end_unowned(run)
             self._follow_to_end(run.id, CANCEL_WAIT_SECONDS, ring=True)
         except StoreUnavailable:
             log.warning("%s is to be cancelled; its owner or the janitor will find out.", run.id)
@@ -175,15 +173,6 @@ class Runs:
             self.services.queue.enqueue(run.id, run.epoch)
         except (StoreUnavailable, Fenced) as error:
             log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
-
-    def _end_unowned(self, run: RunRecord) -> None:
-        """End a pending run ourselves; leave a running one to its owner."""
-        try:
-            claimed = self.services.ownership.claim(run.id, f"cancel-{secrets.token_hex(4)}")
-            if claimed is not None:
-                self.services.ownership.finish(claimed[1], Ending.cancelled("requested"))
-        except Fenced:
-            log.info("%s was claimed by somebody else, who sees the request.", run.id)
 
     def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:
         """Follow the log to its end, for at most so long. With `ring`, tell the owner first, and expect one."""

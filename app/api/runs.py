@@ -38,8 +38,8 @@ blueprint.before_request(require_principal)
 class RunsView(MethodView):
     """The caller's runs."""
 
-    @blueprint.arguments(StartRunSchema)
-    @blueprint.arguments(IdempotencyKeySchema, location="headers")
+    @blueprint.arguments(StartRunSchema())
+    @blueprint.arguments(IdempotencyKeySchema(), location="headers")
     @blueprint.response(202, StartedSchema)
     @blueprint.alt_response(200, schema=RunWithStateSchema, description="`Prefer: wait=N`, and the run has ended.")
     def post(self, body: dict[str, Any], headers: dict[str, Any]) -> Response | tuple[Any, dict[str, str]]:
@@ -61,7 +61,7 @@ class RunsView(MethodView):
                 return Response(_text(run), headers=about, mimetype=JSON_TYPE)
         return {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}, about
 
-    @blueprint.arguments(ListQuerySchema, location="query")
+    @blueprint.arguments(ListQuerySchema(), location="query")
     @blueprint.response(200, RunPageSchema)
     def get(self, query: dict[str, Any]) -> dict[str, Any]:
         """The caller's runs, newest first."""
@@ -106,7 +106,7 @@ def erase(run_id: str) -> None:
 
 
 @blueprint.route("/runs/<run_id>/events")
-@blueprint.arguments(EventsQuerySchema, location="query")
+@blueprint.arguments(EventsQuerySchema(), location="query")
 @blueprint.response(200, content_type=SSE_TYPE)
 def events(query: dict[str, Any], run_id: str) -> Response:
     """Follow a run from a cursor, by `Accept`: server-sent events, NDJSON, or a JSON page."""

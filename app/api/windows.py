@@ -39,7 +39,7 @@ class WindowResponse(Response):
             native, chunked = taken
             self._windows.open_on(native, self._opening, chunked=chunked)
             return HANDED_OVER
-        window = self._windows.iterate(self._opening)
+        window = self._windows.iterate(self._opening, environ.get("gunicorn.socket"))
         self.response = window
         self.call_on_close(window.close)  # a body closed before its first byte runs no `finally`
         return super().__call__(environ, start_response)

@@ -199,6 +199,22 @@ def connect(url: str, max_connections: int, *, on_connect: Callable[[Any], None]
     return redis.Redis(connection_pool=pool)
 
 
+def one_connection(url: str, socket_timeout: float, on_connect: Callable[[Any], None] | None = None) -> Any:
+    """A connection without a pool, which nobody checks before it is used: who uses it notices that it is lost.
+
+    RESP2, in which replies have one shape. A `redis.connection.Connection`, whose methods carry no types.
+    """
+    pool = redis.ConnectionPool.from_url(
+        tolerate_self_signed(url),
+        protocol=2,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=min(socket_timeout, SOCKET_TIMEOUT_SECONDS),
+        retry=Retry(NoBackoff(), 0),
+        redis_connect_func=on_connect,
+    )
+    return pool.make_connection()
+
+
 def tolerate_self_signed(url: str) -> str:
     """Heroku's Redis speaks TLS with a certificate of its own making: encrypt, but do not verify it."""
     if url.startswith("rediss://") and "ssl_cert_reqs" not in url:

@@ -15,17 +15,15 @@ import hashlib
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from app.errors import StoreUnavailable
-from app.storage.event_log import tolerate_self_signed
+from app.storage.event_log import one_connection
 
 LEASE_SECONDS = 30
 KEPT_SECONDS = 3_600
@@ -84,7 +82,7 @@ class Leases:
         self.holder = secrets.token_hex(6)
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
-        self._connection = _connection(url, self._connected)
+        self._connection = one_connection(url, TIMEOUT_SECONDS, self._connected)
         self._waiting: deque[_Call] = deque()
         self._turn = threading.Lock()
 
@@ -167,16 +165,3 @@ class Leases:
     def _connected(self, connection: Any) -> None:
         connection.on_connect()
         self.connects += 1
-
-
-def _connection(url: str, on_connect: Callable[[Any], None]) -> Any:
-    """One that nobody checks before it is used: who notices that it is lost has to know."""
-    pool = redis.ConnectionPool.from_url(
-        tolerate_self_signed(url),
-        protocol=2,
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        redis_connect_func=on_connect,
-    )
-    return pool.make_connection()

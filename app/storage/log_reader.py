@@ -1,8 +1,10 @@
 """Reading the logs of many runs over two connections, however many: the reader asks, the doorbell rings.
 
-Speaks to redis-py's connections without its pool and client, which cost more than the reads themselves. RESP2 on
-both: its replies have one shape. Not responsible for who reads what (`app.streaming`).
-Every method may raise StoreUnavailable; the connection is then closed, and the next call makes a new one.
+Speaks to redis-py's connections without its pool and client, which cost more than the reads themselves.
+Not responsible for who reads what (`app.streaming`).
+
+Every method may raise StoreUnavailable. The connection is then closed, and stays so until `connect`: behind a new one
+may be a Redis that has lost its last second, which somebody has to look into before anything is read.
 """
 
 import threading
@@ -11,12 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from app.errors import StoreUnavailable
 from app.protocol.events import Event
-from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, stream_key, tolerate_self_signed
+from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, one_connection, stream_key
 
 SILENCE_SECONDS = 10
 """A doorbell that has not said a word for so long is dead. Ping it twice as often."""
@@ -28,8 +28,13 @@ class LogReader:
     """Reads over one connection. Callers take turns; a call is one round trip."""
 
     def __init__(self, url: str) -> None:
-        self._connection = _connection(url, SOCKET_TIMEOUT_SECONDS)
+        self._connection = one_connection(url, SOCKET_TIMEOUT_SECONDS)
         self._turn = threading.Lock()
+
+    def connect(self) -> None:
+        """Connect anew."""
+        with self._turn:
+            _connect(self._connection)
 
     def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
         """For each run that has events after its cursor: those, in order, at most `limit`. Never waits for any.
@@ -51,21 +56,22 @@ class LogReader:
         replies = self._ask([("XRANGE", stream_key(run_id), f"{n}-0", f"{n}-0") for run_id, n in seqs.items()])
         return {run_id: _event(reply[0]) for run_id, reply in zip(seqs, replies, strict=True) if reply}
 
-    def heads(self, run_ids: Sequence[str]) -> dict[str, int]:
-        """Of each run the seq of its last event; 0 where Redis knows nothing."""
-        replies = self._ask([("HGET", meta_key(run_id), "head") for run_id in run_ids])
-        return {run_id: int(reply or 0) for run_id, reply in zip(run_ids, replies, strict=True)}
+    def last_events(self, run_ids: Sequence[str]) -> dict[str, Event]:
+        """Of each run its last event, where Redis knows one."""
+        replies = self._ask([("XREVRANGE", stream_key(run_id), "+", "-", "COUNT", 1) for run_id in run_ids])
+        return {run_id: _event(reply[0]) for run_id, reply in zip(run_ids, replies, strict=True) if reply}
 
     def head(self, run_id: str) -> int:
-        """As `heads`, of one run."""
-        return self.heads([run_id])[run_id]
+        """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
+        (reply,) = self._ask([("HGET", meta_key(run_id), "head")])
+        return int(reply or 0)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
 
     def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        with self._turn, _reachable(self._connection):
+        with self._turn, _connected(self._connection):
             self._connection.send_packed_command(self._connection.pack_commands(commands))
             return [self._connection.read_response() for _ in commands]
 
@@ -74,13 +80,11 @@ class Doorbell:
     """One subscribed connection, which rings when runs have something new. One greenlet hears, one other subscribes."""
 
     def __init__(self, url: str) -> None:
-        self._connection = _connection(url, SILENCE_SECONDS)
+        self._connection = one_connection(url, SILENCE_SECONDS)
 
     def connect(self) -> None:
         """Connect anew, subscribed to nothing."""
-        self._connection.disconnect()
-        with _reachable(self._connection):
-            self._connection.connect()
+        _connect(self._connection)
 
     def subscribe(self, run_ids: Iterable[str]) -> None:
         """From the confirmation on, that `hear` returns, these runs ring."""
@@ -99,7 +103,7 @@ class Doorbell:
 
         :raises StoreUnavailable: the connection is lost, closed, or silent for SILENCE_SECONDS.
         """
-        with _reachable(self._connection):
+        with _connected(self._connection):
             reply = self._connection.read_response()
         # Without a subscription the answer to PING is one word.
         return (reply[0], reply[1][4:-1].decode()) if isinstance(reply, list) else (reply, "")
@@ -109,21 +113,8 @@ class Doorbell:
         self._connection.disconnect()
 
     def _send(self, *command: str) -> None:
-        if not self._connection.is_connected:
-            raise StoreUnavailable("The doorbell is not connected.")  # sending would connect, unsubscribed
-        with _reachable(self._connection):
+        with _connected(self._connection):
             self._connection.send_packed_command(self._connection.pack_command(*command))
-
-
-def _connection(url: str, socket_timeout: float) -> Any:  # a redis.Connection, whose methods carry no types
-    pool = redis.ConnectionPool.from_url(
-        tolerate_self_signed(url),
-        protocol=2,
-        socket_timeout=socket_timeout,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return pool.make_connection()
 
 
 def _event(entry: Any) -> Event:
@@ -131,9 +122,19 @@ def _event(entry: Any) -> Event:
     return Event(int(entry_id[:-2]), type.decode(), text.decode(), op.decode())
 
 
+def _connect(connection: Any) -> None:
+    connection.disconnect()
+    try:
+        connection.connect()
+    except (redis.RedisError, OSError) as error:
+        raise StoreUnavailable("Redis cannot be reached.") from error
+
+
 @contextmanager
-def _reachable(connection: Any) -> Iterator[None]:
+def _connected(connection: Any) -> Iterator[None]:
     """Whatever goes wrong in the middle of a reply leaves the rest of it unread: the connection is of no more use."""
+    if not connection.is_connected:
+        raise StoreUnavailable("The connection to Redis was lost.")
     try:
         yield
     except BaseException as error:

@@ -19,7 +19,7 @@ from app.errors import StoreUnavailable
 from app.storage.history import History
 from app.streaming.admission import Ticket
 from app.streaming.tail import Tail
-from app.streaming.window import Closing, Leave, Limits, Place, Window
+from app.streaming.window import HEALING_SECONDS, Closing, Leave, Limits, Place, Window
 from app.streaming.wire import Wire
 
 READABLE, WRITABLE = 1, 2
@@ -39,6 +39,7 @@ class SocketWindow(Window):
     """A window that the hub serves by itself."""
 
     __slots__ = (
+        "_awaits_healing",
         "_junk",
         "_leave",
         "_mark",
@@ -81,6 +82,7 @@ class SocketWindow(Window):
         self._rest: memoryview | None = None
         """What the socket has not taken; nothing else may be sent before it."""
         self._reading = False
+        self._awaits_healing = False
         self._said = False
         self._junk = 0
         self._mark = 0
@@ -109,7 +111,7 @@ class SocketWindow(Window):
                 return self._end()
             place = self.place()
             if place is Place.WAITING:
-                return None
+                return self._await_healing()
             if place is Place.LEVEL:
                 if not self.tail.ended:
                     return self._join()
@@ -122,6 +124,11 @@ class SocketWindow(Window):
             if not self._write(self.wire.wrap(body)):
                 return None
         return None
+
+    def _await_healing(self) -> None:
+        if self.ahead and not self._awaits_healing:
+            self._awaits_healing = True
+            gevent.spawn_later(HEALING_SECONDS, self.stir)
 
     def read(self, history: History) -> None:
         """Read what comes next and send it; in a greenlet, may block."""
@@ -285,12 +292,12 @@ class SocketWindow(Window):
         self._leave(self, why)
 
 
-def tune(native: NativeSocket, limits: Limits) -> None:
+def tune(sock: NativeSocket | socket.socket, limits: Limits) -> None:
     """Make a slow reader show: see UNSENT_BYTES. Systems and kinds of socket without the options do without."""
     timeout_ms = int((limits.max_lag_seconds + USER_TIMEOUT_MARGIN_SECONDS) * 1_000)
     with suppress(OSError, AttributeError):
-        native.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        native.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
 
 def hand_out(tail: Tail, wire: Wire, chunk: bytes) -> None:

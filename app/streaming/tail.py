@@ -49,7 +49,7 @@ class Ring:
 class Tail:
     """A run that is watched here. `head` is the seq up to which its live windows have been served."""
 
-    __slots__ = ("active_at", "doubted_at", "ended", "head", "last", "live", "others", "ready", "rings", "run_id")
+    __slots__ = ("active_at", "doubted_at", "ended", "head", "live", "mark", "others", "ready", "rings", "run_id")
 
     def __init__(self, run_id: str, *, head: int = 0, ready: bool = False, ended: bool = False) -> None:
         self.run_id = run_id
@@ -58,8 +58,8 @@ class Tail:
         """The head is known: it was read after the doorbell was heard."""
         self.ended = ended
         """The event at the head is the terminal one."""
-        self.last: Event | None = None
-        """The event at the head, where it came by here."""
+        self.mark: int | None = None
+        """`mark_of` the event at the head, where that is known."""
         self.active_at = 0.0
         self.doubted_at = time.monotonic()
         """When it was last looked up in the archive, or begun."""
@@ -109,11 +109,14 @@ class Tail:
             if ring is None or ring.base + len(ring.frames) != self.head:  # nobody had this format for a while
                 ring = self.rings[format] = Ring(self.head)
             ring.add(frames)
-        self.last = events[-1]
-        self.head = self.last.seq
-        self.ended = self.last.type in TERMINAL
+        self.stand_at(events[-1])
         self.active_at = now
         return framed
+
+    def stand_at(self, event: Event | None) -> None:
+        """This is the run's last event; None: it has none."""
+        self.head, self.mark = (event.seq, mark_of(event)) if event else (0, None)
+        self.ended = event is not None and event.type in TERMINAL
 
     def _formats(self) -> Iterable[Format]:
         return {*(wire.format for wire, group in self.live.items() if group), *(w.wire.format for w in self.others)}
@@ -127,7 +130,7 @@ class Tail:
         """Forget what nobody has asked for lately."""
         self.rings.clear()
 
-    def rewind(self, head: int) -> None:
-        """The log was lost from here on: what follows `head` is new."""
-        self.head, self.last = head, None
-        self.rings.clear()
+
+def mark_of(event: Event) -> int:
+    """Tells events of the same seq apart, which there can be where a log was lost and written anew."""
+    return hash(event.text)

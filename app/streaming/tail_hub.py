@@ -21,10 +21,12 @@ from app.protocol.events import Event
 from app.storage.history import History
 from app.storage.log_reader import SILENCE_SECONDS, Doorbell, LogReader
 from app.streaming.socket_window import SocketWindow, hand_out
-from app.streaming.tail import Tail
+from app.streaming.tail import Tail, mark_of
 from app.streaming.window import HEALING_SECONDS, Closing, Window
 
 RUNS_PER_READ, EVENTS_PER_READ = 1_000, 200
+EVENTS_PER_TURN = 10_000
+"""Of all runs together: what is read in one turn is handed out in one go."""
 READERS = 4
 """Greenlets that read for windows which are behind: as many as there are database connections."""
 TICK_SECONDS, TICKS = 0.05, 20
@@ -38,6 +40,8 @@ RING_SECONDS = 10.0
 RINGS_BYTES = 64_000_000
 """Of all rings together; past it all are emptied."""
 RECONNECT_SECONDS = 0.25
+AWAY_SECONDS = 1.0
+"""Between two looks into the archive for every run, while Redis is away."""
 PROOF_SECONDS = 0.25
 """Between two looks for an event that Redis had before it was lost."""
 
@@ -125,6 +129,7 @@ class TailHub:
     def _listen(self) -> None:
         """Connect, subscribe to what is watched, and mark what rings; until the connection is lost."""
         try:
+            self._reader.connect()
             self._doorbell.connect()
             self._new.clear()
             self._gone.clear()
@@ -180,7 +185,7 @@ class TailHub:
         """Everything that is due, once."""
         self._tell_doorbell()
         if self._confirmed:
-            self._learn_heads(_take(self._confirmed, RUNS_PER_READ), self._reader.heads)
+            self._learn_heads(_take(self._confirmed, RUNS_PER_READ), self._reader.last_events)
         if self._hot:
             self._read(_take(self._hot, RUNS_PER_READ))
         if self._confirmed or self._hot:
@@ -199,25 +204,27 @@ class TailHub:
             self._ping_at = time.monotonic() + SILENCE_SECONDS / 2
             self._doorbell.ping()
 
-    def _learn_heads(self, tails: Sequence[Tail], heads: Callable[[Sequence[str]], Mapping[str, int]]) -> None:
-        found = heads([tail.run_id for tail in tails])
+    def _learn_heads(self, tails: Sequence[Tail], last_events: Callable[[Sequence[str]], Mapping[str, Event]]) -> None:
+        found = last_events([tail.run_id for tail in tails])
         for tail in tails:
             if not tail.ready:
-                tail.head, tail.ready = found[tail.run_id], True
+                tail.stand_at(found.get(tail.run_id))
+                tail.ready = True
                 if tail.head == 0:  # every run has an event: Redis has lost it, or was not there to get it
                     self._doubt(tail)
                 _stir_others(tail)
 
     def _read(self, hot: Sequence[Tail]) -> None:
         cursors = {tail.run_id: tail.head for tail in hot if tail.ready and tail not in self._unproven}
-        found = self._reader.read_many(cursors, EVENTS_PER_READ) if cursors else {}
+        limit = max(1, min(EVENTS_PER_READ, EVENTS_PER_TURN // max(1, len(cursors))))
+        found = self._reader.read_many(cursors, limit) if cursors else {}
         for run_id, events in found.items():
             tail = self._tails.get(run_id)
             if tail is None:
                 continue
             if not self._deliver(tail, events) and events[-1].seq > tail.head:
                 self._doubt(tail)  # Redis has it no more from where we are
-            elif len(events) == EVENTS_PER_READ:
+            elif len(events) == limit:
                 self._hot.add(tail)
 
     def _deliver(self, tail: Tail, events: Sequence[Event]) -> bool:
@@ -247,7 +254,7 @@ class TailHub:
         self._doubts.set()
 
     def _resolve_doubts(self) -> None:
-        self._doubts.wait(PROOF_SECONDS if self._unproven or not self._connected else None)
+        self._doubts.wait((PROOF_SECONDS if self._unproven else None) if self._connected else AWAY_SECONDS)
         self._doubts.clear()
         try:
             if self._connected:
@@ -264,7 +271,7 @@ class TailHub:
         """Bring what the archive has and the tails have not."""
         store = self._history.store
         if unready := [tail for tail in tails if not tail.ready and not self._connected]:
-            self._learn_heads(unready, store.heads)
+            self._learn_heads(unready, store.last_events)
         cursors = {tail.run_id: tail.head for tail in tails if tail.ready}
         for run_id, events in store.read_many(cursors, EVENTS_PER_READ).items():
             tail = self._tails.get(run_id)
@@ -295,7 +302,7 @@ class TailHub:
             if since is None or tail.head != heads[tail.run_id]:
                 continue
             here = event is not None and event.seq == tail.head
-            if tail.head == 0 or (here and (tail.last is None or tail.last == event)):
+            if tail.head == 0 or (event is not None and here and mark_of(event) == tail.mark):
                 del self._unproven[tail]
                 self._hot.add(tail)
             elif here or now - since > HEALING_SECONDS:
@@ -303,13 +310,13 @@ class TailHub:
 
     def _rewind(self, tail: Tail) -> None:
         """What the run's windows have seen last is lost: each is told of the gap, and gets a snapshot."""
-        head = self._history.head(tail.run_id)
-        log.warning("The log of %s was lost from an event before %d on; it is at %d now.", tail.run_id, tail.head, head)
+        log.warning("Events of %s up to %d were lost; its windows start again from a snapshot.", tail.run_id, tail.head)
         for window in tail.windows():
             window.lose()
-        tail.rewind(head)
+        tail.cool()
+        tail.ready = False
         self._unproven.pop(tail, None)
-        self._hot.add(tail)
+        self._confirmed.add(tail)
 
     # The timer.
 

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import socket
 import time
 from _socket import socket as NativeSocket
 from collections.abc import Callable
@@ -86,8 +87,13 @@ class Windows:
         window.posted_at = opening.posted_at
         self._hub.enter(window)
 
-    def iterate(self, opening: Opening) -> IteratedWindow:
-        """Open a window as an iterator of bytes, which whoever sends them closes."""
+    def iterate(self, opening: Opening, sock: socket.socket | None) -> IteratedWindow:
+        """Open a window as an iterator of bytes, which whoever sends them closes.
+
+        :param sock: what they are sent on, where that is known.
+        """
+        if sock is not None:
+            tune(sock, self.limits)
         window = IteratedWindow(
             self._tail(opening),
             wire(opening.format, chunked=False),

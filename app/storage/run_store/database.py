@@ -1,8 +1,10 @@
 """The connection pool, sessions on it, and migrations. Knows no table but the one of applied migrations."""
 
+from _socket import socket as NativeSocket  # gevent has not patched it: it never waits here
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
 import peewee
@@ -23,14 +25,24 @@ MIGRATION_LOCK = 0x52544D47
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 """Of each connection, seconds but for the last, milliseconds: a peer that vanished is noticed in about 10 s."""
 
+TLS_ALERT = b"\x15"
+"""The first byte of what ends a connection under TLS."""
+
 _UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded, TimeoutError)
+
+
+class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries no types
+    """peewee's pool, but for how it sees that a connection was lost: it asks a query, while everybody else waits."""
+
+    def _is_closed(self, connection: Any) -> bool:
+        return bool(connection.closed) or _has_ended(connection.fileno())
 
 
 class Database:
     """A pool of Postgres connections. Sessions do not nest: one greenlet holds at most one."""
 
     def __init__(self, url: str, pool_size: int) -> None:
-        self.peewee = PooledPostgresqlDatabase(
+        self.peewee = _Pool(
             url.replace("postgres://", "postgresql://", 1),  # Heroku's spelling
             max_connections=pool_size,
             timeout=POOL_WAIT_SECONDS,
@@ -74,6 +86,19 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.peewee.close_all()
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Whether the server has closed an idle connection, or said why it is about to; asks nobody."""
+    borrowed = NativeSocket(fileno=descriptor)
+    try:
+        return borrowed.recv(1, MSG_PEEK | MSG_DONTWAIT) in (b"", b"E", TLS_ALERT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        borrowed.detach()
 
 
 def rows(cursor: Any) -> list[dict[str, Any]]:

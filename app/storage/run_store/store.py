@@ -129,12 +129,12 @@ class RunStore:
                 found.setdefault(run_id, []).append(Event(*event))
         return found
 
-    def heads(self, run_ids: Sequence[str]) -> dict[str, int]:
-        """Of each run the seq of its last archived event; 0 where there is none."""
-        sql = """SELECT run_id, coalesce((SELECT max(seq) FROM run_events WHERE run_events.run_id = known.run_id), 0)
-                 FROM unnest(%s::text[]) AS known (run_id)"""
+    def last_events(self, run_ids: Sequence[str]) -> dict[str, Event]:
+        """Of each run its last archived event, where there is one."""
+        sql = """SELECT DISTINCT ON (run_id) run_id, seq, type, e, op FROM run_events WHERE run_id = ANY (%s)
+                 ORDER BY run_id, seq DESC"""
         with self._database.session() as db:
-            return dict(db.execute_sql(sql, (list(run_ids),)).fetchall())
+            return {run_id: Event(*event) for run_id, *event in db.execute_sql(sql, (list(run_ids),)).fetchall()}
 
     def is_over(self, run_id: str, seq: int) -> bool:
         """Nothing will ever follow `seq`: it is the end of the run, or there is no such run."""
