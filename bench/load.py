@@ -156,7 +156,9 @@ def add_up(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for name in results[0]:
         values = [result[name] for result in results]
-        if name in HISTOGRAMS:
+        if isinstance(values[0], list):
+            total[name] = [item for value in values for item in value]
+        elif name in HISTOGRAMS:
             total[name] = _quantiles([pair for value in values for pair in value["histogram"]], values)
         else:
             total[name] = min(values) if name in LEAST else max(values) if name in MOST else sum(values)

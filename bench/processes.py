@@ -161,7 +161,7 @@ def usage(pids: Iterable[int]) -> Usage:
     return Usage(cpu, sum(p.memory_info().rss for p in found), sum(p.num_fds() for p in found))
 
 
-def connections_to(pids: Iterable[int], port: int) -> int:
-    """Open TCP connections of these processes to a local port."""
+def ports_to(pids: Iterable[int], port: int) -> set[int]:
+    """The local ports of the TCP connections that these processes have to a local port."""
     of_each = [psutil.Process(pid).net_connections("tcp") for pid in pids]
-    return sum(1 for found in of_each for c in found if c.raddr and c.raddr.port == port)
+    return {c.laddr.port for found in of_each for c in found if c.raddr and c.raddr.port == port}

@@ -19,7 +19,7 @@ import psutil
 import redis
 
 from app.devservices.servers import free_port
-from bench.processes import ROOT, Child, connections_to, eventually, python
+from bench.processes import ROOT, Child, eventually, ports_to, python
 
 READY_SECONDS = 30
 WAKE_SECONDS = 0.2
@@ -140,7 +140,7 @@ class ConnectionPerWindow(Server):
     def settled(self, windows: int) -> bool:
         """Each has it."""
         port = urlsplit(self.environment["REDIS_URL"]).port or 0
-        return connections_to(self.workers(), port) >= windows
+        return len(ports_to(self.workers(), port)) >= windows
 
 
 class XreadPerClient(ConnectionPerWindow):

@@ -49,6 +49,7 @@
 #define SECOND 1000000000LL
 #define READ_BYTES (256 * 1024)
 #define MAX_HEAD_BYTES 16384
+#define NAMED_PATHS 5 /* of windows that are not complete, in the report */
 #define DEFAULT_RETRY_MS 3000 /* what browsers take when the server says nothing */
 
 /* Waiting: for its moment to connect. Parked: a stalled window without connection, until `resume`. */
@@ -619,6 +620,11 @@ static void report(int64_t ended_at) {
   printf(",\"cpu_s\":%.3f,\"measured_s\":%.3f,\"measured_cpu_s\":%.3f", cpu_seconds(&usage),
          ready_at ? (double)(ended_at - ready_at) / SECOND : 0.,
          ready_at ? cpu_seconds(&usage) - cpu_seconds(&usage_at_ready) : 0.);
+  printf(",\"incomplete\":[");
+  int named = 0;
+  for (Window *w = windows; w < windows + opt.windows && named < NAMED_PATHS; w++)
+    if (!w->complete) printf("%s\"%s after %" PRId64 "\"", named++ ? "," : "", w->path, w->seq);
+  printf("]");
   print_histogram("latency", &latency);
   print_histogram("completion", &completion);
   print_histogram("leveling", &leveling);

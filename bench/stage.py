@@ -5,6 +5,7 @@ Responsible for making and clearing these. Not responsible for what a scenario d
 
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from app.storage.event_log import Append
 from app.storage.run_store import NewRun, Principal, migrate
 from app.wiring import Services
 from bench.load import Load, Windows
-from bench.processes import Child, eventually, python
+from bench.processes import Child, eventually, ports_to, python
 from bench.servers import RuntailWeb, Server, clean_environment
 from bench.ticks import TYPE, tick
 
@@ -161,9 +162,12 @@ class Stage:
             return self.services.log.head(run_id)
         return self.services.log.head(run_id)  # after a restart of Redis the first connection is a dead one
 
-    def redis_port(self) -> int:
-        """Where Redis listens."""
-        return urlsplit(self.embedded.redis_url).port or 0
+    def redis_commands(self, pids: Sequence[int]) -> Counter[str]:
+        """The Redis connections of these processes, by the last command of each."""
+        ports = ports_to(pids, urlsplit(self.embedded.redis_url).port or 0)
+        with redis.Redis.from_url(self.embedded.redis_url) as client:
+            clients: list[dict[str, str]] = client.client_list()
+        return Counter(c["cmd"] for c in clients if int(c["addr"].rpartition(":")[2]) in ports)
 
     def transactions(self) -> int:
         """Transactions of the database so far. Waits until its clients have left: only then all of theirs count."""

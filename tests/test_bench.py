@@ -98,7 +98,9 @@ def test_replay_is_complete_from_redis_and_from_postgres(stage: Stage) -> None:
 
 
 def test_storm_brings_every_client_back_to_everything(stage: Stage) -> None:
-    figures = played(stage, Storm(windows=20, runs=5, rate=50, before=0.2, outage=0.2))["figures"]["runtail"]
+    figures = played(stage, Storm(windows=20, runs=5, rate=50, processes=1, before=0.1, outage=0.1))["figures"][
+        "runtail"
+    ]
     undisturbed(figures, 20)
     assert figures["broken_ends"] >= figures["windows"]
     assert figures["level_after_start_s"] > 0
@@ -189,6 +191,7 @@ def one_window(answers: Sequence[bytes], folder: Path, **more: Any) -> dict[str,
 def test_the_load_client_sees_gaps_and_repeats(seqs: Sequence[int], gaps: int, repeats: int, folder: Path) -> None:
     found = one_window([HEAD + frames(*seqs) + END], folder, since=0)
     assert (found["gaps"], found["repeats"], found["events"]) == (gaps, repeats, len(seqs))
+    assert found["incomplete"] == [f"/ after {max(seqs)}"]
 
 
 def test_a_snapshot_sets_the_cursor_and_is_counted(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from bench.processes import BenchError, Usage, connections_to, usage
+from bench.processes import BenchError, Usage, usage
 from bench.report import Figures, Result
 from bench.servers import BASELINES, Server
 from bench.stage import Stage
@@ -13,6 +13,7 @@ GRACE_SECONDS = 15.0
 LATE_MS = 5.0
 CLIENT_SHARE = 0.8
 ALL = "all"
+DELIVERY = ("min_frames", "max_frames", "gaps", "repeats", "snapshots", "complete", "clean_ends", "broken_ends")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Delivery:
             open_s = stage.wait_open(load, server, runs)
             before, redis_before = usage(server.workers()), usage([redis_pid])
             with stage.writer(server, runs, self.rate, self.per_run, self.payload_bytes) as writer:
-                connections = connections_to(server.workers(), stage.redis_port())
+                connections = stage.redis_commands(server.workers())
                 written = writer.result(self.seconds + GRACE_SECONDS)
                 found = load.result()
             after, redis_after = usage(server.workers()), usage([redis_pid])
@@ -48,7 +49,8 @@ class Delivery:
         figures = _figures(found, self.windows * self.per_run, before, after)
         return {
             "open_s": open_s,
-            "redis_connections": connections,
+            "redis_connections": connections.total(),
+            "redis_last_commands": ", ".join(f"{n} {command}" for command, n in connections.most_common()),
             **figures,
             "redis_cpu_s": redis_after.cpu_s - redis_before.cpu_s,
             "writer_rate": written["rate"],
@@ -61,8 +63,9 @@ def _figures(found: dict[str, Any], expected: int, before: Usage, after: Usage) 
     return {
         "frames": frames,
         "delivered": frames / expected,
+        "missing": expected - frames,
         **{name: found["latency"].get(name) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")},
-        **{name: found[name] for name in ("min_frames", "max_frames", "gaps", "repeats", "snapshots")},
+        **{name: found[name] for name in DELIVERY},
         "web_cpu_s": cpu,
         "web_cpu_us_per_frame": cpu / frames * 1e6 if frames else None,
         "web_cpu_share": cpu / found["measured_s"],
@@ -75,6 +78,8 @@ def _doubt(name: str, written: dict[str, Any], found: dict[str, Any], clients: i
     """Figures of a writer that was late, or of a load client that was busy, are not the server's own."""
     if written["late_p99_ms"] > LATE_MS:
         result.doubts.append(f"{name}: the writer ran {written['late_p99_ms']:.1f} ms late (p99).")
+    if found["incomplete"]:
+        result.doubts.append(f"{name}: not everything was delivered, for example to {found['incomplete'][0]}.")
     share = found["measured_cpu_s"] / found["measured_s"] / clients
     if share > CLIENT_SHARE:
         result.doubts.append(f"{name}: the load client was busy {share:.0%} of the time.")

@@ -58,6 +58,7 @@ class Scene:
         found = self.load.finish(END_SECONDS)
         reconnects = found["opens"] + found["no_content"] - found["windows"]
         counts = {name: found[name] for name in COUNTS}
+        counts["incomplete"] = ", ".join(found["incomplete"]) or None
         return {**counts, "reconnects": reconnects, "writer_late_max_ms": written["late_max_ms"]}
 
 
