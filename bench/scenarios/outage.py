@@ -100,7 +100,7 @@ class Storm:
             ready = time.monotonic_ns()
             level_s = scene.level_since(started)
             figures = scene.conclude()
-            web.process.stop()
+            web.process.kill()
             transactions = stage.transactions() - before - self._idle(stage, web)
         times = self._times(level_s, (ready - started) / 1e9)
         return Result({"runtail": {**times, **figures, **_each(transactions, figures["reconnects"])}})
@@ -116,7 +116,7 @@ class Storm:
         """Transactions that the same processes make without a client."""
         before = stage.transactions()
         web.start()
-        web.process.stop()
+        web.process.kill()
         return stage.transactions() - before
 
 
