@@ -8,9 +8,8 @@ may be a Redis that has lost its last second, which somebody has to look into be
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,6 +20,7 @@ from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, one
 SILENCE_SECONDS = 10
 """A doorbell that has not said a word for so long is dead. Ping it twice as often."""
 
+T = TypeVar("T")
 Command = tuple[str | int, ...]
 
 
@@ -71,9 +71,12 @@ class LogReader:
         self._connection.disconnect()
 
     def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        with self._turn, _connected(self._connection):
-            self._connection.send_packed_command(self._connection.pack_commands(commands))
-            return [self._connection.read_response() for _ in commands]
+        with self._turn:
+            return _use(self._connection, lambda: self._exchange(commands))
+
+    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+        return [self._connection.read_response() for _ in commands]
 
 
 class Doorbell:
@@ -103,8 +106,7 @@ class Doorbell:
 
         :raises StoreUnavailable: the connection is lost, closed, or silent for SILENCE_SECONDS.
         """
-        with _connected(self._connection):
-            reply = self._connection.read_response()
+        reply = _use(self._connection, self._connection.read_response)
         # Without a subscription the answer to PING is one word.
         return (reply[0], reply[1][4:-1].decode()) if isinstance(reply, list) else (reply, "")
 
@@ -113,8 +115,8 @@ class Doorbell:
         self._connection.disconnect()
 
     def _send(self, *command: str) -> None:
-        with _connected(self._connection):
-            self._connection.send_packed_command(self._connection.pack_command(*command))
+        packed = self._connection.pack_command(*command)
+        _use(self._connection, lambda: self._connection.send_packed_command(packed))
 
 
 def _event(entry: Any) -> Event:
@@ -130,15 +132,15 @@ def _connect(connection: Any) -> None:
         raise StoreUnavailable("Redis cannot be reached.") from error
 
 
-@contextmanager
-def _connected(connection: Any) -> Iterator[None]:
+def _use(connection: Any, act: Callable[[], T]) -> T:
     """Whatever goes wrong in the middle of a reply leaves the rest of it unread: the connection is of no more use."""
     if not connection.is_connected:
         raise StoreUnavailable("The connection to Redis was lost.")
     try:
-        yield
-    except BaseException as error:
+        return act()
+    except (redis.RedisError, OSError) as error:
         connection.disconnect()
-        if isinstance(error, redis.RedisError | OSError):
-            raise StoreUnavailable("Redis cannot be reached.") from error
+        raise StoreUnavailable("Redis cannot be reached.") from error
+    except BaseException:
+        connection.disconnect()
         raise

@@ -4,7 +4,7 @@ Pure memory. Not responsible for reading (`tail_hub`) or for what a window behin
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from app.protocol.events import TERMINAL, Event
@@ -118,13 +118,16 @@ class Tail:
         self.head, self.mark = (event.seq, mark_of(event)) if event else (0, None)
         self.ended = event is not None and event.type in TERMINAL
 
-    def _formats(self) -> Iterable[Format]:
-        return {*(wire.format for wire, group in self.live.items() if group), *(w.wire.format for w in self.others)}
+    def _formats(self) -> set[Format]:
+        formats = {wire.format for wire, group in self.live.items() if group}
+        if self.others:
+            formats.update(window.wire.format for window in self.others)
+        return formats
 
     @property
     def size(self) -> int:
         """Bytes in its rings."""
-        return sum(ring.size for ring in self.rings.values())
+        return sum(ring.size for ring in self.rings.values()) if self.rings else 0
 
     def cool(self) -> None:
         """Forget what nobody has asked for lately."""

@@ -226,18 +226,19 @@ class TailHub:
                 self._doubt(tail)  # Redis has it no more from where we are
             elif len(events) == limit:
                 self._hot.add(tail)
+        if found:
+            metrics.observe_delivery(events[-1])  # one of the turn's, the last to be sent
 
     def _deliver(self, tail: Tail, events: Sequence[Event]) -> bool:
         """Hand events, from Redis or the archive, to the run's windows. False: none of them follows the head."""
         framed = tail.accept(events, time.monotonic())
         if framed is None:
             return False
-        for wire, group in list(tail.live.items()):
+        for wire, group in tail.live.items():
             if group:
                 chunk = wire.wrap(b"".join(framed[wire.format]))
                 hand_out(tail, wire, chunk + wire.end if tail.ended else chunk)
         _stir_others(tail)
-        metrics.observe_delivery(events[-1])
         return True
 
     def _read_for_one(self) -> None:
@@ -343,7 +344,8 @@ class TailHub:
         quiet = now - tail.active_at
         if quiet >= SWEEP_SECONDS and tail.ready:
             self._hot.add(tail)
-        if now - max(tail.active_at, tail.doubted_at) >= IDLE_SECONDS or any(window.ahead for window in tail.others):
+        ahead = any(window.ahead for window in tail.others) if tail.others else False
+        if ahead or (quiet >= IDLE_SECONDS and now - tail.doubted_at >= IDLE_SECONDS):
             tail.doubted_at = now
             self._doubt(tail)
         if quiet >= RING_SECONDS:
