@@ -119,6 +119,11 @@ class Load:
         said = eventually(lambda: self._all_heard("level"), seconds, "The moment that all windows are level")
         return max(each["ns"] for each in said)
 
+    def wait_parked(self, seconds: float) -> None:
+        """Wait until the server has closed all stalled windows, but no longer than that."""
+        with suppress(BenchError):  # the result says how many it has closed
+            eventually(lambda: self._all_heard("parked"), seconds, "The end of all stalled windows")
+
     def say(self, command: str) -> None:
         """Give every client process a command."""
         for child in self._children:

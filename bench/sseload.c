@@ -22,9 +22,9 @@
  *
  * Commands, lines on stdin: `level N` (tell when every window is open and has seq N), `resume` (the stalled windows
  * come back with their cursor, on new connections), `finish`. On stderr, each with CLOCK_MONOTONIC as "ns":
- * `ready {...}`, `level {...}`. On stdout, at the end: one JSON object. Latencies are receipt minus the stamp
- * "@<CLOCK_MONOTONIC ns>@" in an event's data, of events stamped after all windows were open; histograms are
- * [[upper bound in ns, count], ...] with bounds 0.8 % apart.
+ * `ready {...}` (all are open), `level {...}`, `parked {...}` (the server has closed every stalled window). On stdout,
+ * at the end: one JSON object. Latencies are receipt minus the stamp "@<CLOCK_MONOTONIC ns>@" in an event's data, of
+ * events stamped after all windows were open; histograms are [[upper bound in ns, count], ...], bounds 0.8 % apart.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -488,6 +488,7 @@ static void stall_closed(Window *w) {
   add(&stall_closing, t - w->stalled_at);
   close_connection(w);
   w->state = PARKED;
+  if ((int)count.stalled_closed == opt.stalled) fprintf(stderr, "parked {\"ns\":%" PRId64 "}\n", t);
 }
 
 static void on_event(struct epoll_event *e) {
