@@ -72,11 +72,11 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     make_psycopg_cooperative()
 
 
-def post_worker_init(worker: Worker) -> None:
+def post_worker_init(worker: Any) -> None:
     """Begin to serve windows, and let them see that their process is to end."""
-    app: Any = worker.wsgi  # to gunicorn any WSGI callable; here it is the Flask app
-    windows = app.extensions["runtail"].windows
+    windows = worker.wsgi.extensions["runtail"].windows  # to gunicorn any WSGI callable; here it is the Flask app
     windows.draining = lambda: not worker.alive
+    worker.has_windows = lambda: len(windows) > 0
     windows.start()
     # What was loaded stays for good, and is not looked through again: a full collection under many windows takes
     # tens of milliseconds, in which no event is delivered.

@@ -470,26 +470,6 @@ def test_head_has_the_headers_of_get_and_leaves_nothing_open(live: Stack, runnin
         assert live.http.head(path).status_code == 200
 
 
-def test_head_holds_no_connection_of_redis(
-    live: Stack, running: Callable[..., str], environment: dict[str, str]
-) -> None:
-    run_id = running(QUIET)
-    with Redis.from_url(environment["REDIS_URL"]) as redis:
-        live.http.head(f"/runs/{run_id}/events")
-        before = blocked(redis)
-        for _ in range(20):
-            live.http.head(f"/runs/{run_id}/events", params={"since_seq": 3})
-        assert blocked(redis) == before
-        with opened(live, run_id, params={"since_seq": 3}) as window:
-            next(window.iter_raw())
-            eventually(lambda: blocked(redis) == before + 1, what="a window that waits")
-
-
-def blocked(redis: Any) -> int:
-    """Connections that wait for events of a run."""
-    return sum(client["cmd"] == "xread" and "b" in client["flags"] for client in redis.client_list())
-
-
 # The end of a process.
 
 

@@ -11,7 +11,7 @@ from app.errors import RuntailError, TooManyStreams
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.gunicorn_worker import HANDED_OVER
 from app.streaming.handover import take_over
-from app.streaming.windows import Opening, Windows, rejection
+from app.streaming.windows import DRAIN_RETRY_MS, Opening, Windows, rejection
 from app.streaming.wire import NDJSON, Format
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Accept"}
@@ -61,7 +61,9 @@ def open_window(
     if request.method == "HEAD":
         return Response(content_type=_content_type(format), headers=headers)
     if windows.draining():
-        return Response(format.retry(_retry_ms()), content_type=_content_type(format), headers=headers)
+        return Response(
+            format.retry(random.randint(*DRAIN_RETRY_MS)), content_type=_content_type(format), headers=headers
+        )
     windows.start()
     try:
         ticket = windows.admission.admit(principal(), request.remote_addr or "", run.id)

@@ -1,11 +1,15 @@
-"""gunicorn's gevent worker, which also lets go of a connection that a window has taken over.
+"""gunicorn's gevent worker, for an application that takes connections over.
 
-Loaded before gevent patches the standard library: imports gunicorn and nothing of ours.
+Loaded before gevent patches the standard library: imports gunicorn and gevent, and nothing of ours.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
+import gevent
 from gunicorn.workers.ggevent import GeventWorker
+
+POLL_SECONDS = 0.02
 
 
 class HandedOver:
@@ -22,9 +26,33 @@ HANDED_OVER: Final = HandedOver()
 
 
 class Worker(GeventWorker):
-    """Ends the request, and with it the keep-alive loop, without touching the connection."""
+    """Lets go of connections that were handed over, and ends as soon as there is nothing left to do."""
+
+    requests = 0
+    """Under way."""
+    has_windows: Callable[[], bool] = staticmethod(lambda: False)
+    """Set by the application: whether some windows have not ended yet."""
 
     def is_already_handled(self, respiter: Any) -> bool:
+        """End the request, and with it the keep-alive loop, without touching the connection."""
         if respiter is HANDED_OVER:
             raise StopIteration  # gunicorn's own ALREADY_HANDLED would make it wait for the next request
         return bool(super().is_already_handled(respiter))
+
+    def handle_request(self, *args: Any) -> Any:
+        """Count the request while it is under way."""
+        self.requests += 1
+        try:
+            return super().handle_request(*args)
+        finally:
+            self.requests -= 1
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM. gunicorn looks once a second whether it may end, and waits for idle connections too."""
+        super().handle_exit(sig, frame)
+        gevent.spawn(self._end)
+
+    def _end(self) -> None:
+        while self.requests or self.has_windows():
+            gevent.sleep(POLL_SECONDS)
+        raise SystemExit(0)  # gevent raises it where the worker waits

@@ -60,8 +60,7 @@ class Tail:
         """The event at the head is the terminal one."""
         self.mark: int | None = None
         """`mark_of` the event at the head, where that is known."""
-        self.active_at = 0.0
-        self.doubted_at = time.monotonic()
+        self.active_at = self.doubted_at = time.monotonic()
         """When it was last looked up in the archive, or begun."""
         self.rings: dict[Format, Ring] = {}
         self.live: dict[Wire, set[SocketWindow]] = {}

@@ -342,8 +342,8 @@ class TailHub:
             self._drop(tail)
             return 0
         quiet = now - tail.active_at
-        if quiet >= SWEEP_SECONDS and tail.ready:
-            self._hot.add(tail)
+        if quiet >= SWEEP_SECONDS:
+            (self._hot if tail.ready else self._confirmed).add(tail)
         ahead = any(window.ahead for window in tail.others) if tail.others else False
         if ahead or (quiet >= IDLE_SECONDS and now - tail.doubted_at >= IDLE_SECONDS):
             tail.doubted_at = now

@@ -62,7 +62,9 @@ class Windows:
         self.limits = limits
         self._hub = hub
         self._history = history
-        self._drained = False
+
+    def __len__(self) -> int:
+        return len(self._hub.windows())
 
     def start(self) -> None:
         """Begin to serve. Where gevent has not patched the process there is no hub: each window looks for itself."""
@@ -127,7 +129,6 @@ class Windows:
         """Wait until the process is to end; then end every window in order, also those that still come."""
         while not self.draining():
             gevent.sleep(POLL_SECONDS)
-        self._drained = True
         deadline = time.monotonic() + DRAIN_SECONDS
         while windows := self._hub.windows():
             for window in windows:
