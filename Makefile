@@ -23,7 +23,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test lint format bench lock test-browser clean
+.PHONY: install run test lint format bench lock test-browser test-proxy clean
 .DEFAULT_GOAL := help
 
 help:
@@ -77,6 +77,10 @@ bench: $(DEV_STAMP)
 # Needs a chromium on PATH (or CHROMIUM=/path/to/it); Playwright's own download is not used.
 test-browser: $(BROWSER_STAMP)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+# Needs an nginx on PATH or in /usr/sbin.
+test-proxy: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/proxy $(ARGS)
 
 # requirements-dev.txt locks every extra; requirements.txt is the deployment's part of it (what Heroku installs).
 define PINS
