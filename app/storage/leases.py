@@ -13,8 +13,6 @@ Not responsible for what is limited, or for when to renew (`app.streaming.admiss
 
 import hashlib
 import secrets
-import threading
-from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +22,7 @@ import redis
 
 from app.errors import StoreUnavailable
 from app.storage.event_log import one_connection
+from app.storage.together import Together
 
 LEASE_SECONDS = 30
 KEPT_SECONDS = 3_600
@@ -60,21 +59,6 @@ class Lease(NamedTuple):
     """Opened ever, as far as Redis knows; 0: it never had one."""
 
 
-class _Call:
-    """Commands of one caller, and what came of them."""
-
-    __slots__ = ("commands", "error", "replies")
-
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self.commands = commands
-        self.replies: list[Any] | None = None
-        self.error: BaseException | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.replies is not None or self.error is not None
-
-
 class Leases:
     """The leases of one holder, over one connection. Who calls while it is in use goes along with the next turn."""
 
@@ -83,8 +67,7 @@ class Leases:
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
         self._connection = one_connection(url, TIMEOUT_SECONDS, self._connected)
-        self._waiting: deque[_Call] = deque()
-        self._turn = threading.Lock()
+        self._together = Together(self._answer, CALLS_PER_TURN)
 
     def write(self, claims: Sequence[Claim]) -> list[Lease]:
         """Claim or renew, all in one round trip; the outcomes in order.
@@ -107,8 +90,7 @@ class Leases:
 
     def close(self) -> None:
         """Close the connection; the next call makes a new one."""
-        with self._turn:
-            self._connection.disconnect()
+        self._connection.disconnect()
 
     def _evaluate(self, calls: Sequence[tuple[str, tuple[str | int, ...]]]) -> list[Lease]:
         replies = self._ask(
@@ -120,31 +102,22 @@ class Leases:
         return [Lease(bool(granted), windows, opens) for granted, windows, opens in replies]
 
     def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        call = _Call(commands)
-        self._waiting.append(call)
-        with self._turn:
-            while not call.done:
-                self._answer([self._waiting.popleft() for _ in range(min(len(self._waiting), CALLS_PER_TURN))])
-        if call.replies is None:
-            raise StoreUnavailable("Redis cannot be reached.") from call.error
-        for reply in call.replies:
+        replies = self._together.ask(commands)
+        for reply in replies:
             if isinstance(reply, redis.RedisError):  # out of memory, read only, not our key
                 raise StoreUnavailable("Redis refuses to keep leases.") from reply
-        return call.replies
+        return replies
 
-    def _answer(self, calls: Sequence[_Call]) -> None:
+    def _answer(self, calls: Sequence[Sequence[Command]]) -> list[list[Any]]:
         try:
-            replies = iter(self._send([command for call in calls for command in call.commands]))
+            replies = iter(self._send([command for commands in calls for command in commands]))
         except BaseException as error:
             # In the middle of a reply the rest of it is unread: the connection is of no more use.
             self._connection.disconnect()
-            for call in calls:
-                call.error = error
-            if not isinstance(error, redis.RedisError | OSError):
-                raise
-            return
-        for call in calls:
-            call.replies = list(islice(replies, len(call.commands)))
+            if isinstance(error, redis.RedisError | OSError):
+                raise StoreUnavailable("Redis cannot be reached.") from error
+            raise
+        return [list(islice(replies, len(commands))) for commands in calls]
 
     def _send(self, commands: Sequence[Command]) -> list[Any]:
         replies = self._exchange(commands)

@@ -7,6 +7,9 @@ from app.errors import Fenced
 from app.protocol.events import Event, dumps
 from app.storage.run_store.database import Database, rows
 from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
+from app.storage.together import Together
+
+POSITIONS_PER_QUERY = 100
 
 _INSERT_RUN = """
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
@@ -50,6 +53,7 @@ class RunStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._positions = Together(self._find_positions, POSITIONS_PER_QUERY)
 
     # Created by the API.
 
@@ -79,12 +83,20 @@ class RunStore:
         return self._one(sql, run_id, principal.tenant_id, principal.user_id)
 
     def position(self, principal: Principal, run_id: str) -> RunPosition | None:
-        """Where a run's log is, if the run belongs to the principal: all that a window needs of the row."""
-        sql = """SELECT id, finished_at IS NOT NULL, state_seq FROM runs
-                 WHERE id = %s AND tenant_id = %s AND user_id = %s"""
+        """Where a run's log is, if the run belongs to the principal: all that a window needs of the row.
+
+        Windows that open at the same time share a query.
+        """
+        return self._positions.ask((run_id, principal.tenant_id, principal.user_id))
+
+    def _find_positions(self, wanted: Sequence[tuple[str, str, str]]) -> list[RunPosition | None]:
+        sql = """SELECT id, tenant_id, user_id, finished_at IS NOT NULL, state_seq FROM runs
+                 JOIN unnest(%s::text[], %s::text[], %s::text[]) AS wanted (id, tenant_id, user_id)
+                 USING (id, tenant_id, user_id)"""
         with self._database.session() as db:
-            found = db.execute_sql(sql, (run_id, principal.tenant_id, principal.user_id)).fetchone()
-        return RunPosition(*found) if found else None
+            found = db.execute_sql(sql, [list(column) for column in zip(*wanted, strict=True)]).fetchall()
+        positions = {tuple(row[:3]): RunPosition(row[0], *row[3:]) for row in found}
+        return [positions.get(key) for key in wanted]
 
     def find_by_key(self, principal: Principal, idempotency_key: str) -> RunRecord | None:
         """The run that the principal started with this key."""
