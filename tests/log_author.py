@@ -4,6 +4,8 @@ from typing import Any
 
 from redis import Redis
 
+from app.errors import AgentError
+from app.protocol.ending import Ending
 from app.protocol.events import Event, encode
 from app.storage.event_log import Append, meta_key, stream_key
 from tests.harness import Stack, pending_run
@@ -16,6 +18,8 @@ class LogAuthor:
         self._stack = stack
         self.run_id = pending_run(stack.services, **more).id
         self.events: list[Event] = stack.services.store.events(self.run_id, 0, 1)
+        self.archived = 1
+        """Seq up to which Postgres has it."""
 
     @property
     def path(self) -> str:
@@ -43,10 +47,10 @@ class LogAuthor:
         self.events.append(event)
         self._append([event])
 
-    def append_silently(self, count: int = 1) -> None:
+    def append_silently(self, count: int = 1, text: str = "") -> None:
         """Append without ringing."""
         with Redis.from_url(self._stack.env["REDIS_URL"]) as redis:
-            for event in self.make(count):
+            for event in self.make(count, text):
                 redis.xadd(stream_key(self.run_id), {"t": event.type, "e": event.text, "o": event.op}, f"{event.seq}-0")
                 redis.hset(meta_key(self.run_id), "head", event.seq)
 
@@ -55,7 +59,29 @@ class LogAuthor:
         with self._stack.services.database.session() as db:
             sql = "INSERT INTO run_events VALUES (%s, %s, %s, now(), %s, %s) ON CONFLICT DO NOTHING"
             for event in self.events:
-                db.execute_sql(sql, (self.run_id, event.seq, event.type, event.op, event.text))
+                if event.seq > self.archived:
+                    db.execute_sql(sql, (self.run_id, event.seq, event.type, event.op, event.text))
+        self.archived = self.head
+
+    def trim(self, first: int) -> None:
+        """Have Redis forget what is before that seq, which is archived."""
+        assert first <= self.archived + 1
+        with Redis.from_url(self._stack.env["REDIS_URL"]) as redis:
+            redis.xtrim(stream_key(self.run_id), minid=f"{first}-0", approximate=False)
+
+    def commit_end(self) -> None:
+        """End the run in Postgres, as an owner does first. Nothing may be appended after it but by `publish_end`."""
+        ownership = self._stack.services.ownership
+        claimed = ownership.claim(self.run_id, "the test")
+        assert claimed is not None
+        ownership.end(claimed[1], Ending.failed(AgentError("The test ends it.")))
+        self.events += claimed[1].unarchived()
+        ownership.commit_end(claimed[1])
+        self.archived = self.head
+
+    def publish_end(self) -> None:
+        """Append what `commit_end` has committed."""
+        self._stack.services.ownership.publish(self.run_id, 1)
 
     def _next(self, offset: int, type: str, payload: dict[str, Any]) -> Event:
         return encode(self.run_id, self.head + offset, type, payload)

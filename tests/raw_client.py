@@ -93,3 +93,63 @@ class RawClient:
     def seqs(self) -> list[int]:
         """Of the events so far."""
         return [envelope["seq"] for envelope in self.envelopes if "seq" in envelope]
+
+
+class Incoming:
+    """A response that is taken apart while it arrives, by its own rules: chunks, a length, or the connection's end."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        """None: the head has not arrived yet."""
+        self.headers: dict[str, str] = {}
+        """Names in lower case."""
+        self.complete = False
+        """Its end has arrived."""
+        self.length: int | None = None
+        """Of the rest of the body, in bytes, where that is known."""
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What these bytes add to the body."""
+        assert not self.complete, f"bytes after the end: {data[:100]!r}"
+        self._rest += data
+        if self.status is None and not self._take_head():
+            return b""
+        if "transfer-encoding" in self.headers:
+            return b"".join(iter(self._take_chunk, b""))
+        body, self._rest = self._rest, b""
+        if self.length is not None:
+            self.length -= len(body)
+            assert self.length >= 0, f"bytes after the end: {body[-100:]!r}"
+            self.complete = self.length == 0
+        return body
+
+    def closed(self) -> None:
+        """The connection has ended: so has a response without any other end."""
+        self.complete |= self.status is not None and "transfer-encoding" not in self.headers and self.length is None
+
+    def _take_head(self) -> bool:
+        head, found, rest = self._rest.partition(b"\r\n\r\n")
+        if found:
+            first, *lines = head.decode().split("\r\n")
+            pairs = (line.partition(": ") for line in lines)
+            self.headers = {name.lower(): value for name, _, value in pairs}
+            self.status = int(first.split()[1])
+            length = "0" if self.status == 204 else self.headers.get("content-length")
+            self.length = None if length is None else int(length)
+            self._rest = rest
+        return bool(found)
+
+    def _take_chunk(self) -> bytes:
+        """The next chunk; empty where it is not whole yet, and at the last one."""
+        size, found, _ = self._rest.partition(b"\r\n")
+        start = len(size) + 2
+        end = start + int(size, 16) if found else 0
+        if not found or len(self._rest) < end + 2:
+            return b""
+        chunk = self._rest[start:end]
+        assert self._rest[end : end + 2] == b"\r\n", f"a chunk of another length: {self._rest[end:][:100]!r}"
+        self._rest = self._rest[end + 2 :]
+        self.complete = not chunk
+        assert chunk or not self._rest, f"bytes after the end: {self._rest[:100]!r}"
+        return chunk

@@ -1,0 +1,443 @@
+"""Clients that stall, vanish and resume while logs grow, are trimmed and end, and servers are killed under them.
+
+Each example is two runs, up to MAX_FOLLOWERS clients (`tests.follower` has what each must and must not get), and
+random steps against a real web process on a PostgreSQL and a Redis of their own. At its end every client must have
+its run's terminal event. RUNTAIL_FUZZ_EXAMPLES=200 runs so many examples of each machine, with another seed each time;
+RUNTAIL_FUZZ_SEED=n repeats one. A failure is not shrunk: a step takes too long.
+"""
+
+import os
+import random
+import select
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis import Redis
+
+from app.devservices import EmbeddedServices
+from tests.conftest import own_databases
+from tests.follower import LINES, NAMED, UNNAMED, Cap, Connection, Follower, Form
+from tests.harness import Process, Stack
+from tests.log_author import LogAuthor
+
+EXAMPLES = int(os.environ.get("RUNTAIL_FUZZ_EXAMPLES") or 0)
+SEED = int(os.environ.get("RUNTAIL_FUZZ_SEED") or 0) or (random.randrange(1, 1 << 32) if EXAMPLES else 1)
+USUAL_EXAMPLES, STEPS = 5, 30
+MAX_FOLLOWERS = 8
+MAX_BYTES = 4_000_000
+"""Of one run's events; past it they are small."""
+LAG_SECONDS = 2
+PAUSE_SECONDS = 1.0
+"""A client that was not read from for so long may have been given up."""
+PATIENCE_SECONDS = 10.0
+"""For what is to come within seconds. Below IDLE_SECONDS of the hub, which would cover for what was forgotten."""
+SETTINGS = {
+    "STREAM_HEARTBEAT_SECONDS": "1",
+    "STREAM_MAX_LAG_SECONDS": str(LAG_SECONDS),
+    "STREAM_MAX_PER_USER": "0",
+    "STREAM_MAX_PER_ADDRESS": "0",
+}
+
+RUNS = st.integers(0, 1)
+PICKS = st.integers(0, MAX_FOLLOWERS - 1)
+SHARES = st.integers(0, 20).map(lambda n: n / 20)
+COUNTS = st.one_of(st.integers(1, 5), st.integers(50, 300))
+SMALL = st.sampled_from(["", "é\r\n\u2028🚚", "🚚" * 250])
+Batch = tuple[int, str]
+"""(events, text of each)."""
+BATCHES: st.SearchStrategy[Batch] = st.one_of(
+    st.tuples(COUNTS, SMALL), st.tuples(st.integers(2, 5), st.just("🚚" * 25_000))
+)
+Client = tuple[int, float | None, Form, str, int | None]
+"""(run; cursor as a share of its head, None: `latest`; form; version of HTTP; receive buffer)."""
+CLIENTS: st.SearchStrategy[Client] = st.tuples(
+    RUNS,
+    st.one_of(SHARES, SHARES, st.none()),
+    st.sampled_from([NAMED, NAMED, UNNAMED, LINES]),
+    st.sampled_from(["1.1", "1.1", "1.0"]),
+    st.sampled_from([None, 2_048, 8_192]),
+)
+
+
+class World:
+    """What the examples of a machine share: the servers, a web process, and what was seen of it."""
+
+    def __init__(self, servers: EmbeddedServices, stack: Stack, cap: Cap) -> None:
+        self.servers = servers
+        self.stack = stack
+        self.cap = cap
+        self.redis_is_up = True
+        self.web_is_up = True
+        self.seen: Counter[str] = Counter()
+        stack.http.headers["Connection"] = "close"  # gunicorn waits for connections that are kept alive
+        self.processes: list[Process] = []
+        self.start_web()
+
+    def start_web(self) -> None:
+        """Start it and wait until it answers."""
+        self.processes.append(self.stack.start_web("/healthz"))
+        self.web_is_up = True
+
+    def start_redis(self) -> None:
+        """Start it. What it has confirmed, it will not lose, or a gap would be no mistake."""
+        self.servers.start("redis")
+        self.redis_is_up = True
+        make_durable(self.servers)
+
+    def workers(self) -> set[int]:
+        """Pids of the processes that serve."""
+        pid = self.stack.web_pid
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+    def answers(self) -> bool:
+        """The web process serves requests."""
+        try:
+            return httpx.get(f"{self.stack.url}/healthz", timeout=1).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def complaints(self) -> str:
+        """What the web process has logged of errors that it survived."""
+        return "".join(process.log.read_text() for process in self.processes)
+
+
+def make_durable(servers: EmbeddedServices) -> None:
+    """Have Redis confirm only what is on disk."""
+    with Redis.from_url(servers.redis_url) as redis:
+        redis.config_set("appendfsync", "always")
+
+
+class Windows(RuleBasedStateMachine):
+    """One example. The model is what was appended; every follower is measured by it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.logs = [LogAuthor(world.stack), LogAuthor(world.stack)]
+        self.sizes = [0, 0]
+        self.committed: set[int] = set()
+        self.published: set[int] = set()
+        self.followers: list[Follower] = []
+        self.worker_kills = self.terminations = self.waits = 0
+        self.steps = 0
+        self.read_at = time.monotonic()
+        self.sound = True
+        """No follower has complained: only then is the example brought to its end."""
+
+    # Clients.
+
+    @initialize(batches=st.tuples(BATCHES, BATCHES), clients=st.lists(CLIENTS, min_size=3, max_size=5))
+    def begin(self, batches: Sequence[Batch], clients: Sequence[Client]) -> None:
+        for run, batch in enumerate(batches):
+            self.write(run, *batch)
+        for client in clients:
+            self.join(client)
+
+    @precondition(lambda self: len(self.followers) < MAX_FOLLOWERS)
+    @rule(client=CLIENTS)
+    def join(self, client: Client) -> None:
+        run, share, *how = client
+        log = self.logs[run]
+        cursor = None if share is None else round(log.head * share)
+        self.followers.append(Follower(self.world.stack.port, log, cursor, self.world.cap, *how))
+
+    @precondition(lambda self: self.followers)
+    @rule(pick=PICKS, batch=BATCHES)
+    def stall(self, pick: int, batch: Batch) -> None:
+        follower = self.picked(pick)
+        follower.reading = False
+        self.write(self.logs.index(follower.log), *batch)
+
+    @precondition(lambda self: self.followers)
+    @rule(pick=PICKS)
+    def read_on(self, pick: int) -> None:
+        follower = self.picked(pick)
+        follower.reading, follower.away = True, False
+
+    @precondition(lambda self: self.followers)
+    @rule(pick=PICKS, reset=st.booleans(), away=st.booleans())
+    def drop(self, pick: int, reset: bool, away: bool) -> None:
+        follower = self.picked(pick)
+        follower.disconnect(reset)
+        follower.reading, follower.away = True, away
+
+    def picked(self, pick: int) -> Follower:
+        return self.followers[pick % len(self.followers)]
+
+    # The log.
+
+    @rule(run=RUNS, batches=st.lists(BATCHES, min_size=1, max_size=4))
+    def append(self, run: int, batches: list[Batch]) -> None:
+        for count, text in batches:
+            self.write(run, count, text)
+
+    @precondition(lambda self: self.world.redis_is_up)
+    @rule(run=RUNS, count=st.integers(1, 20), text=SMALL)
+    def append_with_a_lost_ring(self, run: int, count: int, text: str) -> None:
+        if run not in self.committed:
+            self.logs[run].append_silently(count, text)
+
+    @precondition(lambda self: self.world.redis_is_up)
+    @rule(run=RUNS, count=st.integers(1, 20), share=SHARES)
+    def trim_what_the_hub_has_not_seen(self, run: int, count: int, share: float) -> None:
+        log = self.logs[run]
+        if run not in self.committed:
+            log.append_silently(count)
+            log.archive()
+            log.trim(log.head - round(share * count))
+            log.append()
+
+    @rule(run=RUNS, trim_to=st.one_of(SHARES, st.none()))
+    def archive(self, run: int, trim_to: float | None) -> None:
+        log = self.logs[run]
+        log.archive()
+        if trim_to is not None and self.world.redis_is_up and run not in self.committed:
+            log.trim(round(log.head * trim_to))
+
+    @precondition(lambda self: self.world.redis_is_up and self.steps > STEPS // 2)
+    @rule(run=RUNS, publish=st.booleans())
+    def end(self, run: int, publish: bool) -> None:
+        self.commit_end(run)
+        if publish:
+            self.publish_end(run)
+
+    def write(self, run: int, count: int, text: str) -> None:
+        log = self.logs[run]
+        if run in self.committed:
+            return
+        text = text if self.sizes[run] < MAX_BYTES else ""
+        self.sizes[run] += count * len(text.encode())
+        if self.world.redis_is_up:
+            log.append(count, text)
+        else:  # its owner goes on archiving
+            log.make(count, text)
+            log.archive()
+
+    def commit_end(self, run: int) -> None:
+        if run not in self.committed:
+            self.committed.add(run)
+            self.logs[run].commit_end()
+
+    def publish_end(self, run: int) -> None:
+        if run not in self.published:
+            self.published.add(run)
+            self.logs[run].publish_end()
+
+    # Servers.
+
+    @precondition(lambda self: self.world.redis_is_up)
+    @rule(away=st.booleans())
+    def kill_redis(self, away: bool) -> None:
+        self.world.servers.kill("redis")
+        self.world.redis_is_up = False
+        if not away:
+            self.world.start_redis()
+            return
+        for log in self.logs:  # what its owner does within a second
+            log.archive()
+
+    @precondition(lambda self: not self.world.redis_is_up)
+    @rule()
+    def start_redis(self) -> None:
+        self.world.start_redis()
+        for run, log in enumerate(self.logs):
+            self.world.stack.services.ownership.sync(log.run_id, 1 if run in self.committed else 0)
+
+    @precondition(lambda self: self.worker_kills < 1)
+    @rule(batch=BATCHES)
+    def kill_worker(self, batch: Batch) -> None:
+        """kill -9 of the process that serves; gunicorn's master starts another, and keeps who knocks waiting."""
+        self.worker_kills += 1
+        before = self.world.workers()
+        for connection in self.connections():
+            connection.may_break = True
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        self.write(0, *batch)
+        self.until(lambda: self.world.workers() - before and self.world.answers(), "another process")
+
+    @precondition(lambda self: self.terminations < 1)
+    @rule(batch=BATCHES)
+    def terminate_web(self, batch: Batch) -> None:
+        """SIGTERM: every client that reads is told to come back, and gets an orderly end; then start it again."""
+        self.terminations += 1
+        self.world.web_is_up = False
+        for connection in self.connections():
+            connection.draining = True
+        process = self.world.processes[-1]
+        process.send(signal.SIGTERM)
+        self.until(lambda: process.popen.poll() is not None and not self.ready(0), "the end of the web process")
+        for connection in self.connections():  # only of those that do not read
+            connection.may_break = True
+        self.write(0, *batch)
+        self.world.start_web()
+
+    # Waiting.
+
+    @precondition(lambda self: self.followers)
+    @rule()
+    def settle(self) -> None:
+        """Everybody who reads gets everything, also without another ring."""
+        self.until(lambda: all(map(self.is_level, self.followers)), "everything")
+
+    @precondition(lambda self: self.world.stack.env["STREAM_MAX_SECONDS"] != "0" and self.waits < 1)
+    @rule()
+    def await_rotation(self) -> None:
+        self.waits += 1
+        before = self.rotations()
+        self.until(lambda: self.rotations() > before or not any(self.ready_to_rotate()), "a rotation")
+
+    def is_level(self, follower: Follower) -> bool:
+        run = self.logs.index(follower.log)
+        visible = follower.log.head - (run in self.committed and run not in self.published)
+        return not follower.reading or follower.away or (follower.cursor or 0) >= visible
+
+    def rotations(self) -> int:
+        return sum(follower.rotations for follower in self.followers)
+
+    def ready_to_rotate(self) -> Iterator[bool]:
+        return (not (f.finished or f.complete or f.away) and f.reading for f in self.followers)
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Read until that is so."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            lagging = [follower for follower in self.followers if not self.is_level(follower)]
+            self.sound &= time.monotonic() < deadline
+            assert self.sound, f"{what} did not come within {seconds} s: {lagging or self.followers}"
+            self.pump(0.02)
+
+    def pump(self, seconds: float) -> bool:
+        """Let everybody resume who can, and read once; whether there was something within so many seconds."""
+        if time.monotonic() - self.read_at > PAUSE_SECONDS:
+            for connection in self.connections():
+                connection.may_break = True
+        if self.world.web_is_up:
+            for follower in self.followers:
+                if not (follower.connection or follower.away or follower.finished):
+                    follower.connect()
+        sound, self.sound = self.sound, False
+        ready = self.ready(seconds)
+        for follower in ready:
+            follower.read()
+        self.sound = sound
+        self.read_at = time.monotonic()
+        return bool(ready)
+
+    def ready(self, seconds: float) -> list[Follower]:
+        """Those that read, and have something to read within so many seconds."""
+        return select.select([f for f in self.followers if f.connection and f.reading], [], [], seconds)[0]
+
+    def connections(self) -> list[Connection]:
+        return [follower.connection for follower in self.followers if follower.connection]
+
+    @invariant()
+    def what_has_arrived_is_right(self) -> None:
+        self.steps += 1
+        for follower in self.followers:
+            if follower.connection and not follower.reading:
+                follower.connection.may_break = True
+        for _ in range(20):
+            if not self.pump(0):
+                return
+
+    # The end.
+
+    def teardown(self) -> None:
+        try:
+            if self.sound:
+                self.bring_to_its_end()
+        finally:
+            self.count()
+            for follower in self.followers:
+                follower.disconnect()
+            if not self.world.redis_is_up:
+                self.world.start_redis()
+            if not self.world.web_is_up:
+                self.world.start_web()
+
+    def bring_to_its_end(self) -> None:
+        """Whatever has happened: everybody who reads gets the terminal event, and no more."""
+        if not self.world.redis_is_up:
+            self.start_redis()
+        for follower in self.followers:
+            follower.reading, follower.away = True, False
+        for run in range(len(self.logs)):
+            self.commit_end(run)
+            self.publish_end(run)
+        self.until(lambda: all(f.finished for f in self.followers), "the end of every client", 2 * PATIENCE_SECONDS)
+
+    def count(self) -> None:
+        seen = self.world.seen
+        seen["examples"] += 1
+        seen["steps"] += self.steps
+        seen["events appended"] += sum(log.head for log in self.logs)
+        seen["clients"] += len(self.followers)
+        for name in ("connections", "delivered", "snapshots", "rotations", "broken"):
+            seen[name] += sum(getattr(follower, name) for follower in self.followers)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServices]:
+    """Servers that may be killed."""
+    with EmbeddedServices(tmp_path_factory.mktemp("servers")) as servers:
+        make_durable(servers)
+        yield servers
+
+
+@pytest.mark.timeout(120 + 30 * EXAMPLES)
+@pytest.mark.parametrize(
+    ("seconds", "cap"),
+    [(0, Cap()), (1, Cap()), (2, Cap(events=100, size=200_000))],
+    ids=["windows stay open", "windows are rotated", "replay is capped"],
+)
+def test_every_client_gets_every_event_once_whatever_happens(
+    servers: EmbeddedServices, tmp_path: Path, seconds: int, cap: Cap
+) -> None:
+    limits = {
+        "STREAM_MAX_SECONDS": str(seconds),
+        "REPLAY_MAX_EVENTS": str(cap.events),
+        "REPLAY_MAX_BYTES": str(cap.size),
+    }
+    urls = {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+    start = SEED + 100 * seconds
+    with own_databases(urls) as own, Stack({**own, **SETTINGS, **limits}, tmp_path) as stack:
+        world = World(servers, stack, cap)
+        fuzz(world, start)
+        print(f"seed {start}: {dict(world.seen)}")
+        assert "Traceback" not in world.complaints()
+        assert world.seen["delivered"] > 1_000
+
+
+def fuzz(world: World, start: int) -> None:
+    """Run the examples."""
+
+    def machine() -> Windows:
+        return Windows(world)
+
+    run_state_machine_as_test(
+        seed(start)(machine),
+        settings=settings(
+            max_examples=EXAMPLES or USUAL_EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
