@@ -15,6 +15,7 @@ _PREFIX = "runtail-metrics-"
 
 def prepare() -> None:
     """Have an empty folder, and name it in the environment. One that the environment names already is taken."""
+    _remove_left_over()
     named = os.environ.get(VARIABLE)
     # A master that was started by another one (USR2) inherits the name of a folder that the other one will remove.
     if not named or Path(named).name.startswith(_PREFIX):
@@ -37,6 +38,24 @@ def remove() -> None:
     folder = Path(os.environ[VARIABLE])
     if folder.name.startswith(_mine()):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_over() -> None:
+    """Remove what masters that were killed have left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)  # somebody else's is theirs to remove
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _mine() -> str:

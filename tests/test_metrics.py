@@ -127,6 +127,19 @@ def test_a_stopped_server_leaves_no_folder_behind(stack: StackMaker, tmp_path: P
     assert not list(tmp_path.glob("runtail-metrics-*"))
 
 
+def test_what_a_killed_server_left_is_removed_by_the_next(stack: StackMaker, tmp_path: Path) -> None:
+    server = stack(TMPDIR=str(tmp_path))
+    master = server.start_web()
+    (left,) = tmp_path.glob("runtail-metrics-*")
+    workers = psutil.Process(master.pid).children()
+    master.kill()
+    psutil.wait_procs(workers, timeout=5)
+    assert left.exists()
+    server.start_web()
+    (folder,) = tmp_path.glob("runtail-metrics-*")
+    assert folder != left
+
+
 def test_a_folder_of_ones_own_is_emptied_at_the_start_and_kept_at_the_end(stack: StackMaker, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -1,6 +1,7 @@
 """Windows where the connection cannot be taken over: other workers of gunicorn, TLS, other servers. The same bytes."""
 
 import re
+import signal
 import ssl
 import sys
 import time
@@ -45,7 +46,6 @@ SERVERS = {
     "gevent.pywsgi": [sys.executable, "-c", PYWSGI],
 }
 SYNC = [*GUNICORN, "--worker-class", "sync"]
-WITHOUT_GEVENT = ("gunicorn, threads", "werkzeug")
 
 
 class TlsClient(RawClient):
@@ -60,13 +60,6 @@ def _trust() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(CERTIFICATE))
 
 
-NOT_WRITTEN = pytest.mark.xfail(reason="Without gevent nobody writes the leases of a run, or gives one back.")
-LEASED = [
-    pytest.param(command, id=name, marks=NOT_WRITTEN if name in WITHOUT_GEVENT else ())
-    for name, command in SERVERS.items()
-]
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server of the same runs as `ours`."""
@@ -74,6 +67,7 @@ class Server:
     http: httpx.Client
     connect: Callable[[], RawClient]
     """A connection of its own."""
+    process: Process
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +129,7 @@ def _started(ours: Stack, command: list[str], opened: ExitStack) -> Server:
         return False
 
     eventually(ready, 20, f"readiness of {command}")
-    return Server(http, lambda: (TlsClient if tls else RawClient)(port))
+    return Server(http, lambda: (TlsClient if tls else RawClient)(port), process)
 
 
 def body(client: RawClient, path: str, accept: str = SSE) -> bytes:
@@ -226,7 +220,6 @@ def test_a_client_that_leaves_gives_back_its_place(server: Server, running: Call
     eventually(lambda: open_windows(server) == 0)
 
 
-@pytest.mark.parametrize("server", LEASED, indirect=True)
 def test_other_processes_see_the_windows_of_a_run(
     ours: Stack, server: Server, running: Callable[[dict[str, Any]], str]
 ) -> None:
@@ -239,3 +232,16 @@ def test_other_processes_see_the_windows_of_a_run(
         client.ask(f"/runs/{run_id}/events").until(b'"seq":3,')
         eventually(lambda: windows() == 1, seconds=3)
     eventually(lambda: windows() == 0, seconds=5)
+
+
+def test_a_server_of_threads_that_is_told_to_stop_ends_its_windows_in_order(
+    ours: Stack, start: Callable[[list[str]], Server], running: Callable[[dict[str, Any]], str]
+) -> None:
+    run_id = running(QUIET)
+    server = start(SERVERS["gunicorn, threads"])
+    with server.connect() as client:
+        client.ask(f"/runs/{run_id}/events").until(b'"seq":3,')
+        server.process.send(signal.SIGTERM)
+        client.to_the_end()
+    assert client.ended_in_order
+    assert b"retry: " in client.body.rpartition(b"\n\n")[2]

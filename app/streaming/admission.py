@@ -8,6 +8,7 @@ Not responsible for who may see a run (`app.runs`), or for how a refusal is sent
 """
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Admission:
         """Subjects whose count in Redis is another; the runs among them with the windows opened since."""
         self._left: dict[str, int] = {}
         """Clients that left a run before its end, since its last flush."""
+        self._counting = threading.Lock()
+        """For servers with threads. Nothing waits while it is held."""
         self._departures = Departures(leases)
         self._turn = 0
         self._connects = 0
@@ -77,17 +80,20 @@ class Admission:
         """
         ticket = self._ticket(principal, address, run_id)
         limits = self._limits(ticket)
-        self._count_in(limits)
+        with self._counting:
+            self._count_in(limits)
         try:
             self._claim(limits)
         except BaseException as error:
-            self._count_out(limits)
+            with self._counting:
+                self._count_out(limits)
             if isinstance(error, TooManyStreams):
                 metrics.REJECTED_WINDOWS.labels(error.code).inc()
             raise
-        self._add(ticket.run_id, 1)
-        self._changed[ticket.run_id] = self._changed.get(ticket.run_id, 0) + 1
-        self._left.pop(ticket.run_id, None)  # somebody came back
+        with self._counting:
+            self._add(ticket.run_id, 1)
+            self._changed[ticket.run_id] = self._changed.get(ticket.run_id, 0) + 1
+            self._left.pop(ticket.run_id, None)  # somebody came back
         metrics.OPEN_WINDOWS.inc()
         return ticket
 
@@ -96,11 +102,12 @@ class Admission:
 
         :param before_the_end: the window has not delivered its run's terminal event.
         """
-        self._count_out(self._limits(ticket))
-        self._add(ticket.run_id, -1)
-        self._changed.setdefault(ticket.run_id, 0)
-        if before_the_end:
-            self._left[ticket.run_id] = self._left.get(ticket.run_id, 0) + 1
+        with self._counting:
+            self._count_out(self._limits(ticket))
+            self._add(ticket.run_id, -1)
+            self._changed.setdefault(ticket.run_id, 0)
+            if before_the_end:
+                self._left[ticket.run_id] = self._left.get(ticket.run_id, 0) + 1
         metrics.OPEN_WINDOWS.dec()
 
     def run(self) -> None:
@@ -118,10 +125,11 @@ class Admission:
     def close(self) -> None:
         """Hand everything back, as far as Redis takes it within CLOSE_SECONDS. Nothing is admitted after that."""
         self._closed, deadline = True, time.monotonic() + CLOSE_SECONDS
-        for held in self._held:
-            for subject in held:
-                self._changed.setdefault(subject, 0)
-            held.clear()
+        with self._counting:
+            for held in self._held:
+                for subject in held:
+                    self._changed.setdefault(subject, 0)
+                held.clear()
         metrics.flush()
         try:
             for piece in _pieces(list(self._changed)):
@@ -206,21 +214,25 @@ class Admission:
         connects = self._leases.connects
         # A new connection may be to a Redis that has lost its last second: then everything is due.
         due = self._held if connects != self._connects else [self._held[self._turn]]
-        for piece in _pieces(dict.fromkeys([*self._changed, *chain.from_iterable(due)])):
+        with self._counting:
+            subjects = dict.fromkeys([*self._changed, *chain.from_iterable(due)])
+        for piece in _pieces(subjects):
             self._write(piece)
         self._departures.look_into()
         self._connects, self._turn = connects, (self._turn + 1) % SLICES
         self._found()
 
     def _write(self, subjects: Sequence[str]) -> None:
-        opened = {subject: self._changed.pop(subject, 0) for subject in subjects}
-        left = {subject: self._left.pop(subject) for subject in subjects if subject in self._left}
-        claims = [Claim(subject, self._count(subject), 0, opened[subject]) for subject in opened]
+        with self._counting:
+            opened = {subject: self._changed.pop(subject, 0) for subject in subjects}
+            left = {subject: self._left.pop(subject) for subject in subjects if subject in self._left}
+            claims = [Claim(subject, self._count(subject), 0, opened[subject]) for subject in opened]
         try:
             leases = self._leases.write(claims)
         except BaseException:
-            _add_up(self._changed, opened)
-            _add_up(self._left, left)
+            with self._counting:
+                _add_up(self._changed, opened)
+                _add_up(self._left, left)
             raise
         for claim, lease in zip(claims, leases, strict=True):
             for _ in range(left.get(claim.subject, 0)):

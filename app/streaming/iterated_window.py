@@ -66,9 +66,10 @@ class IteratedWindow(Window):
             elif time.monotonic() - self.quiet_since >= self._limits.heartbeat_seconds:
                 self.quiet_since = time.monotonic()
                 yield self.wire.format.heartbeat
-        if not self.over and self.farewell:
-            yield self.farewell[1]
-        self.close(Closing.ENDED if self.over else Closing.DRAINED)
+        why, last = self.farewell if self.farewell and not self.over else (Closing.ENDED, b"")
+        if last:
+            yield last
+        self.close(why)
 
     def _next(self) -> bytes:
         """The next bytes; empty after a wait."""

@@ -3,12 +3,12 @@
 import logging
 import random
 import socket
+import threading
 import time
 from _socket import socket as NativeSocket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import gevent
 from gevent import monkey
 
 from app import metrics
@@ -62,16 +62,19 @@ class Windows:
         self.limits = limits
         self._hub = hub
         self._history = history
+        self._started = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._hub.windows())
 
     def start(self) -> None:
         """Begin to serve. Where gevent has not patched the process there is no hub: each window looks for itself."""
-        if monkey.is_module_patched("socket") and not self._hub.running:
+        if not self._started.acquire(blocking=False):
+            return
+        if monkey.is_module_patched("socket"):
             self._hub.start()
-            gevent.spawn(self.admission.run)
-            gevent.spawn(self._drain)
+        for duty in (self.admission.run, self._drain):
+            threading.Thread(target=duty, daemon=True).start()  # a greenlet, where there is gevent
 
     def open_on(self, native: NativeSocket, opening: Opening, *, chunked: bool) -> None:
         """Open a window on a connection that is ours; the head of the response has been sent. Never blocks."""
@@ -128,7 +131,7 @@ class Windows:
     def _drain(self) -> None:
         """Wait until the process is to end; then end every window in order, also those that still come."""
         while not self.draining():
-            gevent.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         deadline = time.monotonic() + DRAIN_SECONDS
         while windows := self._hub.windows():
             for window in windows:
@@ -138,7 +141,7 @@ class Windows:
                     window.say_farewell(Closing.DRAINED, random.randint(*DRAIN_RETRY_MS))
                 else:
                     window.stir()
-            gevent.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
         """Wait, within DRAIN_SECONDS, for the last windows to end; hand back the leases."""
