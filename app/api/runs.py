@@ -29,6 +29,7 @@ from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED
 
 VARY = {"Vary": "Accept"}
+EVENT_TYPES = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE)
 
 blueprint = Blueprint("runs", __name__, description="Runs and their events")
 blueprint.before_request(require_principal)
@@ -114,7 +115,7 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     cursor = cursor_of(request.headers.get("Last-Event-ID"), query)
     if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
         raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
-    media_type = accepted_type(SSE_TYPE, NDJSON_TYPE, JSON_TYPE)
+    media_type = accepted_type(*EVENT_TYPES)
     if media_type == JSON_TYPE:
         return _page(run, cursor, query["limit"])
     if media_type == NDJSON_TYPE:
@@ -126,10 +127,9 @@ def events(query: dict[str, Any], run_id: str) -> Response:
 
 @blueprint.errorhandler(StoreUnavailable)
 def unavailable(error: StoreUnavailable) -> Response:
-    """503; but a window of server-sent events says so by itself, or its client would never come back."""
-    offered = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE)
-    wanted = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else SSE_TYPE
-    if request.endpoint != "runs.events" or wanted != SSE_TYPE or request.method == "HEAD":
+    """503; but who names server-sent events, as an EventSource does, would never come back after that."""
+    named = SSE_TYPE in request.accept_mimetypes.values()
+    if request.endpoint != "runs.events" or not named or accepted_type(*EVENT_TYPES) != SSE_TYPE:
         return problem(error)
     assert request.view_args is not None
     return reject(error, SSE, request.view_args["run_id"])
