@@ -99,7 +99,7 @@ class Follower:
         self.finished = False
         """It has the terminal event, came back, and was told that there is no more."""
         self.connection: Connection | None = None
-        self.delivered = self.snapshots = self.connections = self.rotations = self.broken = 0
+        self.delivered = self.snapshots = self.connections = self.rotations = self.heartbeats = self.broken = 0
         self._port = port
         self._form = form
         self._version = version
@@ -117,15 +117,20 @@ class Follower:
 
     def connect(self) -> None:
         """Ask for what follows its cursor. Nothing happens where nobody listens."""
-        try:
-            client = RawClient(self._port, receive_buffer=self._buffer)
-        except ConnectionError:
+        client = self._open()
+        if client is None:
             return
         since = "latest" if self.cursor is None else self.cursor
         client.ask(f"{self.log.path}?{self._form.query}since_seq={since}", self._form.accept, version=self._version)
         client.socket.setblocking(False)
         self.connection = Connection(client, self.cursor, self.log.archived)
         self.connections += 1
+
+    def _open(self) -> RawClient | None:
+        try:
+            return RawClient(self._port, receive_buffer=self._buffer)
+        except ConnectionRefusedError:
+            return None
 
     def disconnect(self, reset: bool = False) -> None:
         """Leave."""
@@ -171,6 +176,7 @@ class Follower:
     def _take_frame(self, connection: Connection, frame: bytes) -> None:
         if frame in HEARTBEATS:
             connection.opened |= not self._form.sse
+            self.heartbeats += 1
         elif frame.startswith(b"retry: "):
             self._take_retry(connection, int(frame[7:]))
         elif self._next() is not None and frame == self._form.frame(self._next()):

@@ -11,6 +11,7 @@ import random
 import select
 import signal
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from tests.log_author import LogAuthor
 
 EXAMPLES = int(os.environ.get("RUNTAIL_FUZZ_EXAMPLES") or 0)
 SEED = int(os.environ.get("RUNTAIL_FUZZ_SEED") or 0) or (random.randrange(1, 1 << 32) if EXAMPLES else 1)
-USUAL_EXAMPLES, STEPS = 5, 30
+USUAL_EXAMPLES, STEPS = 4, 30
 MAX_FOLLOWERS = 8
 MAX_BYTES = 4_000_000
 """Of one run's events; past it they are small."""
@@ -56,13 +57,12 @@ SETTINGS = {
 RUNS = st.integers(0, 1)
 PICKS = st.integers(0, MAX_FOLLOWERS - 1)
 SHARES = st.integers(0, 20).map(lambda n: n / 20)
-COUNTS = st.one_of(st.integers(1, 5), st.integers(50, 300))
+COUNTS = st.sampled_from([1, 2, 5, 40, 150, 300])
 SMALL = st.sampled_from(["", "é\r\n\u2028🚚", "🚚" * 250])
+LARGE = "🚚" * 25_000
 Batch = tuple[int, str]
 """(events, text of each)."""
-BATCHES: st.SearchStrategy[Batch] = st.one_of(
-    st.tuples(COUNTS, SMALL), st.tuples(st.integers(2, 5), st.just("🚚" * 25_000))
-)
+BATCHES: st.SearchStrategy[Batch] = st.one_of(st.tuples(COUNTS, SMALL), st.tuples(st.integers(2, 5), st.just(LARGE)))
 Client = tuple[int, float | None, Form, str, int | None]
 """(run; cursor as a share of its head, None: `latest`; form; version of HTTP; receive buffer)."""
 CLIENTS: st.SearchStrategy[Client] = st.tuples(
@@ -84,6 +84,8 @@ class World:
         self.redis_is_up = True
         self.web_is_up = True
         self.seen: Counter[str] = Counter()
+        self.failures: list[str] = []
+        """Hypothesis repeats what has failed, and then says no more than that it went another way."""
         stack.http.headers["Connection"] = "close"  # gunicorn waits for connections that are kept alive
         self.processes: list[Process] = []
         self.start_web()
@@ -210,8 +212,10 @@ class Windows(RuleBasedStateMachine):
             log.trim(round(log.head * trim_to))
 
     @precondition(lambda self: self.world.redis_is_up and self.steps > STEPS // 2)
-    @rule(run=RUNS, publish=st.booleans())
-    def end(self, run: int, publish: bool) -> None:
+    @rule(run=RUNS, publish=st.booleans(), unheard=st.integers(0, 3))
+    def end(self, run: int, publish: bool, unheard: int) -> None:
+        if run not in self.committed:  # the hub meets the end in the middle of a chunk that no socket takes at once
+            self.logs[run].append_silently(unheard, LARGE)
         self.commit_end(run)
         if publish:
             self.publish_end(run)
@@ -295,32 +299,31 @@ class Windows(RuleBasedStateMachine):
         """Everybody who reads gets everything, also without another ring."""
         self.until(lambda: all(map(self.is_level, self.followers)), "everything")
 
-    @precondition(lambda self: self.world.stack.env["STREAM_MAX_SECONDS"] != "0" and self.waits < 1)
-    @rule()
-    def await_rotation(self) -> None:
+    @precondition(lambda self: self.followers and self.waits < 1)
+    @rule(pick=PICKS, times=st.sampled_from([1, 1, 1, 2]))
+    def let_time_pass(self, pick: int, times: int) -> None:
+        """Until this client is told so: by heartbeats, or by rotations."""
         self.waits += 1
-        before = self.rotations()
-        self.until(lambda: self.rotations() > before or not any(self.ready_to_rotate()), "a rotation")
+        follower = self.picked(pick)
+        follower.reading, follower.away = True, False
+        before = ticks(follower)
+        self.until(lambda: follower.complete or ticks(follower) >= before + times, "a sign of life")
 
     def is_level(self, follower: Follower) -> bool:
         run = self.logs.index(follower.log)
         visible = follower.log.head - (run in self.committed and run not in self.published)
         return not follower.reading or follower.away or (follower.cursor or 0) >= visible
 
-    def rotations(self) -> int:
-        return sum(follower.rotations for follower in self.followers)
-
-    def ready_to_rotate(self) -> Iterator[bool]:
-        return (not (f.finished or f.complete or f.away) and f.reading for f in self.followers)
-
     def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Read until that is so."""
         deadline = time.monotonic() + seconds
         while not condition():
-            lagging = [follower for follower in self.followers if not self.is_level(follower)]
-            self.sound &= time.monotonic() < deadline
-            assert self.sound, f"{what} did not come within {seconds} s: {lagging or self.followers}"
+            self.check(lambda: self.in_time(deadline, what))
             self.pump(0.02)
+
+    def in_time(self, deadline: float, what: str) -> None:
+        lagging = [follower for follower in self.followers if not self.is_level(follower)]
+        assert time.monotonic() < deadline, f"{what} did not come in time: {lagging or self.followers}"
 
     def pump(self, seconds: float) -> bool:
         """Let everybody resume who can, and read once; whether there was something within so many seconds."""
@@ -331,13 +334,19 @@ class Windows(RuleBasedStateMachine):
             for follower in self.followers:
                 if not (follower.connection or follower.away or follower.finished):
                     follower.connect()
-        sound, self.sound = self.sound, False
         ready = self.ready(seconds)
         for follower in ready:
-            follower.read()
-        self.sound = sound
+            self.check(follower.read)
         self.read_at = time.monotonic()
         return bool(ready)
+
+    def check(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:
+            self.sound = False
+            self.world.failures.append(traceback.format_exc())
+            raise
 
     def ready(self, seconds: float) -> list[Follower]:
         """Those that read, and have something to read within so many seconds."""
@@ -388,8 +397,13 @@ class Windows(RuleBasedStateMachine):
         seen["steps"] += self.steps
         seen["events appended"] += sum(log.head for log in self.logs)
         seen["clients"] += len(self.followers)
-        for name in ("connections", "delivered", "snapshots", "rotations", "broken"):
+        for name in ("connections", "delivered", "snapshots", "rotations", "heartbeats", "broken"):
             seen[name] += sum(getattr(follower, name) for follower in self.followers)
+
+
+def ticks(follower: Follower) -> int:
+    """How often it was told that time passes."""
+    return follower.heartbeats + follower.rotations
 
 
 @pytest.fixture(scope="module")
@@ -418,10 +432,12 @@ def test_every_client_gets_every_event_once_whatever_happens(
     start = SEED + 100 * seconds
     with own_databases(urls) as own, Stack({**own, **SETTINGS, **limits}, tmp_path) as stack:
         world = World(servers, stack, cap)
-        fuzz(world, start)
-        print(f"seed {start}: {dict(world.seen)}")
+        try:
+            fuzz(world, start)
+        finally:
+            print(f"seed {start}: {dict(world.seen)}", *world.failures[:1], sep="\n")
         assert "Traceback" not in world.complaints()
-        assert world.seen["delivered"] > 1_000
+        assert world.seen["delivered"] > 200
 
 
 def fuzz(world: World, start: int) -> None:
