@@ -224,12 +224,12 @@ def tolerate_self_signed(url: str) -> str:
 
 def stream_key(run_id: str) -> str:
     """The key of the run's stream."""
-    return f"{channel(run_id)}:events"
+    return f"rt:{{{run_id}}}:events"
 
 
 def meta_key(run_id: str) -> str:
     """The key of the run's epoch and head."""
-    return f"{channel(run_id)}:meta"
+    return f"rt:{{{run_id}}}:meta"
 
 
 def _keys(run_id: str) -> list[str]:

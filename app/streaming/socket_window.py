@@ -163,6 +163,7 @@ class SocketWindow(Window):
         self._marked_at = time.monotonic()
         self.quiet_since = self.tail.active_at
         self.live = False
+        self.look_at = 0.0
         self.tail.part(self)
 
     def _write(self, data: bytes) -> bool:
@@ -235,9 +236,13 @@ class SocketWindow(Window):
         """As in `Window`; also gives up on a client that reads too slowly."""
         if self._rest is not None and now - self._marked_at > self._limits.max_lag_seconds:
             metrics.LAG_CLOSES.inc()
-            self.reset(Closing.LAGGED)
-        elif not self.live or now - self.tail.active_at >= self._limits.heartbeat_seconds or now >= self.expires_at:
-            super().visit(now)
+            return self.reset(Closing.LAGGED)
+        if self.live:
+            self.quiet_since = max(self.quiet_since, self.tail.active_at)
+        super().visit(now)
+        if self.live:
+            self.look_at = min(self.expires_at, self.quiet_since + self._limits.heartbeat_seconds)
+        return None
 
     def beat(self, now: float) -> None:
         """As in `Window`."""

@@ -49,7 +49,19 @@ class Ring:
 class Tail:
     """A run that is watched here. `head` is the seq up to which its live windows have been served."""
 
-    __slots__ = ("active_at", "doubted_at", "ended", "head", "live", "mark", "others", "ready", "rings", "run_id")
+    __slots__ = (
+        "active_at",
+        "count",
+        "doubted_at",
+        "ended",
+        "head",
+        "live",
+        "mark",
+        "others",
+        "ready",
+        "rings",
+        "run_id",
+    )
 
     def __init__(self, run_id: str, *, head: int = 0, ready: bool = False, ended: bool = False) -> None:
         self.run_id = run_id
@@ -60,6 +72,8 @@ class Tail:
         """The event at the head is the terminal one."""
         self.mark: int | None = None
         """`mark_of` the event at the head, where that is known."""
+        self.count = 0
+        """Its windows."""
         self.active_at = self.doubted_at = time.monotonic()
         """When it was last looked up in the archive, or begun."""
         self.rings: dict[Format, Ring] = {}
@@ -71,10 +85,10 @@ class Tail:
         """Every window, live or not; a copy."""
         return iter([*(window for group in self.live.values() for window in group), *self.others])
 
-    @property
-    def watched(self) -> bool:
-        """It has a window."""
-        return bool(self.others or any(self.live.values()))
+    def enter(self, window: "Window") -> None:
+        """A window begins; it is not live yet."""
+        self.count += 1
+        self.others.add(window)
 
     def join(self, window: "SocketWindow") -> None:
         """The window has every event up to the head: from now on it is handed what comes."""
@@ -88,6 +102,7 @@ class Tail:
 
     def leave(self, window: "Window") -> None:
         """The window is closed."""
+        self.count -= 1
         self.others.discard(window)
         if group := self.live.get(window.wire):
             group.discard(window)

@@ -109,7 +109,7 @@ class TailHub:
     def enter(self, window: Window) -> None:
         """A window begins, at the tail that `tail` returned, with no wait in between."""
         self._windows.add(window)
-        window.tail.others.add(window)
+        window.tail.enter(window)
         window.open()
 
     def leave(self, window: Window) -> None:
@@ -327,30 +327,30 @@ class TailHub:
         for number in range(TICKS):
             now = time.monotonic()
             for tail in tails[number::TICKS]:
-                kept += self._sweep(tail, now)
+                if not tail.count:
+                    self._drop(tail)
+                elif now - tail.active_at >= SWEEP_SECONDS:
+                    self._sweep(tail, now)
+                kept += tail.size
             for window in windows[number::TICKS]:
-                _visit(window, now)
+                if now >= window.look_at:
+                    _visit(window, now)
             self._work.set()
             gevent.sleep(max(0.0, TICK_SECONDS - (time.monotonic() - now)))
         if kept > RINGS_BYTES:
             for tail in tails:
                 tail.cool()
 
-    def _sweep(self, tail: Tail, now: float) -> int:
-        """Look after one tail. Returns the bytes of its rings."""
-        if not tail.watched:
-            self._drop(tail)
-            return 0
-        quiet = now - tail.active_at
-        if quiet >= SWEEP_SECONDS:
-            (self._hot if tail.ready else self._confirmed).add(tail)
+    def _sweep(self, tail: Tail, now: float) -> None:
+        """Look after a run that has been quiet."""
+        (self._hot if tail.ready else self._confirmed).add(tail)
         ahead = any(window.ahead for window in tail.others) if tail.others else False
+        quiet = now - tail.active_at
         if ahead or (quiet >= IDLE_SECONDS and now - tail.doubted_at >= IDLE_SECONDS):
             tail.doubted_at = now
             self._doubt(tail)
         if quiet >= RING_SECONDS:
             tail.cool()
-        return tail.size
 
     def _drop(self, tail: Tail) -> None:
         if self._tails.pop(tail.run_id, None) is not None:

@@ -20,9 +20,9 @@ from app.streaming.wire import Wire
 
 HEALING_SECONDS = 5.0
 """How long a cursor beyond the head of a live run waits for the log to catch up."""
-FIRST_PAGE, LARGEST_PAGE = 16, 500
+FIRST_PAGE, LARGEST_PAGE = 16, 1_000
 """Events of one read; it grows while pages stay small."""
-PAGE_BYTES = 64_000
+PAGE_BYTES = 128_000
 JITTER = 0.1
 """Of a window's longest time: windows that were opened together do not all come back together."""
 ROTATION_RETRY_MS = 100
@@ -72,6 +72,7 @@ class Window:
         "expires_at",
         "farewell",
         "gap",
+        "look_at",
         "over",
         "posted_at",
         "quiet_since",
@@ -101,6 +102,8 @@ class Window:
         """When the run was asked for, where this window is the answer to that."""
         longest = limits.max_seconds * random.uniform(1 - JITTER, 1 + JITTER)
         self.expires_at = now + longest if longest else float("inf")
+        self.look_at = 0.0
+        """Before that moment nothing is due. A window that is not live is looked at each time."""
         self._limits = limits
         self._ahead_since: float | None = None
         self._page = FIRST_PAGE
@@ -182,8 +185,8 @@ class Window:
             metrics.FIRST_EVENT.observe(time.monotonic() - self.posted_at)
             self.posted_at = None
         self._replayed += len(body)
-        larger = self._page * 2 if len(body) < PAGE_BYTES else self._page // 2
-        self._page = max(1, min(larger, LARGEST_PAGE))
+        growth = 4 if len(body) < PAGE_BYTES / 4 else 1 if len(body) < PAGE_BYTES else 0.25
+        self._page = max(1, min(int(self._page * growth), LARGEST_PAGE))
         return body
 
     def _beyond_cap(self) -> bool:
