@@ -435,7 +435,9 @@ def test_every_client_gets_every_event_once_whatever_happens(
         try:
             fuzz(world, start)
         finally:
-            print(f"seed {start}: {dict(world.seen)}", *world.failures[:1], sep="\n")
+            print(f"seed {SEED}: {dict(world.seen)}", *world.failures[:1], sep="\n")
+            if world.failures:
+                print(world.complaints()[-5_000:])
         assert "Traceback" not in world.complaints()
         assert world.seen["delivered"] > 200
 
