@@ -38,7 +38,7 @@ from tests.log_author import LogAuthor
 
 EXAMPLES = int(os.environ.get("RUNTAIL_FUZZ_EXAMPLES") or 0)
 SEED = int(os.environ.get("RUNTAIL_FUZZ_SEED") or 0) or (random.randrange(1, 1 << 32) if EXAMPLES else 1)
-USUAL_EXAMPLES, STEPS = 4, 30
+USUAL_EXAMPLES, STEPS = 3, 30
 MAX_FOLLOWERS = 8
 MAX_BYTES = 4_000_000
 """Of one run's events; past it they are small."""
