@@ -70,7 +70,7 @@ CLIENTS: st.SearchStrategy[Client] = st.tuples(
     st.one_of(SHARES, SHARES, st.none()),
     st.sampled_from([NAMED, NAMED, UNNAMED, LINES]),
     st.sampled_from(["1.1", "1.1", "1.0"]),
-    st.sampled_from([None, 2_048, 8_192]),
+    st.sampled_from([None, None, 2_048, 8_192]),
 )
 
 
@@ -439,7 +439,7 @@ def test_every_client_gets_every_event_once_whatever_happens(
             if world.failures:
                 print(world.complaints()[-5_000:])
         assert "Traceback" not in world.complaints()
-        assert world.seen["delivered"] > 200
+        assert world.seen["delivered"] > 100
 
 
 def fuzz(world: World, start: int) -> None:
