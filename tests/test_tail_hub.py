@@ -19,6 +19,7 @@ from app.devservices import EmbeddedServices
 from app.protocol import framing
 from app.storage.event_log import stream_key
 from app.storage.run_store import migrate
+from app.streaming.window import HEALING_SECONDS
 from tests.conftest import StackMaker
 from tests.harness import Stack, eventually, pending_run
 from tests.log_author import LogAuthor
@@ -224,6 +225,7 @@ def test_a_window_far_behind_gets_a_snapshot_and_then_the_tail(stack: StackMaker
         near.ask(f"{author.path}?since_seq=1").until(b'"seq":101,')
         assert near.seqs == list(range(2, 102))
         author.append(1)
+        near.until(b'"seq":102,')
         far.ask(f"{author.path}?since_seq=1").until(b"stream.snapshot")
         lines.ask(f"{author.path}?since_seq=1", NDJSON).until(b'"seq":102,')
         assert lines.seqs == list(range(2, 103)), "NDJSON is not capped"
@@ -432,6 +434,25 @@ def test_while_redis_is_away_windows_get_what_is_archived_and_new_ones_open(
             client.until(b'"seq":5,')
         assert early.body == expected(author)
         assert late.body == expected(author, 1)
+
+
+def test_while_redis_is_away_a_client_that_is_ahead_of_the_archive_waits_for_it(
+    own_servers: tuple[EmbeddedServices, Stack],
+) -> None:
+    servers, web = own_servers
+    author = LogAuthor(web)
+    author.append(3)
+    author.archive()
+    author.append(20)
+    with RawClient(web.port) as client:
+        servers.kill("redis")
+        client.ask(f"{author.path}?since_seq=24")
+        client.until(b"retry:")
+        time.sleep(HEALING_SECONDS + 1)  # nothing may happen in that time
+        servers.start("redis")
+        author.append()
+        client.until(b'"seq":25,')
+        assert client.body == expected(author, 24)
 
 
 def test_a_redis_that_has_lost_everything_is_made_up_for_by_the_archive(

@@ -61,6 +61,7 @@ class Tail:
         "ready",
         "rings",
         "run_id",
+        "uncertain",
     )
 
     def __init__(self, run_id: str, *, head: int = 0, ready: bool = False, ended: bool = False) -> None:
@@ -70,6 +71,8 @@ class Tail:
         """The head is known: it was read after the doorbell was heard."""
         self.ended = ended
         """The event at the head is the terminal one."""
+        self.uncertain = False
+        """Redis is away: the run may have gone further than is known here."""
         self.mark: int | None = None
         """`mark_of` the event at the head, where that is known."""
         self.count = 0

@@ -25,11 +25,13 @@ from app.streaming.tail import Tail, mark_of
 from app.streaming.window import HEALING_SECONDS, Closing, Window
 
 RUNS_PER_READ, EVENTS_PER_READ = 1_000, 200
+QUIET_PER_READ = 50
+"""Of the runs that are swept: those that rang wait for as long as these take."""
 EVENTS_PER_TURN = 10_000
 """Of all runs together: what is read in one turn is handed out in one go."""
 READERS = 4
 """Greenlets that read for windows which are behind: as many as there are database connections."""
-TICK_SECONDS, TICKS = 0.05, 20
+TICK_SECONDS, TICKS = 0.025, 40
 """The timer goes through all windows and all runs in so many ticks: once a second."""
 SWEEP_SECONDS = 1.0
 """A run so long without an event is asked for, in case a ring was lost."""
@@ -73,7 +75,9 @@ class TailHub:
         self._confirmed: set[Tail] = set()
         """Tails that ring from now on, and whose head is to be read."""
         self._hot: set[Tail] = set()
-        """Tails to read."""
+        """Tails to read: they have rung."""
+        self._quiet: set[Tail] = set()
+        """Tails to read, a few at a time, because they have not rung for long."""
         self._unproven: dict[Tail, float] = {}
         """Tails whose head may have been lost with the last connection, and since when. They are not read."""
         self._doubted: set[Tail] = set()
@@ -102,6 +106,7 @@ class TailHub:
         tail = self._tails.get(run_id)
         if tail is None:
             tail = self._tails[run_id] = Tail(run_id)
+            tail.uncertain = not self._connected
             self._new.add(run_id)
             self._work.set()
         return tail
@@ -166,6 +171,8 @@ class TailHub:
         if self._connected:
             log.warning("Windows are served from the archive until Redis is back. %s", error.detail)
         self._connected = False
+        for tail in self._tails.values():
+            tail.uncertain = True
         self._doubts.set()
         self._doorbell.close()
 
@@ -186,9 +193,9 @@ class TailHub:
         self._tell_doorbell()
         if self._confirmed:
             self._learn_heads(_take(self._confirmed, RUNS_PER_READ), self._reader.last_events)
-        if self._hot:
-            self._read(_take(self._hot, RUNS_PER_READ))
-        if self._confirmed or self._hot:
+        if self._hot or self._quiet:
+            self._read([*_take(self._hot, RUNS_PER_READ), *_take(self._quiet, QUIET_PER_READ)])
+        if self._confirmed or self._hot or self._quiet:
             self._work.set()
 
     def _tell_doorbell(self) -> None:
@@ -209,7 +216,7 @@ class TailHub:
         for tail in tails:
             if not tail.ready:
                 tail.stand_at(found.get(tail.run_id))
-                tail.ready = True
+                tail.ready, tail.uncertain = True, not self._connected
                 if tail.head == 0:  # every run has an event: Redis has lost it, or was not there to get it
                     self._doubt(tail)
                 _stir_others(tail)
@@ -305,6 +312,7 @@ class TailHub:
             here = event is not None and event.seq == tail.head
             if tail.head == 0 or (event is not None and here and mark_of(event) == tail.mark):
                 del self._unproven[tail]
+                tail.uncertain = False
                 self._hot.add(tail)
             elif here or now - since > HEALING_SECONDS:
                 self._rewind(tail)
@@ -315,7 +323,7 @@ class TailHub:
         for window in tail.windows():
             window.lose()
         tail.cool()
-        tail.ready = False
+        tail.ready = tail.uncertain = False
         self._unproven.pop(tail, None)
         self._confirmed.add(tail)
 
@@ -343,7 +351,7 @@ class TailHub:
 
     def _sweep(self, tail: Tail, now: float) -> None:
         """Look after a run that has been quiet."""
-        (self._hot if tail.ready else self._confirmed).add(tail)
+        (self._quiet if tail.ready else self._confirmed).add(tail)
         ahead = any(window.ahead for window in tail.others) if tail.others else False
         quiet = now - tail.active_at
         if ahead or (quiet >= IDLE_SECONDS and now - tail.doubted_at >= IDLE_SECONDS):
@@ -355,7 +363,7 @@ class TailHub:
     def _drop(self, tail: Tail) -> None:
         if self._tails.pop(tail.run_id, None) is not None:
             self._gone.add(tail.run_id)
-        for group in (self._confirmed, self._hot, self._doubted):
+        for group in (self._confirmed, self._hot, self._quiet, self._doubted):
             group.discard(tail)
         self._unproven.pop(tail, None)
         self._new.discard(tail.run_id)

@@ -126,7 +126,7 @@ class Window:
             self._ahead_since = None
             return Place.LEVEL if self.cursor == self.tail.head else Place.BEHIND
         now = time.monotonic()
-        if self._ahead_since is None:
+        if self._ahead_since is None or self.tail.uncertain:
             self._ahead_since = now
         if now - self._ahead_since < HEALING_SECONDS:
             return Place.WAITING
@@ -163,7 +163,7 @@ class Window:
         :raises StoreUnavailable: it cannot be read now; the cursor is where it was.
         """
         if self.gap is not None:
-            return self._gap(history)
+            return b"" if self.tail.uncertain else self._gap(history)
         if self.cursor is None:
             return self._snapshot(history, "latest")
         if self._beyond_cap():
@@ -208,7 +208,10 @@ class Window:
             self.over = True
             return b""
         state = history.state(run)
-        self.cursor = seq = state["last_seq"]
+        seq = state["last_seq"]
+        if self.gap is None and self.cursor is not None and seq < self.cursor:
+            return b""  # Redis is away, and the archive is behind what the client has: later
+        self.cursor = seq
         self.gap = self._ahead_since = None
         self.over = state["status"] in ENDED
         self._replayed = 0
