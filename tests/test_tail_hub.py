@@ -436,6 +436,21 @@ def test_while_redis_is_away_windows_get_what_is_archived_and_new_ones_open(
         assert late.body == expected(author, 1)
 
 
+def test_a_redis_that_stands_still_is_given_up_and_found_again(own_servers: tuple[EmbeddedServices, Stack]) -> None:
+    servers, web = own_servers
+    author = LogAuthor(web)
+    with RawClient(web.port) as client:
+        client.ask(author.path).until(b"run.created")
+        os.kill(servers.pid("redis"), signal.SIGSTOP)
+        author.make(3)
+        author.archive()
+        client.until(b'"seq":4,')
+        os.kill(servers.pid("redis"), signal.SIGCONT)
+        web.services.ownership.sync(author.run_id, 0)
+        author.append()
+        assert client.until(b'"seq":5,').body == expected(author)
+
+
 def test_while_redis_is_away_a_client_that_is_ahead_of_the_archive_waits_for_it(
     own_servers: tuple[EmbeddedServices, Stack],
 ) -> None:

@@ -1,16 +1,18 @@
 """Reading the logs of many runs over two connections, however many: the reader asks, the doorbell rings.
 
-Speaks to redis-py's connections without its pool and client, which cost more than the reads themselves.
-Not responsible for who reads what (`app.streaming`).
+redis-py makes the connections; what goes over them is packed and parsed here, with hiredis, because its client and
+pool cost more than the reads themselves. Not responsible for who reads what (`app.streaming`).
 
 Every method may raise StoreUnavailable. The connection is then closed, and stays so until `connect`: behind a new one
 may be a Redis that has lost its last second, which somebody has to look into before anything is read.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
+import hiredis
 import redis
 
 from app.errors import StoreUnavailable
@@ -19,29 +21,84 @@ from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, one
 
 SILENCE_SECONDS = 10
 """A doorbell that has not said a word for so long is dead. Ping it twice as often."""
+READ_BYTES = 65_536
+NOTHING: Final = object()
 
-T = TypeVar("T")
-Command = tuple[str | int, ...]
+Command = tuple[Any, ...]
+
+
+class _Line:
+    """One connection: commands out, replies in. Whoever uses it while it is not connected is told so."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = one_connection(url, SOCKET_TIMEOUT_SECONDS)
+        self._socket: Any = None
+        self._replies = hiredis.Reader(notEnoughData=NOTHING)
+
+    def connect(self) -> None:
+        """Connect anew."""
+        self.close()
+        try:
+            self._connection.connect()
+        except (redis.RedisError, OSError) as error:
+            raise StoreUnavailable("Redis cannot be reached.") from error
+        self._replies = hiredis.Reader(notEnoughData=NOTHING)
+        self._socket = self._connection._sock
+        self._socket.settimeout(None)  # whoever waits for too long has the connection closed
+
+    def send(self, commands: Iterable[Command]) -> None:
+        """Send them all."""
+        data = b"".join([hiredis.pack_command(command) for command in commands])
+        if self._socket is None:
+            raise StoreUnavailable("The connection to Redis was lost.")
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._broken() from error
+
+    def receive(self) -> Any:
+        """Wait for the next reply."""
+        while (reply := self._replies.gets()) is NOTHING:
+            if self._socket is None:
+                raise StoreUnavailable("The connection to Redis was lost.")
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except OSError as error:
+                raise self._broken() from error
+            if not data:
+                raise self._broken()
+            self._replies.feed(data)
+        return reply
+
+    def close(self) -> None:
+        """Close it; whoever waits for a reply is told."""
+        self._socket = None
+        self._connection.disconnect()
+
+    def _broken(self) -> StoreUnavailable:
+        self.close()
+        return StoreUnavailable("Redis cannot be reached.")
 
 
 class LogReader:
     """Reads over one connection. Callers take turns; a call is one round trip."""
 
     def __init__(self, url: str) -> None:
-        self._connection = one_connection(url, SOCKET_TIMEOUT_SECONDS)
+        self._line = _Line(url)
         self._turn = threading.Lock()
+        self._asked_at: float | None = None
 
     def connect(self) -> None:
         """Connect anew."""
         with self._turn:
-            _connect(self._connection)
+            self._line.connect()
 
     def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
         """For each run that has events after its cursor: those, in order, at most `limit`. Never waits for any.
 
         The first need not be cursor + 1: callers check.
         """
-        keys = [stream_key(run_id) for run_id in cursors]
+        keys = map(stream_key, cursors)
         ids = [f"{seq}-0" for seq in cursors.values()]
         (reply,) = self._ask([("XREAD", "COUNT", limit, "STREAMS", *keys, *ids)])
         return {key[4:-8].decode(): list(map(_event, entries)) for key, entries in reply or ()}
@@ -66,81 +123,74 @@ class LogReader:
         (reply,) = self._ask([("HGET", meta_key(run_id), "head")])
         return int(reply or 0)
 
+    def is_stuck(self, now: float) -> bool:
+        """Redis has not answered for SOCKET_TIMEOUT_SECONDS."""
+        return self._asked_at is not None and now - self._asked_at > SOCKET_TIMEOUT_SECONDS
+
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.disconnect()
+        """Close the connection; whoever waits for an answer is told."""
+        self._line.close()
 
     def _ask(self, commands: Sequence[Command]) -> list[Any]:
         with self._turn:
-            return _use(self._connection, lambda: self._exchange(commands))
-
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
-        return [self._connection.read_response() for _ in commands]
+            self._asked_at = time.monotonic()
+            try:
+                self._line.send(commands)
+                replies = [self._line.receive() for _ in commands]
+            except BaseException:
+                self._line.close()  # in the middle of a reply the rest of it is unread
+                raise
+            finally:
+                self._asked_at = None
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):  # loading, busy, not our keys
+                raise StoreUnavailable("Redis refuses to read.") from reply
+        return replies
 
 
 class Doorbell:
     """One subscribed connection, which rings when runs have something new. One greenlet hears, one other subscribes."""
 
     def __init__(self, url: str) -> None:
-        self._connection = one_connection(url, SILENCE_SECONDS)
+        self._line = _Line(url)
+        self._heard_at = 0.0
 
     def connect(self) -> None:
         """Connect anew, subscribed to nothing."""
-        _connect(self._connection)
+        self._line.connect()
+        self._heard_at = time.monotonic()
 
     def subscribe(self, run_ids: Iterable[str]) -> None:
         """From the confirmation on, that `hear` returns, these runs ring."""
-        self._send("SUBSCRIBE", *map(channel, run_ids))
+        self._line.send([("SUBSCRIBE", *map(channel, run_ids))])
 
     def unsubscribe(self, run_ids: Iterable[str]) -> None:
         """These runs need not ring any more."""
-        self._send("UNSUBSCRIBE", *map(channel, run_ids))
+        self._line.send([("UNSUBSCRIBE", *map(channel, run_ids))])
 
     def ping(self) -> None:
         """Make it say something."""
-        self._send("PING")
+        self._line.send([("PING",)])
 
     def hear(self) -> tuple[bytes, str]:
         """Wait for a word: b"message" (it rang) or b"subscribe" (confirmed), and the run; anything else means nothing.
 
-        :raises StoreUnavailable: the connection is lost, closed, or silent for SILENCE_SECONDS.
+        :raises StoreUnavailable: the connection is lost, or was closed.
         """
-        reply = _use(self._connection, self._connection.read_response)
+        reply = self._line.receive()
+        self._heard_at = time.monotonic()
         # Without a subscription the answer to PING is one word.
-        return (reply[0], reply[1][4:-1].decode()) if isinstance(reply, list) else (reply, "")
+        return (reply[0], reply[1][4:-1].decode()) if isinstance(reply, list) else (b"", "")
+
+    def is_silent(self, now: float) -> bool:
+        """It has not said a word for SILENCE_SECONDS."""
+        return now - self._heard_at > SILENCE_SECONDS
 
     def close(self) -> None:
         """Close the connection; whoever hears is told."""
-        self._connection.disconnect()
-
-    def _send(self, *command: str) -> None:
-        packed = self._connection.pack_command(*command)
-        _use(self._connection, lambda: self._connection.send_packed_command(packed))
+        self._line.close()
 
 
 def _event(entry: Any) -> Event:
     entry_id, (_, type, _, text, _, op) = entry
     return Event(int(entry_id[:-2]), type.decode(), text.decode(), op.decode())
-
-
-def _connect(connection: Any) -> None:
-    connection.disconnect()
-    try:
-        connection.connect()
-    except (redis.RedisError, OSError) as error:
-        raise StoreUnavailable("Redis cannot be reached.") from error
-
-
-def _use(connection: Any, act: Callable[[], T]) -> T:
-    """Whatever goes wrong in the middle of a reply leaves the rest of it unread: the connection is of no more use."""
-    if not connection.is_connected:
-        raise StoreUnavailable("The connection to Redis was lost.")
-    try:
-        return act()
-    except (redis.RedisError, OSError) as error:
-        connection.disconnect()
-        raise StoreUnavailable("Redis cannot be reached.") from error
-    except BaseException:
-        connection.disconnect()
-        raise

@@ -119,7 +119,7 @@ class Tail:
             events = [event for event in events if event.seq > self.head]
         if not events or events[0].seq != self.head + 1:
             return None
-        framed = {}
+        framed: dict[Format, list[bytes]] = {}
         for format in self._formats():
             framed[format] = frames = list(map(format.event, events))
             ring = self.rings.get(format)

@@ -175,6 +175,7 @@ class TailHub:
             tail.uncertain = True
         self._doubts.set()
         self._doorbell.close()
+        self._reader.close()
 
     # The reader.
 
@@ -334,6 +335,8 @@ class TailHub:
         tails, windows, kept = list(self._tails.values()), self.windows(), 0
         for number in range(TICKS):
             now = time.monotonic()
+            if self._connected and (self._reader.is_stuck(now) or self._doorbell.is_silent(now)):
+                self._lost(StoreUnavailable("Redis does not answer."))
             for tail in tails[number::TICKS]:
                 if not tail.count:
                     self._drop(tail)
@@ -403,6 +406,10 @@ def _failed(window: Window) -> None:
 
 def _take(group: set[T], most: int) -> list[T]:
     """Take up to so many out of the set."""
+    if len(group) <= most:
+        taken = list(group)
+        group.clear()
+        return taken
     taken = list(islice(group, most))
     group.difference_update(taken)
     return taken
