@@ -314,9 +314,9 @@ class Windows(RuleBasedStateMachine):
         visible = follower.log.head - (run in self.committed and run not in self.published)
         return not follower.reading or follower.away or (follower.cursor or 0) >= visible
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    def until(self, condition: Callable[[], object], what: str) -> None:
         """Read until that is so."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             self.check(lambda: self.in_time(deadline, what))
             self.pump(0.02)
@@ -386,10 +386,12 @@ class Windows(RuleBasedStateMachine):
             self.start_redis()
         for follower in self.followers:
             follower.reading, follower.away = True, False
+        self.until(lambda: all(map(self.is_level, self.followers)), "everything so far")
         for run in range(len(self.logs)):
+            self.trim_what_the_hub_has_not_seen(run, count=5, share=0.5)
             self.commit_end(run)
             self.publish_end(run)
-        self.until(lambda: all(f.finished for f in self.followers), "the end of every client", 2 * PATIENCE_SECONDS)
+        self.until(lambda: all(f.finished for f in self.followers), "the end of every client")
 
     def count(self) -> None:
         seen = self.world.seen
