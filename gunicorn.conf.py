@@ -5,6 +5,7 @@ Responsible for how connections are accepted and how a worker ends. Not responsi
 
 import gc
 import ipaddress
+import logging
 import os
 import resource
 from contextlib import suppress
@@ -90,6 +91,9 @@ def worker_exit(server: Arbiter, worker: Worker) -> None:
     app: Any = getattr(worker, "wsgi", None)  # a worker that could not load the application has none
     if app is not None:
         app.extensions["runtail"].windows.close()
+        if not worker.alive:  # it was told to end: the kernel takes it down at once, Python would take half a second
+            logging.shutdown()
+            os._exit(0)
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:

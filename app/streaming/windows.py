@@ -135,10 +135,10 @@ class Windows:
         deadline = time.monotonic() + DRAIN_SECONDS
         while windows := self._hub.windows():
             for window in windows:
-                if time.monotonic() >= deadline:
-                    window.close(Closing.DRAINED)
-                elif window.farewell is None:
+                if window.farewell is None:
                     window.say_farewell(Closing.DRAINED, random.randint(*DRAIN_RETRY_MS))
+                elif time.monotonic() >= deadline:
+                    window.close(Closing.DRAINED)
                 else:
                     window.stir()
             time.sleep(POLL_SECONDS)
