@@ -18,7 +18,7 @@ from app import metrics
 from app.errors import StoreUnavailable
 from app.storage.history import History
 from app.streaming.admission import Ticket
-from app.streaming.tail import Tail
+from app.streaming.tail import Send, Tail
 from app.streaming.window import HEALING_SECONDS, Closing, Leave, Limits, Place, Window
 from app.streaming.wire import Wire
 
@@ -74,7 +74,7 @@ class SocketWindow(Window):
         """
         super().__init__(tail, wire, cursor, limits, ticket)
         self._socket = native
-        self.send: Callable[[bytes | memoryview], int] = native.send
+        self.send: Send = native.send
         self.live = False
         """The tail hands it what comes. Its cursor is the tail's head, and is not kept."""
         self._read_for = read_for
@@ -311,9 +311,9 @@ def hand_out(tail: Tail, wire: Wire, chunk: bytes) -> None:
     Each socket gets the same bytes with one call. What goes wrong with one window concerns no other.
     """
     size, troubled = len(chunk), []
-    for window in tail.live[wire]:
+    for window, send in tail.live[wire].items():
         try:
-            sent = window.send(chunk)
+            sent = send(chunk)
         except BlockingIOError:
             sent = 0
         except Exception:  # whatever it is, the others are to get their bytes

@@ -4,7 +4,7 @@ Pure memory. Not responsible for reading (`tail_hub`) or for what a window behin
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from app.protocol.events import TERMINAL, Event
@@ -13,6 +13,8 @@ from app.streaming.wire import Format, Wire
 if TYPE_CHECKING:
     from app.streaming.socket_window import SocketWindow
     from app.streaming.window import Window
+
+Send = Callable[[bytes | memoryview], int]
 
 RING_EVENTS = 256
 RING_BYTES = 128_000
@@ -80,7 +82,8 @@ class Tail:
         self.active_at = self.doubted_at = time.monotonic()
         """When it was last looked up in the archive, or begun."""
         self.rings: dict[Format, Ring] = {}
-        self.live: dict[Wire, set[SocketWindow]] = {}
+        self.live: dict[Wire, dict[SocketWindow, Send]] = {}
+        """With what sends to each, so that handing out a chunk touches nothing else."""
         self.others: set[Window] = set()
         """Every window that is not live."""
 
@@ -96,11 +99,11 @@ class Tail:
     def join(self, window: "SocketWindow") -> None:
         """The window has every event up to the head: from now on it is handed what comes."""
         self.others.discard(window)
-        self.live.setdefault(window.wire, set()).add(window)
+        self.live.setdefault(window.wire, {})[window] = window.send
 
     def part(self, window: "SocketWindow") -> None:
         """The window is live no more."""
-        self.live[window.wire].discard(window)
+        del self.live[window.wire][window]
         self.others.add(window)
 
     def leave(self, window: "Window") -> None:
@@ -108,7 +111,7 @@ class Tail:
         self.count -= 1
         self.others.discard(window)
         if group := self.live.get(window.wire):
-            group.discard(window)
+            group.pop(window, None)  # type: ignore[call-overload]  # the other kind of window is never in it
 
     def accept(self, events: Sequence[Event], now: float) -> dict[Format, list[bytes]] | None:
         """Take in events, those that are known already left out: the frames of the others, by format.
