@@ -209,8 +209,8 @@ class Window:
             return b""
         state = history.state(run)
         seq = state["last_seq"]
-        if self.gap is None and self.cursor is not None and seq < self.cursor:
-            return b""  # Redis is away, and the archive is behind what the client has: later
+        if self.gap is None and self.cursor is not None and seq <= self.cursor:
+            return b""  # Redis is away, and the archive has nothing that the client has not: later
         self.cursor = seq
         self.gap = self._ahead_since = None
         self.over = state["status"] in ENDED
