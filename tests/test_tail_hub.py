@@ -436,6 +436,17 @@ def test_while_redis_is_away_windows_get_what_is_archived_and_new_ones_open(
         assert late.body == expected(author, 1)
 
 
+def test_a_reading_connection_that_is_closed_alone_is_made_anew(web: Stack, author: LogAuthor) -> None:
+    with RawClient(web.port) as client, Redis.from_url(web.env["REDIS_URL"]) as redis:
+        client.ask(author.path).until(b"run.created")
+        database = str(redis.connection_pool.connection_kwargs["db"])
+        for connection in redis.client_list():
+            if connection["db"] == database and connection["cmd"] in ("xread", "xrange", "xrevrange"):
+                redis.client_kill_filter(_id=connection["id"])
+        author.append(3)
+        assert client.until(b'"seq":4,').body == expected(author)
+
+
 def test_a_redis_that_stands_still_is_given_up_and_found_again(own_servers: tuple[EmbeddedServices, Stack]) -> None:
     servers, web = own_servers
     author = LogAuthor(web)

@@ -46,6 +46,11 @@ class _Line:
         self._socket = self._connection._sock
         self._socket.settimeout(None)  # whoever waits for too long has the connection closed
 
+    @property
+    def connected(self) -> bool:
+        """It is open as far as is known."""
+        return self._socket is not None
+
     def send(self, commands: Iterable[Command]) -> None:
         """Send them all."""
         data = b"".join([hiredis.pack_command(command) for command in commands])
@@ -123,9 +128,10 @@ class LogReader:
         (reply,) = self._ask([("HGET", meta_key(run_id), "head")])
         return int(reply or 0)
 
-    def is_stuck(self, now: float) -> bool:
-        """Redis has not answered for SOCKET_TIMEOUT_SECONDS."""
-        return self._asked_at is not None and now - self._asked_at > SOCKET_TIMEOUT_SECONDS
+    def is_lost(self, now: float) -> bool:
+        """The connection is closed, or Redis has not answered for SOCKET_TIMEOUT_SECONDS."""
+        stuck = self._asked_at is not None and now - self._asked_at > SOCKET_TIMEOUT_SECONDS
+        return stuck or not self._line.connected
 
     def close(self) -> None:
         """Close the connection; whoever waits for an answer is told."""

@@ -335,7 +335,7 @@ class TailHub:
         tails, windows, kept = list(self._tails.values()), self.windows(), 0
         for number in range(TICKS):
             now = time.monotonic()
-            if self._connected and (self._reader.is_stuck(now) or self._doorbell.is_silent(now)):
+            if self._connected and (self._reader.is_lost(now) or self._doorbell.is_silent(now)):
                 self._lost(StoreUnavailable("Redis does not answer."))
             for tail in tails[number::TICKS]:
                 if not tail.count:
