@@ -1,0 +1,65 @@
+"""The tail's memory: what it takes in, and what of it a window that is a little behind can have."""
+
+import pytest
+
+from app.protocol.events import Event, encode
+from app.streaming import tail as module
+from app.streaming.tail import Ring, Tail
+from app.streaming.window import Limits, Window
+from app.streaming.wire import NDJSON, SSE, Format, wire
+
+LIMITS = Limits(15, 30, 300, 5_000, 1_000_000)
+
+
+def made(first: int, last: int) -> list[Event]:
+    return [encode("run_1", seq, "custom.tick", {"n": seq}) for seq in range(first, last + 1)]
+
+
+def window_of(tail: Tail, format: Format) -> Window:
+    window = Window(tail, wire(format, chunked=True), 0, LIMITS, ticket=None)  # type: ignore[arg-type]
+    tail.enter(window)
+    return window
+
+
+@pytest.fixture
+def tail() -> Tail:
+    return Tail("run_1", head=1, ready=True)
+
+
+def test_events_that_do_not_follow_the_head_are_not_taken(tail: Tail) -> None:
+    assert tail.accept(made(3, 5), 0.0) is None
+    assert tail.accept([], 0.0) is None
+    assert tail.head == 1
+
+
+def test_events_that_are_known_already_are_left_out(tail: Tail) -> None:
+    window_of(tail, NDJSON)
+    tail.accept(made(2, 4), 0.0)
+    assert tail.accept(made(2, 4), 0.0) is None
+    assert tail.accept(made(3, 5), 0.0) == {NDJSON: [NDJSON.event(event) for event in made(5, 5)]}
+    assert tail.head == 5
+
+
+def test_a_ring_of_a_format_that_nobody_had_for_a_while_begins_anew(tail: Tail) -> None:
+    lines = window_of(tail, NDJSON)
+    tail.accept(made(2, 3), 0.0)
+    tail.leave(lines)
+    window_of(tail, SSE)
+    tail.accept(made(4, 6), 0.0)
+    window_of(tail, NDJSON)
+    tail.accept(made(7, 8), 0.0)
+    assert tail.rings[NDJSON].after(6) == [NDJSON.event(event) for event in made(7, 8)]
+    assert tail.rings[NDJSON].after(5) == []
+    assert tail.rings[SSE].after(3) == [SSE.event(event) for event in made(4, 8)]
+
+
+def test_a_ring_forgets_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RING_EVENTS", 4)
+    ring = Ring(10)
+    for number in range(11, 21):
+        ring.add([b"%d" % number])
+    assert len(ring.frames) <= 4
+    assert ring.after(9) == [], "before what it has"
+    assert ring.after(18) == [b"19", b"20"]
+    assert ring.after(20) == []
+    assert ring.size == sum(map(len, ring.frames))
