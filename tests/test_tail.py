@@ -8,11 +8,12 @@ from app.streaming.tail import Ring, Tail
 from app.streaming.window import Limits, Window
 from app.streaming.wire import NDJSON, SSE, Format, wire
 
+MOMENT = "2026-06-12T12:00:01.234Z"
 LIMITS = Limits(15, 30, 300, 5_000, 1_000_000)
 
 
 def made(first: int, last: int) -> list[Event]:
-    return [encode("run_1", seq, "custom.tick", {"n": seq}) for seq in range(first, last + 1)]
+    return [encode("run_1", seq, "custom.tick", {"n": seq}, MOMENT) for seq in range(first, last + 1)]
 
 
 def window_of(tail: Tail, format: Format) -> Window:
