@@ -12,7 +12,7 @@ from app.storage.run_queue import RunQueue
 from app.storage.run_store import Database, Registry, RunStore
 
 WEB_LOG_CONNECTIONS = 2_000
-"""Each open window of a web process holds one while it waits for events."""
+"""Each request that waits for the end of a run holds one meanwhile; windows hold none."""
 WEB_QUEUE_CONNECTIONS = 8
 WORKER_LOG_CONNECTIONS = 2
 """The doorbell's, and one for everything else: appends are pipelined, none of them blocks."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,14 +38,22 @@ END = b"0\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def compiler() -> None:
+    """A gcc for the load client. Where there is none its tests are skipped, except in CI, where they fail."""
+    if shutil.which("gcc") is None:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("There is no gcc on PATH.")
+
+
+@pytest.fixture(scope="module")
+def stage(compiler: None) -> Iterator[Stage]:
     """A stage for all scenarios of this module."""
     with Stage() as stage:
         yield stage
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(compiler: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the load client is built once."""
     return tmp_path_factory.mktemp("load")
 
@@ -258,7 +268,7 @@ def test_ratios_are_of_figures_that_both_have() -> None:
     assert result.ratios() == {"other": {"x": 0.25}}
 
 
-def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_writes_json(compiler: None, tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     command = [sys.executable, "-m", "app.cli", "bench", "load-client", "--windows=5", "--rate=50", "--seconds=0.2"]
     done = subprocess.run([*command, f"--json={target}"], capture_output=True, text=True, cwd=ROOT, check=False)
