@@ -332,6 +332,11 @@ def bad_line(target: int, lengths: list[int]) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     plan = iter(lengths)
 
+    def forward(client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):  # either side is gone
+            while chunk := client.recv(65_536):  # a request comes in pieces: its body after its head
+                server.sendall(chunk)
+
     def serve(client: socket.socket, length: int | None) -> None:
         with client, socket.create_connection(("127.0.0.1", target)) as server, suppress(OSError):
             request = client.recv(65_536)
@@ -339,9 +344,11 @@ def bad_line(target: int, lengths: list[int]) -> Iterator[int]:
                 client.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
             server.sendall(request)
+            threading.Thread(target=forward, args=(client, server), daemon=True).start()
             while (length is None or length > 0) and (chunk := server.recv(4_096)):
                 client.sendall(chunk[:length])
                 length = None if length is None else length - len(chunk)
+            client.shutdown(socket.SHUT_RDWR)  # a close alone waits for the forwarder's recv
 
     def accept() -> None:
         with suppress(OSError):  # the listener was closed
