@@ -170,7 +170,7 @@ class Runs:
         """Both are repaired where they fail: a claim levels the log, the janitor enqueues."""
         try:
             self.services.log.append(Append(run.id, 0, [created], archived=created.seq))
-            self.services.queue.enqueue(run.id, run.epoch)
+            self.services.queue.enqueue(run.id, run.epoch, run.queue)
         except (StoreUnavailable, Fenced) as error:
             log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
 

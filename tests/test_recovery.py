@@ -23,6 +23,7 @@ from app.protocol.ending import Ending
 from app.protocol.events import TERMINAL, Event
 from app.protocol.reducer import fold, initial
 from app.storage.event_log import Append
+from app.storage.run_queue import QUEUE
 from app.storage.run_store import RunRecord, migrate
 from tests.conftest import StackMaker
 from tests.harness import Process, Stack, eventually, pending_run
@@ -44,7 +45,7 @@ Disaster = Callable[[EmbeddedServices, Stack], None]
 
 def _start(stack: Stack, agent: str, input: dict[str, Any]) -> str:
     run = pending_run(stack.services, agent, input)
-    stack.services.queue.enqueue(run.id, run.epoch)
+    stack.services.queue.enqueue(run.id, run.epoch, run.queue)
     return run.id
 
 
@@ -167,7 +168,7 @@ def a_worker_is_called_lost_by_mistake(make: StackMaker) -> None:
     run_id, gate = _held(stack)
     row = _row(stack, run_id)
     assert stack.services.store.release(run_id, row.epoch, "worker_lost")
-    stack.services.queue.enqueue(run_id, row.epoch)
+    stack.services.queue.enqueue(run_id, row.epoch, row.queue)
     eventually(lambda: _row(stack, run_id).epoch == row.epoch + 1 and len(_pids(stack, run_id)) == 2)
     ticks = _count(stack, run_id, "custom.tick")
     eventually(lambda: _count(stack, run_id, "custom.tick") > ticks, what="more of the later attempt")
@@ -262,14 +263,14 @@ def jobs_that_are_repeated_or_missing(stack: Stack) -> None:
     run_id, gate = _held(stack)
     row = _row(stack, run_id)
     for epoch in (row.epoch, row.epoch - 1, 77):
-        stack.services.queue.enqueue(run_id, epoch)
+        stack.services.queue.enqueue(run_id, epoch, QUEUE)
     eventually(lambda: not stack.services.queue.waiting())
     assert (_row(stack, run_id).epoch, _row(stack, run_id).owner) == (row.epoch, row.owner)
     gate.touch()
     run = _ended(stack, run_id)
     assert (run.epoch, run.attempt) == (row.epoch, 1)
     assert len(_pids(stack, run_id)) == 1
-    stack.services.queue.enqueue(run_id, 78)  # and once it is finished
+    stack.services.queue.enqueue(run_id, 78, QUEUE)  # and once it is finished
     eventually(lambda: not stack.services.queue.waiting())
     assert _ended(stack, forgotten.id).attempt == 1, "the janitor enqueued it"
     assert replace(_row(stack, run_id), published=True) == replace(run, published=True)

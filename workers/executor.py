@@ -251,7 +251,7 @@ class Executor:
         if released is None:
             return
         try:
-            self._queue.enqueue(run.id, released.epoch)
+            self._queue.enqueue(run.id, released.epoch, released.queue)
         except StoreUnavailable as error:
             log.warning("%s is pending again; a janitor will enqueue it. %s", run.id, error.detail)
 

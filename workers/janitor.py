@@ -62,7 +62,7 @@ class Janitor:
         for beat in self._lost():
             for run in self._store.release_lost(beat):
                 log.warning("%s lost its worker %s; it is pending again.", run.id, beat.owner)
-                self._queue.enqueue(run.id, run.epoch)
+                self._queue.enqueue(run.id, run.epoch, run.queue)
 
     def _lost(self) -> list[OwnerBeat]:
         try:
@@ -83,7 +83,7 @@ class Janitor:
         waiting = self._queue.waiting() if forgotten else ()
         for run in forgotten:
             if run.id not in waiting:
-                self._queue.enqueue(run.id, run.epoch)
+                self._queue.enqueue(run.id, run.epoch, run.queue)
 
     def publish_ends(self) -> None:
         """Bring terminal events into Redis that are committed but are not there."""

@@ -10,6 +10,9 @@ from app.errors import StoreUnavailable
 from app.storage.event_log import connect
 
 QUEUE = "runs"
+"""Of agents that share a process."""
+ISOLATED_QUEUE = "isolated"
+"""Of agents that get a process of their own for each run."""
 JOB = "workers.executor.execute"
 """Dotted path, so that the web process never imports worker code."""
 NO_TIMEOUT = -1
@@ -20,15 +23,15 @@ class RunQueue:
 
     def __init__(self, url: str, *, max_connections: int) -> None:
         self.redis = connect(url, max_connections)
-        self._queue = Queue(QUEUE, connection=self.redis)
+        self._queues = {name: Queue(name, connection=self.redis) for name in (QUEUE, ISOLATED_QUEUE)}
 
-    def enqueue(self, run_id: str, epoch: int) -> None:
+    def enqueue(self, run_id: str, epoch: int, queue: str) -> None:
         """Tell the workers that the run is pending. A second hint for the same epoch is harmless.
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
         try:
-            self._queue.enqueue(
+            self._queues[queue].enqueue(
                 JOB,
                 run_id,
                 job_id=f"{run_id}-{epoch}",
@@ -41,12 +44,12 @@ class RunQueue:
             raise StoreUnavailable("Redis cannot be reached.") from error
 
     def waiting(self) -> set[str]:
-        """Ids of the runs that have a job in the queue.
+        """Ids of the runs that have a job in one of the queues.
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
         try:
-            return {job_id.rpartition("-")[0] for job_id in self._queue.job_ids}
+            return {job_id.rpartition("-")[0] for queue in self._queues.values() for job_id in queue.job_ids}
         except redis.RedisError as error:
             raise StoreUnavailable("Redis cannot be reached.") from error
 

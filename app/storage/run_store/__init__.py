@@ -1,18 +1,37 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
 from app.storage.run_store.database import Database, migrate
-from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
+from app.storage.run_store.journal import JournalStore, Recorded
+from app.storage.run_store.records import (
+    ApprovalRecord,
+    Checkpoint,
+    InputRecord,
+    NewApproval,
+    NewRun,
+    OpRecord,
+    OwnedRun,
+    OwnerBeat,
+    Principal,
+    RunPosition,
+    RunRecord,
+)
 from app.storage.run_store.registry import AgentRecord, Registry, hash_key
 from app.storage.run_store.store import RunStore
 
 __all__ = [
     "AgentRecord",
+    "ApprovalRecord",
     "Checkpoint",
     "Database",
+    "InputRecord",
+    "JournalStore",
+    "NewApproval",
     "NewRun",
+    "OpRecord",
     "OwnedRun",
     "OwnerBeat",
     "Principal",
+    "Recorded",
     "Registry",
     "RunPosition",
     "RunRecord",

@@ -33,6 +33,9 @@ class NewRun:
     idempotency_key: str | None
     request_hash: str
     state: State
+    client_run_id: str | None = None
+    queue: str = "runs"
+    agent_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class RunRecord:
     epoch: int
     attempt: int
     requeue_reason: str | None
-    """Why a pending run was put back (worker_lost, deploy); None before its first start."""
+    """Why a pending run was put back (worker_lost, deploy, retry, resumed); None before its first start."""
     owner: str | None
     cancel_requested: bool
     cancel_reason: str | None
@@ -73,6 +76,18 @@ class RunRecord:
     enqueued_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    queue: str
+    """The RQ queue that its jobs go to: by its agent's isolation."""
+    client_run_id: str | None
+    """An id that the client chose, unique among its runs."""
+    agent_version: str | None
+    """Of the agent that last executed it; before that, of the agent as it was registered."""
+    generation: int
+    """Goes up when the journal is given up and the run starts over with a new version of its agent."""
+    crashed_epoch: int
+    """The epoch whose owner was last lost; 0: none was."""
+    wake_at: datetime | None
+    """When a waiting run goes on whatever else happens; None: not by time."""
 
     @property
     def terminal(self) -> bool:
@@ -91,15 +106,76 @@ class RunPosition:
 
 
 @dataclass(frozen=True, slots=True)
+class OpRecord:
+    """The recorded outcome of one call of an agent: one row of `run_ops`."""
+
+    op: str
+    """The call's number in its run, such as `3` or `3.1.2`."""
+    kind: str
+    """tool, message, approval, sleep, inputs, now or random."""
+    name: str
+    arguments: Any
+    """As JSON, for whoever looks into the journal; what has no JSON form stands as its type."""
+    fingerprint: str
+    """Of kind, name and arguments: the same call again has the same one."""
+    failed: bool
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class NewApproval:
+    """A question that a run puts to somebody; `requires` is `owner` or `operator`."""
+
+    id: str
+    label: str
+    requires: str
+    tool_call_id: str | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRecord:
+    """One row of `approvals`. `decision` is None while it is open, else approved, denied or expired."""
+
+    run_id: str
+    id: str
+    tenant_id: str
+    user_id: str
+    """Of the run's owner."""
+    agent: str
+    tool_call_id: str | None
+    label: str
+    requires: str
+    created_at: datetime
+    expires_at: datetime | None
+    decision: str | None
+    decided_by: str | None
+    comment: str | None
+    decided_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """A message of the user in the middle of a run: the n-th, from 1."""
+
+    run_id: str
+    n: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Events of one run to archive under its owner's epoch, and its state where that is due."""
+    """What one run's owner has to commit under its epoch."""
 
     run_id: str
     epoch: int
     events: Sequence[Event]
+    """To archive."""
     state: str | None = None
-    """JSON text of the fold up to `state_seq`."""
+    """JSON text of the fold up to `state_seq`, where it is due."""
     state_seq: int = 0
+    ops: Sequence[OpRecord] = ()
+    approvals: Sequence[NewApproval] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +184,10 @@ class OwnedRun:
 
     id: str
     epoch: int
+    queue: str
     cancel_requested: bool
+    inputs: int
+    """How many inputs it has been sent."""
 
 
 @dataclass(frozen=True, slots=True)

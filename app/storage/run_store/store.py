@@ -1,21 +1,27 @@
 """Runs and their archived events. Postgres decides here who may write: see `app.storage.ownership` for the rules."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 from app.errors import Fenced
 from app.protocol.events import Event, dumps
-from app.storage.run_store.database import Database, rows
+from app.storage.run_store.database import Database
+from app.storage.run_store.journal import insert_journal
 from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
 from app.storage.together import Together
 
 POSITIONS_PER_QUERY = 100
 
-_INSERT_RUN = """
+RUN_COLUMNS = ", ".join(field.name for field in fields(RunRecord))
+"""Named, so that a process survives the migrations of a newer version beside it."""
+
+_INSERT_RUN = f"""
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
-                  idempotency_key, request_hash, status, state, state_seq)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, 1)
-ON CONFLICT (tenant_id, user_id, idempotency_key) DO NOTHING RETURNING *
+                  idempotency_key, request_hash, client_run_id, queue, agent_version, status, state, state_seq)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, 1)
+ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
 """
 _INSERT_EVENTS = """
 INSERT INTO run_events (run_id, seq, type, ts, op, e)
@@ -37,14 +43,34 @@ UPDATE runs SET status = %s, output = %s, error = %s, usage = %s, state = %s, st
                 owner = NULL, finished_at = now()
 WHERE id = %s AND epoch = %s AND status = 'running'
 """
-_CLAIM = """
-UPDATE runs SET epoch = epoch + 1, status = 'running', owner = %s,
-                started_at = CASE WHEN %s THEN coalesce(started_at, now()) ELSE started_at END
-WHERE id = %s AND status = 'pending' RETURNING *
+_CLOSE_APPROVALS = """
+UPDATE approvals SET decision = 'expired', comment = 'The run has ended.', decided_at = now()
+WHERE run_id = %s AND decision IS NULL
 """
-_RELEASE = """
-UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, attempt = attempt + %s, enqueued_at = now()
-WHERE {which} AND status = 'running' RETURNING *
+_CLAIM = f"""
+UPDATE runs SET epoch = epoch + 1, status = 'running', owner = %s, wake_at = NULL,
+                started_at = CASE WHEN %s THEN coalesce(started_at, now()) ELSE started_at END
+WHERE id = %s AND status = ANY (%s) RETURNING {RUN_COLUMNS}
+"""
+_RELEASE = f"""
+UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, enqueued_at = now()
+WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
+"""
+_RELEASE_LOST = f"""
+UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = 'worker_lost', enqueued_at = now(),
+                attempt = CASE WHEN EXISTS (SELECT FROM run_ops o WHERE o.run_id = runs.id AND o.epoch > crashed_epoch)
+                               THEN 2 ELSE attempt + 1 END, crashed_epoch = epoch
+WHERE owner = %s AND (SELECT beats FROM workers WHERE id = owner) IS NOT DISTINCT FROM %s AND status = 'running'
+RETURNING {RUN_COLUMNS}
+"""
+_SUSPENDABLE = """
+SELECT cancel_requested
+       OR (SELECT count(*) FROM run_inputs i WHERE i.run_id = runs.id) > %s
+       OR EXISTS (SELECT FROM approvals a WHERE a.run_id = runs.id AND a.id = ANY (%s) AND a.decision IS NOT NULL)
+FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE
+"""
+_SUSPEND = """
+UPDATE runs SET status = 'waiting', owner = NULL, wake_at = %s, state = %s, state_seq = %s WHERE id = %s
 """
 
 
@@ -62,24 +88,25 @@ class RunStore:
         who = new.principal
         values = (
             *(new.id, who.tenant_id, who.user_id, new.session_id, new.agent, dumps(new.input), dumps(new.metadata)),
-            *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, dumps(new.state)),
+            *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, new.client_run_id),
+            *(new.queue, new.agent_version, dumps(new.state)),
         )
         with self._database.session(atomic=True) as db:
-            inserted = rows(db.execute_sql(_INSERT_RUN, values))
-            if not inserted:
+            inserted = db.execute_sql(_INSERT_RUN, values).fetchone()
+            if inserted is None:
                 return None
             _insert_events(db, [(new.id, created)])
-            return RunRecord(**inserted[0])
+            return RunRecord(*inserted)
 
     # Read.
 
     def get(self, run_id: str) -> RunRecord | None:
         """One run, whoever it belongs to."""
-        return self._one("SELECT * FROM runs WHERE id = %s", run_id)
+        return self._one(f"SELECT {RUN_COLUMNS} FROM runs WHERE id = %s", run_id)
 
     def find(self, principal: Principal, run_id: str) -> RunRecord | None:
         """One run, if it belongs to the principal."""
-        sql = "SELECT * FROM runs WHERE id = %s AND tenant_id = %s AND user_id = %s"
+        sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE id = %s AND tenant_id = %s AND user_id = %s"
         return self._one(sql, run_id, principal.tenant_id, principal.user_id)
 
     def position(self, principal: Principal, run_id: str) -> RunPosition | None:
@@ -100,7 +127,7 @@ class RunStore:
 
     def find_by_key(self, principal: Principal, idempotency_key: str) -> RunRecord | None:
         """The run that the principal started with this key."""
-        sql = "SELECT * FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
+        sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
         return self._one(sql, principal.tenant_id, principal.user_id, idempotency_key)
 
     def page(self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int) -> list[RunRecord]:
@@ -119,7 +146,7 @@ class RunStore:
         if before is not None:
             clauses.append("id < %s")
             values.append(before)
-        sql = f"SELECT * FROM runs WHERE {' AND '.join(clauses)} ORDER BY id DESC LIMIT %s"
+        sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE {' AND '.join(clauses)} ORDER BY id DESC LIMIT %s"
         return self._many(sql, *values, limit)
 
     def events(self, run_id: str, after: int, limit: int) -> list[Event]:
@@ -163,11 +190,12 @@ class RunStore:
     # Owned: every write is under an epoch.
 
     def claim(self, run_id: str, owner: str, *, start: bool) -> RunRecord | None:
-        """Take a pending run: the next epoch is the caller's. None: it is not pending.
+        """Take a run that nobody has: the next epoch is the caller's. None: it is running, or has ended.
 
-        :param start: the claim is to execute the run, so it counts as its start.
+        :param start: the claim is to execute the run: it counts as its start, and the run must be pending. Otherwise
+            it is to finish the run, which may be waiting as well.
         """
-        return self._one(_CLAIM, owner, start, run_id)
+        return self._one(_CLAIM, owner, start, run_id, ["pending"] if start else ["pending", "waiting"])
 
     def owned(self, epochs: Mapping[str, int]) -> dict[str, bool]:
         """Which of these runs (id → epoch) are still running under that epoch → whether their cancel was requested."""
@@ -184,6 +212,7 @@ class RunStore:
             owned = _lock_owned(db, {c.run_id: c.epoch for c in checkpoints})
             mine = [c for c in checkpoints if c.run_id in owned]
             _insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
+            insert_journal(db, mine)
             due = [c for c in mine if c.state is not None]
             if due:
                 columns = ([c.run_id for c in due], [c.state for c in due], [c.state_seq for c in due])
@@ -211,27 +240,65 @@ class RunStore:
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
             _insert_events(db, [(run_id, event) for event in events])
+            if state["approvals"]:
+                db.execute_sql(_CLOSE_APPROVALS, (run_id,))
+
+    def suspend(
+        self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
+    ) -> bool:
+        """Commit the last checkpoint of a run that is to wait, and let it wait; False: what it waits for is there.
+
+        Then only the checkpoint is committed and the run stays the caller's.
+
+        :param approval_ids: it waits for a decision on one of these.
+        :param inputs_seen: it waits for the next input after so many.
+        :param wake_at: it waits no longer than until then.
+        :raises Fenced: the run is not running under the checkpoint's epoch.
+        """
+        with self._database.session(atomic=True) as db:
+            asked = (inputs_seen, list(approval_ids), last.run_id, last.epoch)
+            found = db.execute_sql(_SUSPENDABLE, asked).fetchone()
+            if found is None:
+                raise Fenced(f"{last.run_id} is not running under epoch {last.epoch}.")
+            _insert_events(db, [(last.run_id, event) for event in last.events])
+            insert_journal(db, [last])
+            arrived = bool(found[0])
+            if not arrived:
+                db.execute_sql(_SUSPEND, (wake_at, last.state, last.state_seq, last.run_id))
+            return not arrived
+
+    def set_version(self, run_id: str, epoch: int, version: str, generation: int) -> None:
+        """The run goes on under this version of its agent and this generation of its journal.
+
+        :raises Fenced: the run is not running under this epoch.
+        """
+        sql = """UPDATE runs SET agent_version = %s, generation = %s
+                 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING id"""
+        with self._database.session() as db:
+            if db.execute_sql(sql, (version, generation, run_id, epoch)).fetchone() is None:
+                raise Fenced(f"{run_id} is not running under epoch {epoch}.")
 
     def mark_published(self, run_id: str) -> None:
         """Nothing of this finished run is left to append."""
         self._write("UPDATE runs SET published = true WHERE id = %s", run_id)
 
     def release(self, run_id: str, epoch: int, reason: str) -> RunRecord | None:
-        """Hand an owned run back as pending; only a retry costs an attempt. None: it is not the caller's any more."""
-        cost = int(reason == "retry")
-        return self._one(_RELEASE.format(which="id = %s AND epoch = %s"), reason, cost, run_id, epoch)
+        """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more."""
+        return self._one(_RELEASE, reason, run_id, epoch)
 
     # Commands.
 
     def request_cancel(self, run_id: str, reason: str = "requested") -> RunRecord | None:
         """Set the cancel flag of a run that has not ended. Returns the row as it is after that."""
-        sql = """UPDATE runs SET cancel_requested = true, cancel_reason = coalesce(cancel_reason, %s)
-                 WHERE id = %s AND finished_at IS NULL RETURNING *"""
+        sql = f"""UPDATE runs SET cancel_requested = true, cancel_reason = coalesce(cancel_reason, %s)
+                 WHERE id = %s AND finished_at IS NULL RETURNING {RUN_COLUMNS}"""
         return self._one(sql, reason, run_id) or self.get(run_id)
 
     def owned_by(self, owner: str) -> list[OwnedRun]:
         """The running runs of this owner."""
-        sql = "SELECT id, epoch, cancel_requested FROM runs WHERE owner = %s AND status = 'running'"
+        sql = """SELECT id, epoch, queue, cancel_requested,
+                        (SELECT count(*) FROM run_inputs i WHERE i.run_id = runs.id)
+                 FROM runs WHERE owner = %s AND status = 'running'"""
         with self._database.session() as db:
             return [OwnedRun(*row) for row in db.execute_sql(sql, (owner,)).fetchall()]
 
@@ -254,16 +321,18 @@ class RunStore:
             return [OwnerBeat(*row) for row in db.execute_sql(sql).fetchall()]
 
     def release_lost(self, beat: OwnerBeat) -> list[RunRecord]:
-        """Put back as pending every run of an owner whose counter still stands at `beat`; each costs an attempt."""
-        which = "owner = %s AND (SELECT beats FROM workers WHERE id = owner) IS NOT DISTINCT FROM %s"
-        return self._many(_RELEASE.format(which=which), "worker_lost", 1, beat.owner, beat.beats)
+        """Put back as pending every run of an owner whose counter still stands at `beat`.
+
+        Each costs an attempt: counted are the crashes in a row between which no call was recorded.
+        """
+        return self._many(_RELEASE_LOST, beat.owner, beat.beats)
 
     def take_forgotten(self, seconds: float, limit: int) -> list[RunRecord]:
         """Pending runs last enqueued longer ago than `seconds`, oldest first; each is handed to one caller."""
-        sql = """UPDATE runs SET enqueued_at = now() WHERE id IN (
+        sql = f"""UPDATE runs SET enqueued_at = now() WHERE id IN (
                      SELECT id FROM runs WHERE status = 'pending' AND enqueued_at < now() - make_interval(secs => %s)
                      ORDER BY enqueued_at LIMIT %s FOR UPDATE SKIP LOCKED
-                 ) RETURNING *"""
+                 ) RETURNING {RUN_COLUMNS}"""
         return self._many(sql, seconds, limit)
 
     def cancelled_on_disconnect(self) -> list[str]:
@@ -280,7 +349,7 @@ class RunStore:
 
     def unpublished(self, limit: int) -> list[RunRecord]:
         """Finished runs whose terminal event is not known to be in Redis, in no order: none may block the others."""
-        sql = """SELECT * FROM runs WHERE finished_at < now() - interval '2 seconds' AND NOT published
+        sql = f"""SELECT {RUN_COLUMNS} FROM runs WHERE finished_at < now() - interval '2 seconds' AND NOT published
                  ORDER BY random() LIMIT %s"""
         return self._many(sql, limit)
 
@@ -290,7 +359,7 @@ class RunStore:
 
     def _many(self, sql: str, *values: Any) -> list[RunRecord]:
         with self._database.session() as db:
-            return [RunRecord(**row) for row in rows(db.execute_sql(sql, values))]
+            return [RunRecord(*row) for row in db.execute_sql(sql, values).fetchall()]
 
     def _write(self, sql: str, *values: Any) -> None:
         with self._database.session() as db:

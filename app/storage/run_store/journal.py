@@ -1,0 +1,73 @@
+"""The journal of a run in Postgres: what its calls came to, and what is known of the calls that its log holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.protocol.events import dumps
+from app.storage.run_store.database import Database, rows
+from app.storage.run_store.records import ApprovalRecord, Checkpoint, OpRecord
+
+_INSERT_OPS = """
+INSERT INTO run_ops (run_id, op, epoch, kind, name, arguments, fingerprint, failed, result)
+SELECT run_id, op, epoch, kind, name, arguments::json, fingerprint, failed, result::json
+FROM unnest(%s::text[], %s::text[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bool[], %s::text[])
+    AS t (run_id, op, epoch, kind, name, arguments, fingerprint, failed, result)
+ON CONFLICT DO NOTHING
+"""  # As with events, a conflict is a commit that was repeated because its outcome was unknown.
+_INSERT_APPROVAL = """
+INSERT INTO approvals (run_id, id, tenant_id, user_id, agent, tool_call_id, label, requires, expires_at)
+SELECT id, %s, tenant_id, user_id, agent, %s, %s, %s, %s FROM runs WHERE id = %s
+ON CONFLICT DO NOTHING
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What earlier stretches of a run have left behind."""
+
+    ops: Sequence[OpRecord]
+    approvals: Sequence[ApprovalRecord]
+    events: Mapping[tuple[str, str], int]
+    """How many events of each (op, type) the log holds."""
+
+
+class JournalStore:
+    """Reads the journal; it is written by `RunStore`, together with the events that tell of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def recorded(self, run_id: str) -> Recorded:
+        """What a run's next stretch has to know; its log must be archived.
+
+        :raises StoreUnavailable: Postgres cannot be reached.
+        """
+        ops = """SELECT op, kind, name, arguments, fingerprint, failed, result FROM run_ops WHERE run_id = %s"""
+        events = "SELECT op, type, count(*) FROM run_events WHERE run_id = %s AND op <> '' GROUP BY op, type"
+        with self._database.session() as db:
+            return Recorded(
+                [OpRecord(**row) for row in rows(db.execute_sql(ops, (run_id,)))],
+                [ApprovalRecord(**row) for row in approvals_of(db, run_id)],
+                {(op, type): count for op, type, count in db.execute_sql(events, (run_id,)).fetchall()},
+            )
+
+
+def approvals_of(db: Any, run_id: str) -> list[dict[str, Any]]:
+    """The rows of a run's approvals, in the order in which they were asked for."""
+    return rows(db.execute_sql("SELECT * FROM approvals WHERE run_id = %s ORDER BY created_at", (run_id,)))
+
+
+def insert_journal(db: Any, checkpoints: Sequence[Checkpoint]) -> None:
+    """Within a transaction that has locked the runs: write down their checkpoints' ops and approvals."""
+    recorded = [
+        (c.run_id, o.op, c.epoch, o.kind, o.name, dumps(o.arguments), o.fingerprint, o.failed, dumps(o.result))
+        for c in checkpoints
+        for o in c.ops
+    ]
+    if recorded:
+        db.execute_sql(_INSERT_OPS, [list(column) for column in zip(*recorded, strict=True)])
+    for checkpoint in checkpoints:
+        for new in checkpoint.approvals:
+            values = (new.id, new.tool_call_id, new.label, new.requires, new.expires_at, checkpoint.run_id)
+            db.execute_sql(_INSERT_APPROVAL, values)
