@@ -9,7 +9,7 @@ from app.storage.history import History
 from app.storage.leases import Leases
 from app.storage.ownership import Ownership
 from app.storage.run_queue import RunQueue
-from app.storage.run_store import Database, JournalStore, Registry, RunStore
+from app.storage.run_store import Database, JournalStore, Registry, RunStore, Waits
 
 WEB_LOG_CONNECTIONS = 2_000
 """Each request that waits for the end of a run holds one meanwhile; windows hold none."""
@@ -28,6 +28,7 @@ class Services:
     database: Database
     store: RunStore
     journal: JournalStore
+    waits: Waits
     registry: Registry
     log: EventLog
     queue: RunQueue
@@ -49,12 +50,14 @@ class Services:
     @classmethod
     def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
-        store, journal, registry = RunStore(database), JournalStore(database), Registry(database)
+        store, journal, waits = RunStore(database), JournalStore(database), Waits(database)
+        registry = Registry(database)
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         queue = RunQueue(config.redis_url, max_connections=queue_connections)
         ownership, history = Ownership(store, log), History(store, log)
         leases = Leases(config.events_redis_url)
-        return cls(config, database, store, journal, registry, log, queue, ownership, history, leases, Hooks.load())
+        hooks = Hooks.load()
+        return cls(config, database, store, journal, waits, registry, log, queue, ownership, history, leases, hooks)
 
     def close(self) -> None:
         """Close every connection."""

@@ -17,12 +17,14 @@ from app.storage.run_store.records import (
 )
 from app.storage.run_store.registry import AgentRecord, Registry, hash_key
 from app.storage.run_store.store import RunStore
+from app.storage.run_store.waits import Decision, SentInput, ToldRun, Waits
 
 __all__ = [
     "AgentRecord",
     "ApprovalRecord",
     "Checkpoint",
     "Database",
+    "Decision",
     "InputRecord",
     "JournalStore",
     "NewApproval",
@@ -36,6 +38,9 @@ __all__ = [
     "RunPosition",
     "RunRecord",
     "RunStore",
+    "SentInput",
+    "ToldRun",
+    "Waits",
     "hash_key",
     "migrate",
 ]
