@@ -1,6 +1,7 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
 from app.storage.run_store.database import Database, migrate
+from app.storage.run_store.early import EarlyCancels
 from app.storage.run_store.journal import JournalStore, Recorded
 from app.storage.run_store.records import (
     ApprovalRecord,
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "Database",
     "Decision",
+    "EarlyCancels",
     "InputRecord",
     "JournalStore",
     "NewApproval",

@@ -8,6 +8,7 @@ from typing import Any
 from app.errors import Fenced
 from app.protocol.events import Event, dumps
 from app.storage.run_store.database import Database
+from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
 from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
 from app.storage.together import Together
@@ -19,8 +20,9 @@ RUN_COLUMNS = ", ".join(field.name for field in fields(RunRecord))
 
 _INSERT_RUN = f"""
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
-                  idempotency_key, request_hash, client_run_id, queue, agent_version, status, state, state_seq)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, 1)
+                  idempotency_key, request_hash, client_run_id, queue, agent_version, status, state, state_seq,
+                  cancel_requested, cancel_reason)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, 1, %s, %s)
 ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
 """
 _INSERT_EVENTS = """
@@ -84,7 +86,10 @@ class RunStore:
     # Created by the API.
 
     def create(self, new: NewRun, created: Event) -> RunRecord | None:
-        """Commit a run together with its `run.created`. None: the principal has a run with its idempotency key."""
+        """Commit a run together with its `run.created`. A cancel that came before it is requested in the same commit.
+
+        None: the principal has a run with its idempotency key, or its client's id.
+        """
         who = new.principal
         values = (
             *(new.id, who.tenant_id, who.user_id, new.session_id, new.agent, dumps(new.input), dumps(new.metadata)),
@@ -92,10 +97,13 @@ class RunStore:
             *(new.queue, new.agent_version, dumps(new.state)),
         )
         with self._database.session(atomic=True) as db:
-            inserted = db.execute_sql(_INSERT_RUN, values).fetchone()
+            early = cancelled_early(db, new)
+            inserted = db.execute_sql(_INSERT_RUN, (*values, early, "requested" if early else None)).fetchone()
             if inserted is None:
                 return None
             _insert_events(db, [(new.id, created)])
+            if early:
+                forget_early_cancels(db, new)
             return RunRecord(*inserted)
 
     # Read.
@@ -133,10 +141,10 @@ class RunStore:
     def page(self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int) -> list[RunRecord]:
         """The principal's runs, newest first, older than the id `before`.
 
-        :param filters: any of `status`, `agent`, `session_id` (equal) and `since` (created at or after).
+        :param filters: any of `status`, `agent`, `session_id`, `client_run_id` (equal), `since` (created at or after).
         """
         clauses, values = ["tenant_id = %s", "user_id = %s"], [principal.tenant_id, principal.user_id]
-        for column in ("status", "agent", "session_id"):
+        for column in ("status", "agent", "session_id", "client_run_id"):
             if column in filters:
                 clauses.append(f"{column} = %s")
                 values.append(filters[column])

@@ -1,0 +1,85 @@
+"""Cancels of runs that are not there yet, by a name that their client has chosen for them.
+
+A run's names are its `client_run_id` and its `idempotency_key`. Whoever creates a run with a name, and whoever cancels
+by it, holds an advisory lock on the name until its commit: one of the two sees what the other has done.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from app.storage.run_store.database import Database
+from app.storage.run_store.records import NewRun, Principal
+
+REMEMBERED_HOURS = 24
+"""How long a cancel waits for its run."""
+
+_REMEMBERED = f"created_at > now() - interval '{REMEMBERED_HOURS} hours'"
+_NAMED = "tenant_id = %s AND user_id = %s AND (kind, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+_FIND = {
+    "client_run_id": "SELECT id FROM runs WHERE tenant_id = %s AND user_id = %s AND client_run_id = %s",
+    "idempotency_key": "SELECT id FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s",
+}
+_NOTE = """
+INSERT INTO early_cancels (tenant_id, user_id, kind, key) VALUES (%s, %s, %s, %s)
+ON CONFLICT (tenant_id, user_id, kind, key) DO UPDATE SET created_at = now()
+"""
+
+
+class EarlyCancels:
+    """Remembers cancels; `RunStore.create` heeds them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find_or_note(self, principal: Principal, kind: str, key: str) -> str | None:
+        """Id of the principal's run of that name. None: there is none, and it is to be cancelled when it comes.
+
+        :param kind: `client_run_id` or `idempotency_key`.
+        :raises StoreUnavailable: Postgres cannot be reached.
+        """
+        named = (principal.tenant_id, principal.user_id, key)
+        with self._database.session(atomic=True) as db:
+            _lock(db, principal, {kind: key})
+            found = db.execute_sql(_FIND[kind], named).fetchone()
+            if found is None:
+                db.execute_sql(_NOTE, (principal.tenant_id, principal.user_id, kind, key))
+            return str(found[0]) if found else None
+
+
+def cancelled_early(db: Any, new: NewRun) -> bool:
+    """Within the transaction that creates the run: was it cancelled before?"""
+    names = _names(new)
+    if not names:
+        return False
+    _lock(db, new.principal, names)
+    sql = f"SELECT FROM early_cancels WHERE {_NAMED} AND {_REMEMBERED} LIMIT 1"
+    return db.execute_sql(sql, _named(new.principal, names)).fetchone() is not None
+
+
+def forget_early_cancels(db: Any, new: NewRun) -> None:
+    """Within that transaction: the run is there, and knows."""
+    db.execute_sql(f"DELETE FROM early_cancels WHERE {_NAMED}", _named(new.principal, _names(new)))
+
+
+def _names(new: NewRun) -> dict[str, str]:
+    """Kind → key."""
+    names = {"client_run_id": new.client_run_id, "idempotency_key": new.idempotency_key}
+    return {kind: key for kind, key in names.items() if key is not None}
+
+
+def _named(principal: Principal, names: Mapping[str, str]) -> tuple[Any, ...]:
+    return (principal.tenant_id, principal.user_id, list(names), list(names.values()))
+
+
+def _lock(db: Any, principal: Principal, names: Mapping[str, str]) -> None:
+    """Until the end of the transaction. A statement of its own: only those after it see what was waited for."""
+    numbers = sorted(_lock_number(principal, kind, key) for kind, key in names.items())  # in one order for everybody
+    for number in numbers:
+        db.execute_sql("SELECT pg_advisory_xact_lock(%s)", (number,))
+
+
+def _lock_number(principal: Principal, kind: str, key: str) -> int:
+    text = json.dumps([principal.tenant_id, principal.user_id, kind, key])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
