@@ -131,6 +131,42 @@ class NotTerminal(RuntailError):
     title = "The run has not ended yet"
 
 
+class RunEnded(RuntailError):
+    """The run has ended, and takes neither input nor decisions any more."""
+
+    code = "run_ended"
+    status = 409
+    title = "The run has ended"
+
+
+class RunCancelling(RuntailError):
+    """The run's cancel was requested: it takes neither input nor decisions any more."""
+
+    code = "run_cancelling"
+    status = 409
+    title = "The run is being cancelled"
+
+
+class TooManyInputs(RuntailError):
+    """The run was sent as many inputs as it may be."""
+
+    code = "too_many_inputs"
+    status = 409
+    title = "The run takes no more inputs"
+
+
+class ApprovalResolved(RuntailError):
+    """The approval was decided otherwise, or has expired. `approval` is its record, with the outcome."""
+
+    code = "approval_resolved"
+    status = 409
+    title = "The approval is resolved"
+
+    def __init__(self, detail: str, approval: object) -> None:
+        super().__init__(detail)
+        self.approval = approval
+
+
 # Who is calling.
 
 
@@ -155,6 +191,21 @@ class RunNotFound(NotFound):
 
     code = "run_not_found"
     title = "No such run"
+
+
+class ApprovalNotFound(NotFound):
+    """The run has no such approval."""
+
+    code = "approval_not_found"
+    title = "No such approval"
+
+
+class OperatorRequired(RuntailError):
+    """The approval is an operator's to decide: an administrator's of the tenant. The caller's key is none's."""
+
+    code = "operator_required"
+    status = 403
+    title = "An operator has to decide"
 
 
 class TooManyStreams(RuntailError):
@@ -221,8 +272,22 @@ class AgentUnavailable(RuntailError):
     title = "The worker cannot run this agent"
 
 
+class NondeterministicAgent(RuntailError):
+    """Run again after a crash or a wait, the agent made other calls than those that are recorded."""
+
+    code = "nondeterministic_agent"
+    title = "The agent did not repeat its recorded calls"
+
+
+class AgentChanged(RuntailError):
+    """The agent has another version than the one that began the run, and does not go on with runs of that one."""
+
+    code = "agent_changed"
+    title = "The agent has changed since the run began"
+
+
 class InvalidOutput(RuntailError):
-    """What the agent returned has no faithful JSON form, or is too large."""
+    """What the agent, or one of its tools, returned has no faithful JSON form, or is too large."""
 
     code = "invalid_output"
     title = "The agent's output is not valid"

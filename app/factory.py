@@ -7,9 +7,10 @@ from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app.api import meta, problems, runs
+from app.api import approvals, inputs, meta, problems, runs
 from app.api.context import Runtail
 from app.auth import Authenticator
+from app.commands import Commands
 from app.config import Config
 from app.console import page
 from app.runs import Runs
@@ -42,10 +43,11 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         services=services,
         authenticator=Authenticator(services.registry, config.dev),
         runs=Runs(services),
+        commands=Commands(services),
         windows=_windows(config, services),
     )
     api = problems.Api(app)
-    for blueprint in (runs.blueprint, meta.blueprint):
+    for blueprint in (runs.blueprint, approvals.blueprint, inputs.blueprint, meta.blueprint):
         api.register_blueprint(blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Runtail"}))

@@ -95,14 +95,14 @@ class Runs:
         """
         :raises RunNotFound: there is no such run, or it is somebody else's.
         """
-        return _found(self.services.store.find(principal, _askable(run_id)), run_id)
+        return _found(self.services.store.find(principal, askable(run_id)), run_id)
 
     def position(self, principal: Principal, run_id: str) -> RunPosition:
         """As `find`, but only where the run's log is: one small query.
 
         :raises RunNotFound: there is no such run, or it is somebody else's.
         """
-        return _found(self.services.store.position(principal, _askable(run_id)), run_id)
+        return _found(self.services.store.position(principal, askable(run_id)), run_id)
 
     def await_end(self, run: RunRecord, seconds: float) -> RunRecord:
         """The run once it has ended; after so long, or where the log cannot be followed, as it is then."""
@@ -192,7 +192,7 @@ class Runs:
             seq = events[-1].seq if events else seq
 
 
-def _askable(run_id: str) -> str:
+def askable(run_id: str) -> str:
     """The id as it can be looked up: Postgres takes no NUL, and no id holds one."""
     return "" if "\0" in run_id else run_id
 

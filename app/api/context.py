@@ -9,6 +9,7 @@ from flask import current_app, g, request
 
 from app.api.parsing import StrictParser
 from app.auth import Authenticator, Caller
+from app.commands import Commands
 from app.runs import Runs
 from app.storage.run_store import Principal
 from app.streaming.windows import Windows
@@ -30,6 +31,7 @@ class Runtail:
     services: Services
     authenticator: Authenticator
     runs: Runs
+    commands: Commands
     windows: Windows
 
 

@@ -1,6 +1,8 @@
 """Errors as responses: RFC 9457 `application/problem+json` with a stable code, never a stack trace."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import flask_smorest
 from flask import Flask, Response, json
@@ -46,9 +48,12 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _unforeseen)
 
 
-def problem(error: RuntailError) -> Response:
-    """The problem document of one of our errors."""
-    return _response(error.status, error.code, error.title, error.detail)
+def problem(error: RuntailError, **members: Any) -> Response:
+    """The problem document of one of our errors.
+
+    :param members: JSON that it holds beside the usual ones.
+    """
+    return _response(error.status, error.code, error.title, error.detail, members)
 
 
 def _http_problem(error: HTTPException) -> Response:
@@ -71,8 +76,9 @@ def _unforeseen(error: Exception) -> Response:
     return problem(RuntailError("The request could not be handled. The server's log says why."))
 
 
-def _response(status: int, code: str, title: str, detail: str) -> Response:
+def _response(status: int, code: str, title: str, detail: str, members: Mapping[str, Any] | None = None) -> Response:
     document = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    document.update(members or {})
     response = Response(json.dumps(document) + "\n", status, mimetype=PROBLEM_TYPE)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

@@ -6,6 +6,9 @@ from marshmallow import EXCLUDE, Schema, fields, pre_load
 from marshmallow.validate import ContainsNoneOf, Length, OneOf, Range, Regexp
 
 STATUSES = ("pending", "running", "waiting", "completed", "failed", "cancelled")
+APPROVAL_STATUSES = ("open", "approved", "denied", "expired")
+COMMENT_MAX_CHARS = 2_000
+INPUT_MAX_CHARS = 20_000
 LIST_LIMIT = 50
 LIST_LIMIT_MAX = 200
 EVENTS_LIMIT = 500
@@ -14,6 +17,7 @@ TIMEOUT_MAX_SECONDS = 30 * 86_400
 # Patterns go into the OpenAPI document: they mean the same in JavaScript, which has no \Z.
 SESSION_ID = Regexp(r"^[A-Za-z0-9_.:\-]{1,128}(?!\n)$", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
 IDEMPOTENCY_KEY = Regexp(r"^[\x21-\x7e]{1,255}(?!\n)$", error="Must be 1 to 255 visible ASCII characters.")
+APPROVALS_CURSOR = Regexp(r"^[0-9]{1,16}:[^:]+:[^:]+$", error="Must be a `next_cursor`.")
 TEXT = (Length(1, 100), ContainsNoneOf("\0", error="Must not hold NUL."))
 
 
@@ -29,7 +33,7 @@ class StartRunSchema(Schema):
 
 
 class IdempotencyKeySchema(Schema):
-    """Headers of POST /runs."""
+    """Headers of a request that is safe to repeat."""
 
     class Meta:
         unknown = EXCLUDE
@@ -113,6 +117,59 @@ class EventsQuerySchema(Schema):
     limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))
 
 
+class ApprovalSchema(Schema):
+    """Something that a run waits for somebody to decide, or that somebody has decided."""
+
+    approval_id = fields.String(attribute="id")
+    run_id = fields.String()
+    agent = fields.String()
+    label = fields.String()
+    requires = fields.String(validate=OneOf(["owner", "operator"]))
+    tool_call_id = fields.String(allow_none=True)
+    status = fields.Function(lambda approval: approval.decision or "open", metadata={"type": "string"})
+    by = fields.String(attribute="decided_by", allow_none=True)
+    comment = fields.String(allow_none=True)
+    created_at = fields.AwareDateTime()
+    expires_at = fields.AwareDateTime(allow_none=True)
+    decided_at = fields.AwareDateTime(allow_none=True)
+
+
+class ApprovalPageSchema(Schema):
+    """Answer to GET /approvals."""
+
+    approvals = fields.List(fields.Nested(ApprovalSchema))
+    next_cursor = fields.String(allow_none=True)
+
+
+class ApprovalsQuerySchema(Schema):
+    """Query of GET /approvals."""
+
+    status = fields.String(load_default=None, validate=OneOf(APPROVAL_STATUSES))
+    run_id = fields.String(data_key="run", load_default=None, validate=TEXT)
+    cursor = fields.String(load_default=None, validate=(*TEXT, APPROVALS_CURSOR))
+    limit = fields.Integer(load_default=LIST_LIMIT, validate=Range(1, LIST_LIMIT_MAX))
+
+
+class DecisionSchema(Schema):
+    """Body of POST /runs/{run_id}/approvals/{approval_id}."""
+
+    decision = fields.String(required=True, validate=OneOf(["approved", "denied"]))
+    comment = fields.String(load_default=None, allow_none=True, validate=Length(max=COMMENT_MAX_CHARS))
+
+
+class InputSchema(Schema):
+    """Body of POST /runs/{run_id}/input."""
+
+    text = fields.String(required=True, validate=Length(1, INPUT_MAX_CHARS))
+
+
+class SentInputSchema(Schema):
+    """Answer to POST /runs/{run_id}/input."""
+
+    input_id = fields.String()
+    run_id = fields.String()
+
+
 class AgentSchema(Schema):
     """A registered agent."""
 
@@ -130,3 +187,9 @@ class ProblemSchema(Schema):
     status = fields.Integer()
     code = fields.String(metadata={"description": "Stable; docs/protocol.md lists them."})
     detail = fields.String()
+
+
+class ResolvedProblemSchema(ProblemSchema):
+    """`approval_resolved`, with the outcome."""
+
+    approval = fields.Nested(ApprovalSchema)
