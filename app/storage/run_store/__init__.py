@@ -17,6 +17,7 @@ from app.storage.run_store.records import (
     RunRecord,
 )
 from app.storage.run_store.registry import AgentRecord, Registry, hash_key
+from app.storage.run_store.retention import Leftovers, RetentionStore, Tally
 from app.storage.run_store.store import RunStore
 from app.storage.run_store.waits import Decision, SentInput, ToldRun, Waits
 
@@ -29,6 +30,7 @@ __all__ = [
     "EarlyCancels",
     "InputRecord",
     "JournalStore",
+    "Leftovers",
     "NewApproval",
     "NewRun",
     "OpRecord",
@@ -37,10 +39,12 @@ __all__ = [
     "Principal",
     "Recorded",
     "Registry",
+    "RetentionStore",
     "RunPosition",
     "RunRecord",
     "RunStore",
     "SentInput",
+    "Tally",
     "ToldRun",
     "Waits",
     "hash_key",

@@ -1,6 +1,6 @@
 """Runs and their archived events. Postgres decides here who may write: see `app.storage.ownership` for the rules."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from app.storage.run_store.database import Database
 from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
 from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
+from app.storage.run_store.retention import erase_runs
 from app.storage.together import Together
 
 POSITIONS_PER_QUERY = 100
@@ -310,13 +311,17 @@ class RunStore:
         with self._database.session() as db:
             return [OwnedRun(*row) for row in db.execute_sql(sql, (owner,)).fetchall()]
 
-    def erase(self, run_id: str) -> bool:
-        """Delete a finished run and its events. False: it has not ended (or does not exist)."""
+    def erase(self, run_id: str, elsewhere: Callable[[], None] = lambda: None) -> bool:
+        """Delete every row of a finished run. False: it has not ended (or does not exist).
+
+        :param elsewhere: removes what others hold of it, while its row is locked; what it raises keeps the rows.
+        """
         with self._database.session(atomic=True) as db:
-            sql = "DELETE FROM runs WHERE id = %s AND finished_at IS NOT NULL"
-            if db.execute_sql(sql, (run_id,)).rowcount == 0:
+            sql = "SELECT FROM runs WHERE id = %s AND finished_at IS NOT NULL FOR UPDATE"
+            if db.execute_sql(sql, (run_id,)).fetchone() is None:
                 return False
-            db.execute_sql("DELETE FROM run_events WHERE run_id = %s", (run_id,))
+            elsewhere()
+            erase_runs(db, [run_id])
             return True
 
     # What the janitor looks at.

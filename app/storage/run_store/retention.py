@@ -1,0 +1,106 @@
+"""What is removed: runs with all that belongs to them, and rows that have outlived their use.
+
+Not responsible for what Redis holds of a run (`app.storage.erasure`), which goes while the run's row is locked here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.storage.run_store.database import Database
+from app.storage.run_store.early import REMEMBERED_HOURS
+
+DAYS_MAX = 1_000_000
+"""More days than Postgres' calendar has come to; whoever keeps runs for longer keeps them for ever."""
+WORKER_DAYS = 1
+"""A worker's row without a heartbeat for so long, and without a run, is of a worker that is gone."""
+
+_TABLES = ("run_events", "run_ops", "approvals", "run_inputs")
+"""Of a run's rows, besides the one in `runs`."""
+
+_OLD = "finished_at < now() - make_interval(days => %s)"
+_LOCK_OLD = f"SELECT id FROM runs WHERE {_OLD} ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED"
+_TALLY = f"""
+SELECT status, count(*), sum(e.n), sum(o.n), sum(a.n), sum(i.n), sum(e.bytes)
+FROM runs r
+CROSS JOIN LATERAL (SELECT count(*) AS n, coalesce(sum(octet_length(e)), 0) AS bytes
+                    FROM run_events WHERE run_id = r.id) AS e
+CROSS JOIN LATERAL (SELECT count(*) AS n FROM run_ops WHERE run_id = r.id) AS o
+CROSS JOIN LATERAL (SELECT count(*) AS n FROM approvals WHERE run_id = r.id) AS a
+CROSS JOIN LATERAL (SELECT count(*) AS n FROM run_inputs WHERE run_id = r.id) AS i
+WHERE {_OLD} GROUP BY status ORDER BY status
+"""
+_GONE_WORKERS = f"""
+workers w WHERE seen_at < now() - interval '{WORKER_DAYS} days'
+AND NOT EXISTS (SELECT FROM runs r WHERE r.owner = w.id AND r.status = 'running')
+"""
+_FORGOTTEN_CANCELS = f"early_cancels WHERE created_at < now() - interval '{REMEMBERED_HOURS} hours'"
+
+Elsewhere = Callable[[Sequence[str]], None]
+"""Removes what others hold of these runs. What it raises keeps the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How much there is to remove of the runs that ended in one status."""
+
+    status: str
+    runs: int
+    events: int
+    ops: int
+    approvals: int
+    inputs: int
+    bytes: int
+    """Of the text of the events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """Rows that refer to nothing any more."""
+
+    workers: int
+    early_cancels: int
+
+
+class RetentionStore:
+    """Every method may raise StoreUnavailable; one call, one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def tally(self, days: int) -> list[Tally]:
+        """What `erase_old` would remove, by status."""
+        with self._database.session() as db:
+            found = db.execute_sql(_TALLY, (min(days, DAYS_MAX),)).fetchall()
+        return [Tally(status, *map(int, numbers)) for status, *numbers in found]
+
+    def erase_old(self, days: int, limit: int, elsewhere: Elsewhere) -> int:
+        """Erase runs that ended more than so many days ago, oldest first, at most `limit`. Returns how many.
+
+        A run that somebody else is erasing is left to them.
+        """
+        with self._database.session(atomic=True) as db:
+            old = [run_id for (run_id,) in db.execute_sql(_LOCK_OLD, (min(days, DAYS_MAX), limit)).fetchall()]
+            if old:
+                elsewhere(old)
+                erase_runs(db, old)
+            return len(old)
+
+    def leftovers(self) -> Leftovers:
+        """What `remove_leftovers` would remove."""
+        with self._database.session() as db:
+            sql = f"SELECT (SELECT count(*) FROM {_GONE_WORKERS}), (SELECT count(*) FROM {_FORGOTTEN_CANCELS})"
+            return Leftovers(*db.execute_sql(sql).fetchone())
+
+    def remove_leftovers(self) -> Leftovers:
+        """Remove the rows of workers that are gone, and of cancels whose run did not come."""
+        with self._database.session(atomic=True) as db:
+            tables = (_GONE_WORKERS, _FORGOTTEN_CANCELS)
+            return Leftovers(*(db.execute_sql(f"DELETE FROM {table}").rowcount for table in tables))
+
+
+def erase_runs(db: Any, run_ids: Sequence[str]) -> None:
+    """Within a transaction that has locked these runs: remove every row of theirs."""
+    for table in _TABLES:
+        db.execute_sql(f"DELETE FROM {table} WHERE run_id = ANY (%s)", (list(run_ids),))
+    db.execute_sql("DELETE FROM runs WHERE id = ANY (%s)", (list(run_ids),))
