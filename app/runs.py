@@ -25,8 +25,9 @@ from app.identifiers import new_id
 from app.protocol.events import TERMINAL, Event, encode
 from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
+from app.storage.erasure import Erasure
 from app.storage.event_log import Append
-from app.storage.run_store import NewRun, Principal, RunPosition, RunRecord
+from app.storage.run_store import EarlyCancels, NewRun, Principal, RetentionStore, RunPosition, RunRecord
 from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
@@ -58,12 +59,15 @@ class StartRequest:
     on_disconnect: str
     timeout_s: int | None
     metadata: dict[str, Any]
+    client_run_id: str | None
     idempotency_key: str | None
 
     @property
     def hash(self) -> str:
-        """Equal for equal requests; the key itself is not part of it."""
-        body = (self.agent, self.input, self.session_id, self.on_disconnect, self.timeout_s, self.metadata)
+        """Equal for equal requests; the idempotency key is not part of it."""
+        body = [self.agent, self.input, self.session_id, self.on_disconnect, self.timeout_s, self.metadata]
+        if self.client_run_id is not None:
+            body.append(self.client_run_id)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -74,21 +78,21 @@ class Runs:
     services: Services
 
     def start(self, principal: Principal, request: StartRequest) -> RunRecord:
-        """Commit a run, then tell the log and the workers. A repeated idempotency key gives the earlier run.
+        """Commit a run, then tell the log and the workers. A repeated key or client's id gives the earlier run.
+
+        A run that was cancelled before it came has ended when this returns, or will.
 
         :raises UnknownAgent: no worker has registered the agent.
         :raises InvalidInput: the input does not fit the agent's schema.
-        :raises IdempotencyConflict: the key was used with another request.
+        :raises IdempotencyConflict: the key, or the client's id, was used with another request.
         """
         run = self._started_before(principal, request)
         while run is None:
             self._check_input(request)
             new, created = _new_run(principal, request, self.services.hooks)
-            run = self.services.store.create(new, created)
-            if run is not None:
-                self._announce(run, created)
-            else:  # the same key, at the same time
-                run = self._started_before(principal, request)
+            made = self.services.store.create(new, created)
+            # None: the same key or id, at the same time.
+            run = self._announce(made, created) if made else self._started_before(principal, request)
         return run
 
     def find(self, principal: Principal, run_id: str) -> RunRecord:
@@ -138,8 +142,17 @@ class Runs:
             log.warning("%s is to be cancelled; its owner or the janitor will find out.", run.id)
         return self.services.store.get(run.id) or run
 
+    def cancel_named(self, principal: Principal, kind: str, key: str) -> RunRecord | None:
+        """Cancel a run by the name that its client gave it. None: there is none yet; it will end when it comes.
+
+        :param kind: `client_run_id` or `idempotency_key`.
+        :raises RunNotFound: it was erased at this moment.
+        """
+        run_id = EarlyCancels(self.services.database).find_or_note(principal, kind, key)
+        return self.cancel(principal, run_id) if run_id is not None else None
+
     def erase(self, principal: Principal, run_id: str) -> None:
-        """Remove a finished run: row, events, stream.
+        """Remove every trace of a finished run.
 
         :raises RunNotFound: there is no such run, or it is somebody else's.
         :raises NotTerminal: it has not ended.
@@ -147,15 +160,22 @@ class Runs:
         run = self.find(principal, run_id)
         if not run.terminal:
             raise NotTerminal(f"{run.id} is {run.status}; cancel it first.")
-        self.services.log.delete(run.id)  # first: while the row is there, a failure can be tried again
-        self.services.store.erase(run.id)
+        s = self.services
+        Erasure(s.store, RetentionStore(s.database), s.log, s.queue).erase(run)
 
     def _started_before(self, principal: Principal, request: StartRequest) -> RunRecord | None:
-        if request.idempotency_key is None:
+        run = None
+        if request.client_run_id is not None:
+            by_id = {"client_run_id": request.client_run_id}
+            run = next(iter(self.services.store.page(principal, by_id, None, 1)), None)
+        if run is None and request.idempotency_key is not None:
+            run = self.services.store.find_by_key(principal, request.idempotency_key)
+        if run is None:
             return None
-        run = self.services.store.find_by_key(principal, request.idempotency_key)
-        if run is not None and run.request_hash != request.hash:
-            raise IdempotencyConflict(f"The key belongs to {run.id}, which was started with another body.")
+        if run.request_hash != request.hash:
+            raise IdempotencyConflict(f"{run.id} was started with another body.")
+        if request.idempotency_key not in (None, run.idempotency_key):
+            raise IdempotencyConflict(f"{run.id} was started with another idempotency key, or none.")
         return run
 
     def _check_input(self, request: StartRequest) -> None:
@@ -166,13 +186,21 @@ class Runs:
         if error is not None:
             raise InvalidInput(f"{error.json_path}: {error.message}"[:500])
 
-    def _announce(self, run: RunRecord, created: Event) -> None:
-        """Both are repaired where they fail: a claim levels the log, the janitor enqueues."""
+    def _announce(self, run: RunRecord, created: Event) -> RunRecord:
+        """Tell the log, and the workers, or end what was cancelled before it was there. The row as it is after that.
+
+        All of it is repaired where it fails: a claim levels the log, the janitor enqueues.
+        """
         try:
             self.services.log.append(Append(run.id, 0, [created], archived=created.seq))
-            self.services.queue.enqueue(run.id, run.epoch, run.queue)
+            if not run.cancel_requested:
+                self.services.queue.enqueue(run.id, run.epoch, run.queue)
+                return run
+            self.services.ownership.end_unowned(run)
+            return self.services.store.get(run.id) or run
         except (StoreUnavailable, Fenced) as error:
             log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
+            return run
 
     def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:
         """Follow the log to its end, for at most so long. With `ring`, tell the owner first, and expect one."""
@@ -219,6 +247,7 @@ def _new_run(principal: Principal, request: StartRequest, hooks: Hooks) -> tuple
         timeout_s=request.timeout_s,
         idempotency_key=request.idempotency_key,
         request_hash=request.hash,
+        client_run_id=request.client_run_id,
         state=reduce(initial(run_id), created.envelope()),
     )
     return new, created

@@ -21,7 +21,7 @@ from tests.conftest import StackMaker, execute
 from tests.harness import Process, Stack, eventually, free_port, problem
 
 RUN_FIELDS = {
-    *("run_id", "status", "agent", "input", "output", "error", "usage", "attempt", "session_id"),
+    *("run_id", "status", "agent", "input", "output", "error", "usage", "attempt", "session_id", "client_run_id"),
     *("state_seq", "digest", "created_at", "started_at", "finished_at", "metadata", "cancel_requested"),
 }
 TICKS = {"count": 3, "type": "custom.tick"}

@@ -12,9 +12,11 @@ from app.api.cursors import FROM_SNAPSHOT, cursor_of
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, preferred_wait
 from app.api.problems import problem
 from app.api.schemas import (
+    CancelNamedSchema,
     EventsQuerySchema,
     IdempotencyKeySchema,
     ListQuerySchema,
+    NotedSchema,
     RunPageSchema,
     RunSchema,
     RunWithStateSchema,
@@ -89,6 +91,23 @@ class RunView(MethodView):
     def delete(self, run_id: str) -> tuple[RunRecord, int]:
         """The same as POST /runs/{run_id}/cancel."""
         return _cancel(run_id)
+
+
+@blueprint.route("/runs/cancel", methods=["POST"])
+@blueprint.arguments(CancelNamedSchema())
+@blueprint.response(200, RunSchema)
+@blueprint.alt_response(202, schema=NotedSchema, description="There is no such run yet; it will be cancelled.")
+def cancel_named(body: dict[str, str]) -> Response | tuple[RunRecord, int]:
+    """Cancel a run by the name that its client gave it, before or after it was started.
+
+    Where there is such a run, the answer is that of POST /runs/{run_id}/cancel. Otherwise the cancel is remembered
+    for 24 hours: a run that is started under that name ends at once.
+    """
+    ((kind, key),) = body.items()
+    run = runtail().runs.cancel_named(principal(), kind, key)
+    if run is None:
+        return Response(json.dumps(NotedSchema().dump({})) + "\n", 202, mimetype=JSON_TYPE)
+    return run, 200 if run.terminal else 202
 
 
 @blueprint.route("/runs/<run_id>/cancel", methods=["POST"])

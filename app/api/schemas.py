@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, fields, pre_load
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
 from marshmallow.validate import ContainsNoneOf, Length, OneOf, Range, Regexp
 
 STATUSES = ("pending", "running", "waiting", "completed", "failed", "cancelled")
@@ -30,6 +30,26 @@ class StartRunSchema(Schema):
     on_disconnect = fields.String(load_default="continue", validate=OneOf(["continue", "cancel"]))
     timeout_s = fields.Integer(load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS))
     metadata = fields.Dict(keys=fields.String(), load_default=dict)
+    client_run_id = fields.String(load_default=None, allow_none=True, validate=SESSION_ID)
+
+
+class CancelNamedSchema(Schema):
+    """Body of POST /runs/cancel: one of the two."""
+
+    client_run_id = fields.String(validate=SESSION_ID)
+    idempotency_key = fields.String(validate=IDEMPOTENCY_KEY)
+
+    @validates_schema
+    def name_one(self, data: dict[str, Any], **_: Any) -> None:
+        """Neither is no run, and both may be two."""
+        if len(data) != 1:
+            raise ValidationError("Give either client_run_id or idempotency_key.")
+
+
+class NotedSchema(Schema):
+    """Answer to POST /runs/cancel where there is no such run yet."""
+
+    status = fields.Constant("noted")
 
 
 class IdempotencyKeySchema(Schema):
@@ -70,6 +90,7 @@ class RunSchema(Schema):
     error = fields.Raw()
     usage = fields.Raw()
     session_id = fields.String()
+    client_run_id = fields.String()
     metadata = fields.Raw()
     cancel_requested = fields.Boolean()
     state_seq = fields.Integer()
@@ -98,6 +119,7 @@ class ListQuerySchema(Schema):
     status = fields.String(validate=OneOf(STATUSES))
     agent = fields.String(validate=TEXT)
     session = fields.String(attribute="session_id", validate=SESSION_ID)
+    client_run_id = fields.String(validate=SESSION_ID)
     since = fields.AwareDateTime(format="iso")
     cursor = fields.String(load_default=None, validate=TEXT)
     limit = fields.Integer(load_default=LIST_LIMIT, validate=Range(1, LIST_LIMIT_MAX))
