@@ -27,7 +27,8 @@ from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
 from app.storage.erasure import Erasure
 from app.storage.event_log import Append
-from app.storage.run_store import EarlyCancels, NewRun, Principal, RetentionStore, RunPosition, RunRecord
+from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
+from app.storage.run_store import AgentRecord, EarlyCancels, NewRun, Principal, RetentionStore, RunPosition, RunRecord
 from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
@@ -88,8 +89,7 @@ class Runs:
         """
         run = self._started_before(principal, request)
         while run is None:
-            self._check_input(request)
-            new, created = _new_run(principal, request, self.services.hooks)
+            new, created = _new_run(principal, request, self._agent(request), self.services.hooks)
             made = self.services.store.create(new, created)
             # None: the same key or id, at the same time.
             run = self._announce(made, created) if made else self._started_before(principal, request)
@@ -178,13 +178,15 @@ class Runs:
             raise IdempotencyConflict(f"{run.id} was started with another idempotency key, or none.")
         return run
 
-    def _check_input(self, request: StartRequest) -> None:
+    def _agent(self, request: StartRequest) -> AgentRecord:
+        """The agent that is asked for, which takes the input."""
         agent = self.services.registry.agent(request.agent)
         if agent is None:
             raise UnknownAgent(f"There is no agent {request.agent!r}.")
         error = next(iter(_Validator(agent.input_schema).iter_errors(request.input)), None)
         if error is not None:
             raise InvalidInput(f"{error.json_path}: {error.message}"[:500])
+        return agent
 
     def _announce(self, run: RunRecord, created: Event) -> RunRecord:
         """Tell the log, and the workers, or end what was cancelled before it was there. The row as it is after that.
@@ -231,7 +233,7 @@ def _found(run: T | None, run_id: str) -> T:
     return run
 
 
-def _new_run(principal: Principal, request: StartRequest, hooks: Hooks) -> tuple[NewRun, Event]:
+def _new_run(principal: Principal, request: StartRequest, agent: AgentRecord, hooks: Hooks) -> tuple[NewRun, Event]:
     run_id, session_id = new_id("run"), request.session_id or new_id("ses")
     shown = preview(request.input)["preview"]
     payload = {"agent": request.agent, "input_preview": shown, "session_id": session_id}
@@ -248,6 +250,8 @@ def _new_run(principal: Principal, request: StartRequest, hooks: Hooks) -> tuple
         idempotency_key=request.idempotency_key,
         request_hash=request.hash,
         client_run_id=request.client_run_id,
+        queue=ISOLATED_QUEUE if agent.isolation == "process" else QUEUE,
+        agent_version=agent.version,
         state=reduce(initial(run_id), created.envelope()),
     )
     return new, created

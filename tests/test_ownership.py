@@ -4,6 +4,7 @@ The names in brackets are the rules of the model by which the order of these ste
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -316,7 +317,7 @@ def test_the_janitor_publishes_an_end_that_redis_was_away_for(apart: Services, r
     apart.ownership.end(owner.writer, Ending.completed("x"))
     apart.ownership.commit_end(owner.writer)
     before.restore()
-    janitor = Janitor(apart.ownership, apart.queue, 3_600)
+    janitor = Janitor(apart)
 
     def published() -> bool:
         janitor.publish_ends()
@@ -332,7 +333,7 @@ def test_the_janitor_does_not_bring_back_a_stream_whose_time_is_over(apart: Serv
     apart.ownership.end(owner.writer, Ending.completed("x"))
     apart.ownership.commit_end(owner.writer)
     image().wipe()
-    janitor = Janitor(apart.ownership, apart.queue, stream_ttl_seconds=1)
+    janitor = Janitor(replace(apart, config=replace(apart.config, stream_ttl_seconds=1)))
 
     def published() -> bool:
         janitor.publish_ends()
@@ -347,7 +348,7 @@ def test_the_janitor_brings_back_an_end_that_redis_had_and_lost(apart: Services,
     before = image()
     apart.ownership.finish(owner.writer, Ending.completed("x"))
     before.restore()
-    janitor = Janitor(apart.ownership, apart.queue, 3_600)  # new to this Redis, as after a lost connection
+    janitor = Janitor(apart)  # new to this Redis, as after a lost connection
 
     def level() -> bool:
         janitor.publish_ends()
@@ -363,7 +364,7 @@ def test_the_janitor_removes_a_stream_that_did_not_get_its_end_in_time(apart: Se
     apart.ownership.commit_end(owner.writer)
     with apart.database.session() as db:
         db.execute_sql("UPDATE runs SET finished_at = now() - interval '2 hours' WHERE id = %s", (run_id,))
-    Janitor(apart.ownership, apart.queue, stream_ttl_seconds=3_600).publish_ends()
+    Janitor(apart).publish_ends()
     assert _row(apart, run_id).published
     with Redis.from_url(apart.config.redis_url) as redis:
         assert redis.keys(f"rt:{{{run_id}}}:*") == [], "nothing would ever expire it"
@@ -520,7 +521,7 @@ def test_an_owner_is_lost_only_after_it_was_watched_for_the_lease(apart: Service
     monkeypatch.setattr("workers.janitor.time.monotonic", lambda: now[0])
     run_id = pending_run(apart).id
     owner = Owner(apart, run_id, f"w-{run_id}").adopt()
-    janitor = Janitor(apart.ownership, apart.queue, 3_600)
+    janitor = Janitor(apart)
 
     def status_after(seconds: float) -> str:
         now[0] += seconds

@@ -217,12 +217,16 @@ class TestWhatAnAgentEmits:
 
     def test_a_large_tool_result_is_cut_to_a_preview(self, server: Stack) -> None:
         run, events = _misbehave(server, "huge_tool_result")
-        assert run["output"] == {"rows": 10_000, "odd": True}
-        big, odd = _of(events, "tool.completed")
+        assert run["output"] == {"rows": 10_000}
+        (big,) = _of(events, "tool.completed")
         assert big["truncated"] is True
         assert big["bytes"] > 2_000_000
         assert len(dumps(big["preview"]).encode()) <= PREVIEW_MAX_BYTES
-        assert odd["preview"] == "<object>"
+
+    def test_a_tool_result_that_could_not_be_recorded_fails_the_run(self, server: Stack) -> None:
+        run, events = _misbehave(server, "odd_tool_result")
+        assert run["error"]["code"] == "invalid_output"
+        assert _of(events, "tool.failed")[0]["code"] == "interrupted"
 
     def test_secrets_do_not_leave_under_their_keys(self, server: Stack) -> None:
         run_id = server.start("misbehave", {"way": "secrets", "client_secret": SECRET})

@@ -1,25 +1,33 @@
 """What an agent sees of its run: `RunContext`, and the module-level `emit` for code shared with other paths.
 
-Every call is a cancel point: it may raise Interrupted, and does so once the run has been stopped.
+Every call takes the next number of its branch (see `workers.journal`), and is a cancel point: it may raise
+Interrupted, and does so once the run has been stopped.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePath
 from typing import Any, TypeVar
 
-import gevent
-
-from app.errors import InvalidEvent, InvalidJson, InvalidOutput, RuntailError, TooDeep
+from app.errors import InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
 from app.protocol.ending import reconcile
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
-from app.protocol.redaction import REDACTED, is_secret, preview
-from workers.emission import Emission
-from workers.handles import Message, Step, clamped, given
-from workers.interrupts import Interrupted
+from app.protocol.redaction import REDACTED, is_secret
+from workers.branches import side_by_side
+from workers.calls import Calls
+from workers.handles import Approval, Message, Step, clamped, given
+from workers.interrupts import Interrupted, Suspended, TimedOut
+from workers.programs import ProgramTimeout, run_program
+from workers.tools import Retries, Tool, ToolError, Tools, ms_since
+from workers.waits import Waits
+
+__all__ = ["Approval", "RunContext", "ToolError", "emit"]
 
 T = TypeVar("T")
 
@@ -33,29 +41,41 @@ def emit(type: str, payload: Mapping[str, Any]) -> None:
         run.emit(type, payload)
 
 
-class RunContext:
-    """One attempt of one run, in the hands of its agent.
+@dataclass(slots=True)
+class _Shared:
+    """What the branches of a run have in common."""
+
+    planned: list[dict[str, str]] = field(default_factory=list)
+    answered: bool = False
+    """An assistant message was written."""
+
+
+class RunContext(Waits):
+    """One branch of one run, in the hands of its agent.
 
     :ivar input: the run's input, as the agent's schema loaded it.
     """
 
     def __init__(
         self,
-        run_id: str,
         input: dict[str, Any],
-        emission: Emission,
+        calls: Calls,
         hooks: Hooks,
-        check: Callable[[], None],
+        interrupt: Callable[[Interrupted], None],
+        within: "RunContext | None" = None,
     ) -> None:
-        self.run_id = run_id
+        """
+        :param interrupt: stops the run.
+        :param within: the context of which this one is a branch.
+        """
+        super().__init__(calls)
+        self.run_id = calls.run_id
         self.input = input
-        self._emission = emission
         self._hooks = hooks
-        self._check = check
-        self._calls = 0
-        self._planned: list[dict[str, str]] = []
-        self._steps: list[Step] = []
-        self._tools: list[str] = []
+        self._interrupt = interrupt
+        self._shared: _Shared = within._shared if within else _Shared()
+        self._steps: list[Step] = list(within._steps) if within else []
+        self._tools: Tools = Tools(calls, self.sleep, within._tools.running if within else ())
 
     # Progress.
 
@@ -64,42 +84,60 @@ class RunContext:
 
         Said again, it changes the plan: a title that stays keeps its id, and so its status.
         """
-        op, type = self._next(), "plan.updated" if self._planned else "plan.created"
-        known = {step["title"]: step["id"] for step in self._planned}
-        self._planned = [
-            {"id": known.get(title, f"step_{op}_{n}"), "title": title} for n, title in enumerate(titles, 1)
-        ]
-        self._emit(type, {"steps": self._planned}, op)
-        return [step["id"] for step in self._planned]
+        planned = self._shared.planned
+        op, type = self._calls.next("plan."), "plan.updated" if planned else "plan.created"
+        known = {step["title"]: step["id"] for step in planned}
+        planned[:] = [{"id": known.get(title, f"step_{op}_{n}"), "title": title} for n, title in enumerate(titles, 1)]
+        self._calls.emit(type, {"steps": planned}, op)
+        return [step["id"] for step in planned]
 
     @contextmanager
-    def step(self, title: str, *, id: str | None = None) -> Iterator[Step]:
-        """A step of the work. Without an id, the planned step of that title, if there is one."""
-        op = self._next()
-        planned = (step["id"] for step in self._planned if step["title"] == title)
-        step = Step(id or next(planned, f"step_{op}"), lambda type, payload: self._emit(type, payload, op))
-        index = next((n for n, p in enumerate(self._planned) if p["id"] == step.id), len(self._planned))
-        self._emit("step.started", {"step_id": step.id, "title": title, "index": index}, op)
+    def step(self, title: str, *, id: str | None = None, timeout_s: float | None = None) -> Iterator[Step]:
+        """A step of the work. Without an id, the planned step of that title, if there is one.
+
+        :param timeout_s: a step that takes longer fails the run, as `timeout`. Waiting costs no time, and after a
+            crash or a wait it begins again.
+        """
+        op, planned = self._calls.next("step."), self._shared.planned
+        known = (step["id"] for step in planned if step["title"] == title)
+        step = Step(id or next(known, f"step_{op}"), lambda type, payload: self._calls.emit(type, payload, op))
+        index = next((n for n, p in enumerate(planned) if p["id"] == step.id), len(planned))
+        self._calls.emit("step.started", {"step_id": step.id, "title": title, "index": index}, op)
         self._steps.append(step)
         started = time.monotonic()
         try:
-            yield step
+            with self._limited(f"The step {title!r}", timeout_s):
+                yield step
         except Exception as failure:
-            error = _public(failure, "step_failed", "The step failed.")
-            self._emit("step.failed", {"step_id": step.id, "error": error}, op)
+            error = {"code": "step_failed", "message": "The step failed."}
+            if isinstance(failure, ToolError):
+                error = {"code": failure.code, "message": failure.detail}
+            self._calls.emit("step.failed", {"step_id": step.id, "error": error}, op)
             raise
         finally:
             self._steps.remove(step)
-        self._emit("step.completed", {"step_id": step.id, "duration_ms": _ms_since(started)}, op)
+        self._calls.emit("step.completed", {"step_id": step.id, "duration_ms": ms_since(started)}, op)
+
+    @contextmanager
+    def _limited(self, what: str, seconds: float | None) -> Iterator[None]:
+        if seconds is None:
+            yield
+            return
+        timed_out = TimedOut(f"{what} took longer than {seconds:g} s.")
+        stop = self._calls.emission.alarm(seconds, partial(self._interrupt, timed_out))
+        try:
+            yield
+        finally:
+            stop()
 
     def progress(self, fraction: float, label: str | None = None) -> None:
         """How far the running tool is, or outside a tool the running step. Outside both this does nothing."""
-        if self._tools:
-            call_id = self._tools[-1]
-            payload = {"tool_call_id": call_id, "fraction": clamped(fraction), **given(label=label)}
-            self._emit("tool.progress", payload, call_id)
+        op = self._calls.next("tool.progress", "step.progress")
+        about = {"fraction": clamped(fraction), **given(label=label)}
+        if self._tools.running:
+            self._calls.emit("tool.progress", {"tool_call_id": self._tools.running[-1].id, **about}, op)
         elif self._steps:
-            self._steps[-1].progress(fraction, label)
+            self._calls.emit("step.progress", {"step_id": self._steps[-1].id, **about}, op)
 
     # Tools.
 
@@ -110,72 +148,152 @@ class RunContext:
         *args: Any,
         label: str | None = None,
         summary: Mapping[str, Any] | None = None,
+        retries: int = 0,
+        backoff: float = 1.0,
         **kwargs: Any,
     ) -> T:
-        """Call a tool and return its result, once the result is committed.
+        """Call a tool and return its result, as JSON gives it back, once it is committed. It is not called again.
 
         :param label: a sentence for humans; the name where none is given.
         :param summary: the arguments that may be shown; none where it is not given.
-
-        What the tool raises passes through, after `tool.failed`.
+        :param retries: how often to call it again when it fails: with a ToolError that is retryable, or unforeseen.
+        :param backoff: seconds before the first of them; each pause is twice the one before.
+        :raises ToolError: the tool raised; what it has not foreseen is a `tool_error`.
         """
-        op = self._next()
-        call_id = f"call_{op}.{self._emission.writer.epoch}"
-        payload = {"tool_call_id": call_id, "name": name, "label": label or name, "summary": _shown(summary or {})}
+        about = {"label": label or name, "summary": _shown(summary or {})}
         if self._steps:
-            payload["step_id"] = self._steps[-1].id
-        self._emit("tool.started", payload, op)
-        self._tools.append(call_id)
-        started = time.monotonic()
-        try:
-            result = function(*args, **kwargs)
-        except Exception as error:
-            reason = _public(error, "tool_error", "The tool failed.")
-            retryable = isinstance(error, ToolError) and error.retryable
-            failed = {"tool_call_id": call_id, **reason, "retryable": retryable, "duration_ms": _ms_since(started)}
-            self._commit("tool.failed", failed, op)
-            raise
-        finally:
-            self._tools.remove(call_id)
-        completed = {"tool_call_id": call_id, **preview(result), "duration_ms": _ms_since(started)}
-        self._commit("tool.completed", completed, op)
+            about["step_id"] = self._steps[-1].id
+        arguments = {"args": args, "kwargs": kwargs}
+        tool = Tool(name, partial(function, *args, **kwargs), arguments, about)
+        result: T = self._tools.call(tool, Retries(retries, backoff))
         return result
+
+    @property
+    def tool_call_id(self) -> str:
+        """Within a tool: the id of its call."""
+        return self._tools.running[-1].id
+
+    @property
+    def idempotency_key(self) -> str:
+        """Within a tool: a key that is the same when the call is made again, after a crash or by its retry policy.
+
+        Give it to whoever has the effect: a call may have had it although its result was not recorded.
+        """
+        return self._tools.running[-1].idempotency_key
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | None = None,
+        timeout_s: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        label: str | None = None,
+    ) -> dict[str, Any]:
+        """Run a program as a tool: {returncode, stdout, stderr, truncated}. It ends when the run is stopped.
+
+        :param env: its whole environment; None: the worker's.
+        :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
+        """
+        name = PurePath(argv[0]).name
+
+        def run() -> dict[str, object]:
+            try:
+                return run_program(argv, input, timeout_s, cwd, env)
+            except OSError as error:
+                raise ToolError("not_started", f"{name} cannot be started.") from error
+            except ProgramTimeout as error:
+                raise ToolError("timeout", f"{name} took longer than {timeout_s:g} s.", retryable=True) from error
+
+        about = {"label": label or f"Running {name}", **({"step_id": self._steps[-1].id} if self._steps else {})}
+        arguments = {"argv": argv, "input": input, "cwd": cwd, "env": env}
+        result: dict[str, Any] = self._tools.call(Tool(name, run, arguments, about), Retries())
+        return result
+
+    def parallel(self, *functions: "Callable[[RunContext], T]") -> list[T]:
+        """Call each function with a context of its own, side by side. Returns their results, in order.
+
+        If one of them waits, the run does, once the others have ended. What the first that failed has raised is
+        raised when all have ended.
+        """
+        op = self._calls.next()
+
+        def call(n: int, function: "Callable[[RunContext], T]") -> T:
+            branch = self._calls.branch(f"{op}.{n}.")
+            context = RunContext(self.input, branch, self._hooks, self._interrupt, within=self)
+            with context.active():
+                return function(context)
+
+        try:
+            return side_by_side([partial(call, n, function) for n, function in enumerate(functions, 1)])
+        except Suspended as suspended:
+            self._calls.suspend(*suspended.waits)
 
     # Text.
 
     @contextmanager
     def message(self, role: str = "assistant") -> Iterator[Message]:
-        """A message that is written bit by bit. It is completed at the end of the block, also of one that raises."""
-        op = self._next()
-        message_id = f"msg_{op}.{self._emission.writer.epoch}"
-        message = Message(message_id, lambda text: self._delta(message_id, text, op))
-        self._emit("message.started", {"message_id": message.id, "role": role}, op)
+        """A message that is written bit by bit. It is completed at the end of the block, also of one that raises.
+
+        The block runs again after a crash; what it writes must then be the same. For a text that would not be, such
+        as a model's, use `stream`.
+        """
+        op = self._calls.next("message.", records="message")
+        self._shared.answered |= role == "assistant"
+        record = self._calls.recorded(op, "message", role)
+        if record is not None:
+            message_id = record.result["message_id"]
+            message = Message(message_id, partial(self._calls.unsaid, message_id))
+            yield message
+            if message.text != self._text(message_id):
+                self._calls.journal.broken(f"The message of call {op} had another text before.")
+            return
+        with self._new_message(op, role) as message:
+            yield message
+
+    @contextmanager
+    def _new_message(self, op: str, role: str) -> Iterator[Message]:
+        earlier = self._calls.journal.count(op, "message.started")
+        message_id = f"msg_{op}.{earlier + 1}" if earlier else f"msg_{op}"
+        message = Message(message_id, lambda text: self._calls.delta(message_id, text, op))
+        self._calls.emit_anew("message.started", {"message_id": message_id, "role": role}, op)
         try:
             yield message
         finally:
-            self._emit_last("message.completed", {"message_id": message.id, "chars": message.chars}, op)
+            event = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
+            result = {"message_id": message_id}
+            self._calls.quietly(lambda: self._calls.record(op, "message", role, result, event=event))
 
     def stream(self, texts: Iterable[str]) -> str:
-        """Write each text as it comes, as one message. Returns the whole."""
-        written: list[str] = []
-        with self.message() as message:
-            for text in texts:
-                written.append(message.write(text))
-        return "".join(written)
+        """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again."""
+        op = self._calls.next("message.", records="message")
+        self._shared.answered = True
+        try:
+            record = self._calls.recorded(op, "message", "assistant")
+            if record is not None:
+                return self._text(record.result["message_id"])
+            with self._new_message(op, "assistant") as message:
+                for text in texts:
+                    message.write(text)
+            return message.text
+        finally:
+            if isinstance(texts, Iterator) and hasattr(texts, "close"):
+                texts.close()  # a provider's stream ends with the run, not when somebody collects the garbage
+
+    def _text(self, message_id: str) -> str:
+        texts = (m["text"] for m in self._calls.state["messages"] if m["id"] == message_id)
+        return next(texts, "")
 
     # Evidence.
 
     def source(self, title: str, url: str | None = None, snippet: str | None = None) -> None:
         """Something that the answer rests on."""
-        self._emit("source.added", {"title": title, **given(url=url, snippet=snippet)}, self._next())
+        self._say("source.added", {"title": title, **given(url=url, snippet=snippet)})
 
     def check(self, name: str, passed: bool, score: float | None = None, note: str | None = None) -> None:
         """The outcome of a quality check."""
-        self._emit(
-            "quality.checked",
-            {"name": name, "passed": passed, **given(score=score, note=note)},
-            self._next(),
-        )
+        self._say("quality.checked", {"name": name, "passed": passed, **given(score=score, note=note)})
 
     def usage(
         self,
@@ -187,7 +305,7 @@ class RunContext:
     ) -> None:
         """What a model turn has used; the run's usage is the sum."""
         used = given(input_tokens=input_tokens, output_tokens=output_tokens, cost=cost, budget_used_pct=budget_used_pct)
-        self._emit("context.usage", used, self._next())
+        self._say("context.usage", used)
 
     def emit(self, type: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of your own, `custom.<name>`.
@@ -197,19 +315,15 @@ class RunContext:
         """
         if not type.startswith("custom."):
             raise InvalidEvent(f"An agent's own events are named custom.<name>, not {type!r}.")
-        self._emit(type, payload, self._next())
+        self._say(type, payload)
 
-    # Time.
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, and wake up at once when the run is stopped."""
-        self._check()
-        gevent.sleep(seconds)
+    def _say(self, type: str, payload: Mapping[str, Any]) -> None:
+        self._calls.emit(type, payload, self._calls.next(type))
 
     def cancel_point(self) -> None:
         """Raise Interrupted if the run has been stopped. Cheap enough for a loop that computes."""
-        self._emission.give_way()
-        self._check()
+        self._calls.emission.give_way()
+        self._calls.check()
 
     # For the executor.
 
@@ -229,73 +343,21 @@ class RunContext:
 
         :raises InvalidOutput: it is not JSON, or too large.
         :raises ReconciliationFailed: a text was returned that is not the one that was streamed.
+        :raises NondeterministicAgent: a recorded call was not made.
         """
-        self._emission.settle()
-        state = self._emission.writer.state
-        if isinstance(output, str) and not any(_is_answer(message) for message in state["messages"]):
+        self._calls.check()  # an agent may have caught what was to stop it
+        if isinstance(output, str) and not self._shared.answered:
             output = self.stream([output])
-            self._emission.settle()
+        self._calls.journal.check_used_up()
+        self._calls.emission.settle()
+        state = self._calls.state
         try:
             payload = {"output": reconcile(state, clean(output)), "usage": state["usage"], "digest": ""}
             return self._hooks("run.completed", payload)["output"]
         except (InvalidJson, TooDeep, InvalidEvent) as error:
             raise InvalidOutput(f"The agent's output is not valid: {error.detail}") from error
 
-    # Inside.
-
-    def _next(self) -> str:
-        self._calls += 1
-        return str(self._calls)
-
-    def _emit(self, type: str, payload: Mapping[str, Any], op: str) -> None:
-        self._check()
-        self._emission.emit(type, self._hooks(type, payload), op)
-
-    def _emit_last(self, type: str, payload: Mapping[str, Any], op: str) -> None:
-        """For a `finally`: a run that has been stopped is closed by whoever ends it."""
-        try:
-            self._emit(type, payload, op)
-        except Interrupted:
-            return
-
-    def _commit(self, type: str, payload: Mapping[str, Any], op: str) -> None:
-        self._check()
-        self._emission.commit(type, self._hooks(type, payload), op)
-
-    def _delta(self, message_id: str, text: str, op: str) -> str:
-        self._check()
-        outbound = self._hooks.delta(message_id, text)
-        self._emission.delta(message_id, outbound, op)
-        return outbound
-
-
-class ToolError(RuntailError):
-    """Raise it in a tool to say in public what went wrong.
-
-    :param code: a short stable word.
-    """
-
-    def __init__(self, code: str, detail: str, *, retryable: bool = False) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.retryable = retryable
-
-
-def _public(error: Exception, code: str, message: str) -> dict[str, str]:
-    """What may be said of an error: what a ToolError says of itself, of any other only that it happened."""
-    if isinstance(error, ToolError):
-        return {"code": error.code, "message": error.detail}
-    return {"code": code, "message": message}
-
 
 def _shown(summary: Mapping[str, Any]) -> str:
     pairs = (f"{key}={REDACTED if is_secret(key) else value}" for key, value in summary.items())
     return ", ".join(pairs)[:SUMMARY_MAX_CHARS]
-
-
-def _is_answer(message: Mapping[str, Any]) -> bool:
-    return bool(message["role"] == "assistant" and message["status"] != "abandoned")
-
-
-def _ms_since(started: float) -> int:
-    return round((time.monotonic() - started) * 1_000)

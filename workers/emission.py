@@ -13,7 +13,7 @@ from gevent.event import Event as Flag
 
 from app.protocol.events import dumps
 from app.storage.log_writer import LogWriter
-from app.storage.run_store import Checkpoint
+from app.storage.run_store import Checkpoint, NewApproval, OpRecord
 from workers.interrupts import Interrupted, Lost
 
 DELTA_SECONDS = 0.040
@@ -60,6 +60,14 @@ class Emission:
         self._delta_chars = 0
         self._delta_sent = 0.0
         self._slice_end = time.monotonic() + SLICE_SECONDS
+        self._ops: list[OpRecord] = []
+        self._approvals: list[NewApproval] = []
+        self._ops_made = self._ops_archived = 0
+
+    @property
+    def unarchived(self) -> bool:
+        """Something is to be committed."""
+        return self.writer.archived < self.writer.head or bool(self._ops)
 
     def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
         """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""
@@ -69,14 +77,49 @@ class Emission:
         self._mover.append_soon(self)
         self.give_way()
 
-    def commit(self, type: str, payload: dict[str, Any], op: str) -> None:
-        """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis."""
+    def note(self, type: str, payload: dict[str, Any]) -> None:
+        """Add an event that is not the agent's, without ever blocking. Does nothing once the agent has ended."""
+        if not self.closed:
+            self.settle()
+            self.writer.add(type, payload)
+            self._mover.append_soon(self)
+
+    def commit(
+        self,
+        type: str,
+        payload: dict[str, Any],
+        op: str,
+        *,
+        record: OpRecord | None = None,
+        approval: NewApproval | None = None,
+    ) -> None:
+        """Add an event that is a fact: this returns once it is archived, and only then it goes to Redis.
+
+        :param record, approval: committed with it.
+        """
         self._must_be_open()
         self.settle()
         seq = self.writer.add(type, payload, op=op, commit_first=True).seq
+        if record is not None:
+            self._add_op(record)
+        if approval is not None:
+            self._approvals.append(approval)
         self._mover.archive_soon(self)
         while self.writer.archived < seq:
             self._wait_moved()
+
+    def record(self, record: OpRecord) -> None:
+        """Commit what a call came to, which no event tells of."""
+        self._must_be_open()
+        n = self._add_op(record)
+        self._mover.archive_soon(self)
+        while self._ops_archived < n:
+            self._wait_moved()
+
+    def _add_op(self, record: OpRecord) -> int:
+        self._ops.append(record)
+        self._ops_made += 1
+        return self._ops_made
 
     def delta(self, message_id: str, text: str, op: str) -> None:
         """Add text to a message. What comes in quick succession becomes one event."""
@@ -109,7 +152,16 @@ class Emission:
         if now >= self.state_due:
             state = dumps(writer.state)
             self.state_due = now + max(STATE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
-        return Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), state, writer.head)
+        unarchived, ops, approvals = writer.unarchived(), tuple(self._ops), tuple(self._approvals)
+        return Checkpoint(writer.run_id, writer.epoch, unarchived, state, writer.head, ops, approvals)
+
+    def mark_archived(self, checkpoint: Checkpoint) -> None:
+        """Postgres has taken this checkpoint."""
+        self.writer.mark_archived(checkpoint.state_seq)
+        del self._ops[: len(checkpoint.ops)]
+        del self._approvals[: len(checkpoint.approvals)]
+        self._ops_archived += len(checkpoint.ops)
+        self.moved.set()
 
     def give_way(self) -> None:
         """Wait while too much is in memory only; let the others run once this run's slice of time is over."""
@@ -118,6 +170,15 @@ class Emission:
         if time.monotonic() >= self._slice_end:
             gevent.sleep(PAUSE_SECONDS)
             self._slice_end = time.monotonic() + SLICE_SECONDS
+
+    def sleep(self, seconds: float) -> None:
+        """Let the others run for so long; the end of the run wakes the sleeper."""
+        gevent.sleep(seconds)
+
+    def alarm(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+        """Have something done in so many seconds, unless what is returned is called before."""
+        timer = gevent.spawn_later(seconds, action)
+        return lambda: timer.kill(block=False)
 
     def _wait_moved(self) -> None:
         self.moved.clear()

@@ -187,7 +187,7 @@ class Emitter:
         with self._archiving:
             wanted = set(self._emissions.values()) if tick else set(self._to_archive)
             self._to_archive.clear()
-            due = [e for e in wanted if e.writer.archived < e.writer.head]
+            due = [e for e in wanted if e.unarchived]
             if due:
                 self._archive(due)
 
@@ -207,7 +207,7 @@ class Emitter:
                     self._archive([emission])
             return
         for emission, checkpoint in made:
-            self._archived(emission, checkpoint.state_seq, owned.get(checkpoint.run_id))
+            self._archived(emission, checkpoint, owned.get(checkpoint.run_id))
 
     def _checkpoints(self, due: list[Emission]) -> list[tuple[Emission, Checkpoint]]:
         made = []
@@ -223,12 +223,11 @@ class Emitter:
         log.exception("%s cannot be archived; this attempt ends here.", emission.writer.run_id)
         emission.interrupt(Lost())
 
-    def _archived(self, emission: Emission, seq: int, cancel_requested: bool | None) -> None:
+    def _archived(self, emission: Emission, checkpoint: Checkpoint, cancel_requested: bool | None) -> None:
         if cancel_requested is None:
             emission.interrupt(Lost())
             return
-        emission.writer.mark_archived(seq)
-        emission.moved.set()
+        emission.mark_archived(checkpoint)
         self.append_soon(emission)
         if cancel_requested:
             emission.interrupt(Cancelled())

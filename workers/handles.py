@@ -1,12 +1,27 @@
-"""What a `with` block of RunContext hands to the agent: a step, a message."""
+"""What RunContext hands to the agent: a step, a message, the outcome of an approval."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from app.protocol.events import clean_text
 
 DELTA_MAX_CHARS = 65_536
 """A longer text is written as several deltas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What came of a question: `decision` is approved, denied or expired."""
+
+    decision: str
+    by: str | None
+    comment: str | None
+
+    @property
+    def approved(self) -> bool:
+        """Somebody said yes."""
+        return self.decision == "approved"
 
 
 class Step:
@@ -26,15 +41,20 @@ class Message:
 
     def __init__(self, id: str, send: Callable[[str], str]) -> None:
         self.id = id
-        self.chars = 0
+        self._written: list[str] = []
         self._send = send
+
+    @property
+    def text(self) -> str:
+        """What was written so far, as it went out."""
+        return "".join(self._written)
 
     def write(self, text: str) -> str:
         """Add text. Returns it as it went out: cleaned of NUL and lone surrogates, and past the hooks."""
         cleaned = clean_text(text)
         parts = range(0, len(cleaned), DELTA_MAX_CHARS)
         written = "".join(self._send(cleaned[start : start + DELTA_MAX_CHARS]) for start in parts)
-        self.chars += len(written)
+        self._written.append(written)
         return written
 
 

@@ -1,5 +1,9 @@
 """What is thrown into an agent to stop it. BaseExceptions, so that `except Exception` lets them pass."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
 from greenlet import GreenletExit
 
 
@@ -12,7 +16,11 @@ class Cancelled(Interrupted):
 
 
 class TimedOut(Interrupted):
-    """The run's time is over."""
+    """The time of the run, or of one of its steps, is over. `limit` says which, for humans."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 class Lost(Interrupted):
@@ -21,3 +29,21 @@ class Lost(Interrupted):
 
 class Drained(Interrupted):
     """The worker is going down; the run goes back to pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Something that a run waits for: `on` is approval, input or time."""
+
+    on: str
+    id: str
+    until: datetime | None = None
+    """It waits no longer than until then."""
+
+
+class Suspended(Interrupted):
+    """The run is to wait, which costs nothing: the agent unwinds, and runs again from the top afterwards."""
+
+    def __init__(self, waits: Sequence[Wait]) -> None:
+        super().__init__()
+        self.waits = waits

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 import gevent
 
 from app.errors import StoreUnavailable
-from app.storage.ownership import Ownership
-from app.storage.run_queue import RunQueue
 from app.storage.run_store import OwnerBeat
+from app.wiring import Services
 
 PASS_SECONDS = 1.0
 LEASE_SECONDS = 6.0
@@ -30,13 +29,14 @@ log = logging.getLogger(__name__)
 class Janitor:
     """One pass each PASS_SECONDS."""
 
-    def __init__(self, ownership: Ownership, queue: RunQueue, stream_ttl_seconds: int, *others: Duty) -> None:
+    def __init__(self, services: Services, *others: Duty) -> None:
         """:param others: what else is to be done in each pass."""
-        self._store = ownership.store
-        self._ownership = ownership
-        self._queue = queue
-        self._stream_ttl_seconds = stream_ttl_seconds
-        self._duties = (self.release_lost, self.enqueue_forgotten, self.publish_ends, *others)
+        self._store = services.store
+        self._ownership = services.ownership
+        self._waits = services.waits
+        self._queue = services.queue
+        self._stream_ttl_seconds = services.config.stream_ttl_seconds
+        self._duties = (self.release_lost, self.wake_due, self.enqueue_forgotten, self.publish_ends, *others)
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
         self._looked = time.monotonic()
@@ -76,6 +76,11 @@ class Janitor:
         self._looked = now
         self._seen = {beat: self._seen.get(beat, now) for beat in beats}
         return [beat for beat, since in self._seen.items() if now - since > LEASE_SECONDS]
+
+    def wake_due(self) -> None:
+        """Expire the approvals whose time is over, and wake the runs that have slept long enough."""
+        for run in (*self._waits.expire_due(BATCH), *self._waits.wake_due(BATCH)):
+            self._queue.enqueue(run.id, run.epoch, run.queue)
 
     def enqueue_forgotten(self) -> None:
         """Enqueue pending runs that have no job."""

@@ -37,10 +37,8 @@ class WorkerProcess:
         self._emitter = Emitter(services.ownership)
         self._heartbeat = Heartbeat(config.database_url, self.id)
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
-        self._janitor = Janitor(services.ownership, services.queue, config.stream_ttl_seconds, unwatched.cancel)
-        self._executor = Executor(
-            config, services.ownership, services.queue, self._emitter, self._agents, services.hooks, self.id
-        )
+        self._janitor = Janitor(services, unwatched.cancel)
+        self._executor = Executor(services, self._emitter, self._agents, self.id)
 
     def run(self) -> None:
         """Work until a signal asks to stop, then drain."""

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from workers.context import RunContext
 
 ENTRY_POINTS = "runtail.agents"
+GEVENT, PROCESS = "gevent", "process"
+"""Isolations: many runs share a process and take turns, or each has a process to itself."""
+RESUME, RESTART, FAIL = "resume", "restart", "fail"
+"""What a run does that another version of its agent began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,8 @@ class Agent:
     function: Callable[["RunContext"], object]
     input: type[Schema]
     version: str
-    isolation: str
+    isolation: str = GEVENT
+    on_version_change: str = RESUME
 
     def load(self, input: dict[str, Any]) -> dict[str, Any]:
         """The input with defaults filled in.
@@ -45,15 +50,28 @@ class Agent:
         return AgentRecord(self.name, input_schema(self.input), self.isolation, self.version)
 
 
-def agent(name: str, *, input: type[Schema], version: str = "1") -> Callable[[Callable[["RunContext"], object]], Agent]:
+def agent(
+    name: str,
+    *,
+    input: type[Schema],
+    version: str = "1",
+    isolation: str = GEVENT,
+    on_version_change: str = RESUME,
+) -> Callable[[Callable[["RunContext"], object]], Agent]:
     """Declare a function as the agent `name`.
 
     :param input: marshmallow schema of the run's input; validated at POST and loaded before the function is called.
-    :param version: change it when a run that is under way could not go on with the new code.
+    :param version: change it when the function makes other calls than before.
+    :param isolation: `process` for an agent that computes for long or blocks: it gets a process for each run.
+    :param on_version_change: what becomes of a run that another version began: `resume` goes on with its recorded
+        calls, which the new code must repeat; `restart` begins again from the top, calling every tool anew; `fail`
+        ends it as `agent_changed`.
     """
+    if isolation not in (GEVENT, PROCESS) or on_version_change not in (RESUME, RESTART, FAIL):
+        raise ValueError(f"The agent {name!r} has no valid isolation or on_version_change.")
 
     def declare(function: Callable[["RunContext"], object]) -> Agent:
-        return Agent(name, function, input, version, "gevent")
+        return Agent(name, function, input, version, isolation, on_version_change)
 
     return declare
 

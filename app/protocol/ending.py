@@ -38,12 +38,25 @@ class Ending:
         return f"run.{self.status}"
 
 
-def closing(state: Mapping[str, Any], ending: Ending) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The events (type, payload) that close whatever the state still has open, innermost first."""
+NOT_DECIDED = {"decision": "expired", "by": None, "comment": "The run has ended."}
+"""What became of an approval that was still open at the end of its run."""
+
+
+def closing(
+    state: Mapping[str, Any], ending: Ending, decided: Mapping[str, Mapping[str, str | None]] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events (type, payload) that close whatever the state still has open, innermost first.
+
+    :param decided: {decision, by, comment} of approvals that the log does not know to be decided.
+    """
     for message in state["messages"]:
         if message["status"] == "open":
             yield "message.completed", {"message_id": message["id"], "chars": len(message["text"])}
     code = "cancelled" if ending.status == "cancelled" else "interrupted"
+    for approval in state["approvals"]:
+        if approval["status"] == "open":
+            outcome = (decided or {}).get(approval["id"], NOT_DECIDED)
+            yield "approval.resolved", {"approval_id": approval["id"], **outcome}
     for call in state["tool_calls"]:
         if call["status"] == "running":
             yield "tool.failed", {"tool_call_id": call["id"], "code": code, "retryable": False}

@@ -44,14 +44,22 @@ def _run_started(state: State, payload: Item) -> None:
     state["attempt"] = payload["attempt"]
 
 
-def _run_step(state: State, payload: Item) -> None:
+def _run_resumed(state: State, payload: Item) -> None:
     _run_started(state, payload)
-    restart: bool = payload["restart"]
-    for message in state["messages"]:
-        if restart or message["status"] == "open":
-            message["status"] = "abandoned"
-    if restart:
+    _abandon(state, all=payload.get("restart", False))
+
+
+def _run_step(state: State, payload: Item) -> None:
+    _run_resumed(state, payload)
+    if payload["restart"]:
         _start_over(state)
+
+
+def _abandon(state: State, all: bool) -> None:
+    """Agents run again from the top: what they had not finished writing they write anew."""
+    for message in state["messages"]:
+        if all or message["status"] == "open":
+            message["status"] = "abandoned"
     _follow_answer(state)
 
 
@@ -295,7 +303,7 @@ RULES: dict[str, Callable[[State, dict[str, Any]], None]] = {
     "run.started": _run_started,
     "run.step": _run_step,
     "run.waiting": _run_waiting,
-    "run.resumed": _run_started,
+    "run.resumed": _run_resumed,
     "run.completed": _run_completed,
     "run.failed": _run_failed,
     "run.cancelled": _run_cancelled,

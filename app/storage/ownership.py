@@ -11,8 +11,9 @@ Postgres decides, Redis enforces. The rules (checked by exploring their interlea
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from app.errors import Behind, Fenced
 from app.protocol.ending import Ending, closing, terminal_payload
@@ -36,7 +37,7 @@ class Ownership:
     log: EventLog
 
     def claim(self, run_id: str, owner: str) -> tuple[RunRecord, LogWriter] | None:
-        """Take a pending run without executing it: to finish it. None: it is not pending.
+        """Take a pending or waiting run without executing it: to finish it. None: it is neither.
 
         :raises Fenced: it was taken over meanwhile.
         """
@@ -68,9 +69,27 @@ class Ownership:
 
     def end(self, writer: LogWriter, ending: Ending) -> None:
         """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed."""
-        for type, payload in list(closing(writer.state, ending)):
+        open_approvals = any(approval["status"] == "open" for approval in writer.state["approvals"])
+        decided = self.store.decided(writer.run_id) if open_approvals else {}
+        for type, payload in list(closing(writer.state, ending, decided)):
             writer.add(type, payload)
         writer.add(ending.type, terminal_payload(writer.state, ending), commit_first=True)
+
+    def suspend(
+        self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
+    ) -> bool:
+        """Let the run wait, as `RunStore.suspend` does; False: it goes on, and stays ours.
+
+        :raises Fenced: another owner has the run, as it has when an earlier call was carried out although its answer
+            was lost and what the run waits for has come since.
+        """
+        try:
+            return self.store.suspend(last, approval_ids, inputs_seen, wake_at)
+        except Fenced:
+            run = self.store.get(last.run_id)
+            if run is None or (run.epoch, run.status) != (last.epoch, "waiting"):
+                raise
+            return True
 
     def commit_end(self, writer: LogWriter) -> None:
         """Commit what `end` wrote.

@@ -303,6 +303,14 @@ class RunStore:
                  WHERE id = %s AND finished_at IS NULL RETURNING {RUN_COLUMNS}"""
         return self._one(sql, reason, run_id) or self.get(run_id)
 
+    def decided(self, run_id: str) -> dict[str, dict[str, str | None]]:
+        """The decisions on a run's approvals, by their ids: {decision, by, comment}."""
+        sql = """SELECT id, decision, decided_by, comment FROM approvals
+                 WHERE run_id = %s AND decision IS NOT NULL"""
+        with self._database.session() as db:
+            found = db.execute_sql(sql, (run_id,)).fetchall()
+        return {id: {"decision": decision, "by": by, "comment": comment} for id, decision, by, comment in found}
+
     def owned_by(self, owner: str) -> list[OwnedRun]:
         """The running runs of this owner."""
         sql = """SELECT id, epoch, queue, cancel_requested,

@@ -1,0 +1,53 @@
+"""A run under way in this process, as seen by those who may stop it."""
+
+import logging
+from typing import Any
+
+import gevent
+from gevent.event import Event as Flag
+
+from app.storage.run_store import RunRecord
+from workers.emission import Emission
+from workers.interrupts import Interrupted, TimedOut
+
+STOP_SECONDS = 1.0
+"""Time that an agent gets for its `finally` blocks once it has been stopped."""
+
+log = logging.getLogger(__name__)
+
+
+class Execution:
+    """One run, from its claim until it ends, waits or goes elsewhere.
+
+    :ivar emission: of the stretch that is under way.
+    """
+
+    def __init__(self, run: RunRecord) -> None:
+        self.run = run
+        self.emission: Emission | None = None
+        self.interruption: Interrupted | None = None
+        self.done = Flag()
+        self._stirred = Flag()
+
+    def interrupt(self, interruption: Interrupted) -> None:
+        """Stop the agent, now; only the first call counts."""
+        if self.interruption is None:
+            self.interruption = interruption
+            self._stirred.set()
+
+    def check(self) -> None:
+        """The cancel point. An agent that caught its interruption meets it here again."""
+        if self.interruption is not None:
+            raise self.interruption
+
+    def wait(self, greenlet: "gevent.Greenlet[..., Any]", seconds: float | None) -> None:
+        """Wait until the agent has ended, or was interrupted and has stopped or let STOP_SECONDS pass."""
+        if self.interruption is None:
+            self._stirred.clear()  # it was set by the end of an earlier stretch
+        greenlet.rawlink(lambda _: self._stirred.set())
+        if not self._stirred.wait(seconds):
+            self.interrupt(TimedOut(f"The run took longer than {seconds} s."))
+        if self.interruption is not None and not greenlet.ready():
+            greenlet.kill(self.interruption, timeout=STOP_SECONDS)
+            if not greenlet.ready():
+                log.warning("The agent of %s goes on although it was stopped; nothing it emits counts.", self.run.id)

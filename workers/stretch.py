@@ -1,0 +1,193 @@
+"""One stretch of a run: its agent's function, called once from the top, and what comes of that.
+
+A run has one stretch where nothing happens to it, another one after each crash, hand-over and wait. What earlier ones
+have done is in the journal, and is not done again.
+"""
+
+import logging
+from typing import Any
+
+import gevent
+
+from app import errors
+from app.errors import Fenced, RuntailError
+from app.protocol.ending import Ending
+from app.storage.log_writer import LogWriter
+from app.storage.run_store import RunRecord
+from app.wiring import Services
+from workers.calls import Calls
+from workers.context import RunContext
+from workers.emission import Emission
+from workers.emitter import Emitter
+from workers.execution import Execution
+from workers.interrupts import Cancelled, Drained, Interrupted, Suspended, TimedOut
+from workers.journal import Journal
+from workers.registry import FAIL, RESTART, Agent
+from workers.retry import until_reachable
+
+RESUMED = "resumed"
+"""Why there is another stretch when a run was waiting."""
+
+INPUTS = 100
+"""Inputs of one run that are read at a time."""
+
+Outcome = Ending | Suspended | Drained
+"""The run ends, is to wait, or is to be handed back."""
+
+log = logging.getLogger(__name__)
+
+
+class Stretches:
+    """Executes stretches of runs, for one worker process."""
+
+    def __init__(self, services: Services, emitter: Emitter, agents: dict[str, Agent], worker_id: str) -> None:
+        self._services = services
+        self._ownership = services.ownership
+        self._emitter = emitter
+        self._agents = agents
+        self._worker_id = worker_id
+
+    def execute(self, execution: Execution, writer: LogWriter, reason: str | None) -> Outcome:
+        """Execute the next stretch of a run.
+
+        :param reason: why there is another one; None: this is the first.
+        :raises Fenced: another worker owns the run.
+        """
+        journal = self._journal(execution.run, reason)
+        emission = execution.emission = self._emitter.open(writer, execution.interrupt)
+        try:
+            return self._outcome(execution, emission, journal, reason)
+        finally:
+            self._emitter.close(emission)
+
+    def bring_inputs(self, emission: Emission, sent: int | None = None) -> None:
+        """Write down the inputs that the log does not hold yet. May be done at any time, by several at once.
+
+        :param sent: how many there are; None: that is not known.
+        :raises StoreUnavailable: Postgres cannot be reached.
+        """
+        run_id, held = emission.writer.run_id, emission.writer.state["inputs"]
+        while not emission.closed and (sent is None or len(held) < sent):
+            inputs = self._services.waits.inputs(run_id, len(held), INPUTS)
+            for input in inputs:
+                if input.n == len(held) + 1:
+                    emission.note("input.received", {"input_id": f"inp_{input.n}", "text": input.text})
+            if len(inputs) < INPUTS:
+                return
+
+    def _journal(self, run: RunRecord, reason: str | None) -> Journal:
+        if reason is None:
+            return Journal()
+        return Journal(until_reachable(lambda: self._services.journal.recorded(run.id)), run.generation)
+
+    def _outcome(self, execution: Execution, emission: Emission, journal: Journal, reason: str | None) -> Outcome:
+        run = execution.run
+        # Read after the claim is complete: from here on a cancel rings this worker.
+        if until_reachable(lambda: self._ownership.confirm(run.id, run.epoch)):
+            return self._cancelled(run)
+        if run.attempt > self._services.config.run_max_attempts:
+            return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
+        try:
+            journal = self._heed_version(run, journal)
+        except errors.AgentChanged as changed:
+            return Ending.failed(changed)
+        self._announce(run, emission, journal, reason)
+        if reason is not None:  # what is sent to a run that has not begun comes with the first look at its commands
+            until_reachable(lambda: self.bring_inputs(emission))
+        found = self._call_agent(execution, emission, journal)
+        match execution.interruption:
+            case None:
+                assert found is not None
+                return found
+            case Cancelled():
+                return self._cancelled(run)
+            case TimedOut() as timed_out:
+                return Ending.failed(errors.RunTimeout(timed_out.limit))
+            case Drained() as drained:
+                return found if isinstance(found, Suspended) else drained
+            case _:
+                raise Fenced(f"{run.id} has another owner.")
+
+    def _cancelled(self, run: RunRecord) -> Ending:
+        row = until_reachable(lambda: self._ownership.store.get(run.id))
+        return Ending.cancelled((row and row.cancel_reason) or "requested")
+
+    def _heed_version(self, run: RunRecord, journal: Journal) -> Journal:
+        """The journal to go on with, where the agent is not of the version that the run was last executed with.
+
+        :raises AgentChanged: it does not go on with such a run.
+        :raises Fenced: another worker owns the run.
+        """
+        agent = self._agents.get(run.agent)
+        if agent is None or agent.version == run.agent_version:
+            return journal
+        generation = run.generation
+        if journal and agent.on_version_change == FAIL:
+            raise errors.AgentChanged(f"The run began with version {run.agent_version} of {agent.name!r}.")
+        if journal and agent.on_version_change == RESTART:
+            generation += 1
+            journal = journal.given_up()
+        until_reachable(lambda: self._ownership.store.set_version(run.id, run.epoch, agent.version, generation))
+        return journal
+
+    def _announce(self, run: RunRecord, emission: Emission, journal: Journal, reason: str | None) -> None:
+        if reason is None:
+            emission.emit("run.started", {"attempt": run.attempt, "worker": self._worker_id}, "")
+        elif reason == RESUMED:
+            emission.emit("run.resumed", {"attempt": run.attempt}, "")
+        else:
+            restart = journal.generation > 1 and not journal
+            emission.emit("run.step", {"attempt": run.attempt, "reason": reason, "restart": restart}, "")
+
+    def _call_agent(self, execution: Execution, emission: Emission, journal: Journal) -> Ending | Suspended | None:
+        """Call the agent and wait for it; what comes back counts only if nothing has interrupted it."""
+        greenlet: gevent.Greenlet[..., Ending | Suspended | None]
+        greenlet = gevent.Greenlet(self._perform, execution, emission, journal)
+        greenlet.start()
+        run = execution.run
+        limit = self._services.config.run_timeout_seconds if run.timeout_s is None else run.timeout_s
+        execution.wait(greenlet, limit or None)
+        # A greenlet that was killed before it began has the interruption for its value.
+        return greenlet.value if isinstance(greenlet.value, Ending | Suspended) else None
+
+    def _perform(self, execution: Execution, emission: Emission, journal: Journal) -> Ending | Suspended | None:
+        """In the agent's greenlet: from the input to an ending."""
+        run, hooks = execution.run, self._services.hooks
+        try:
+            agent, input = self._prepare(run)
+            calls = Calls(emission, hooks, execution.check, journal)
+            context = RunContext(input, calls, hooks, execution.interrupt)
+            with context.active():
+                output = context.conclude(agent.function(context))
+            return Ending.completed(output)
+        except Suspended as suspended:
+            return suspended
+        except Interrupted:
+            if execution.interruption is None:
+                log.exception("The agent of %s raised an interruption of its own.", run.id)
+                return Ending.failed(errors.AgentError())
+            return None  # whoever interrupted knows the ending
+        except RuntailError as error:
+            log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
+            return Ending.failed(error if isinstance(error, _PUBLIC) else errors.AgentError())
+        except BaseException:  # SystemExit among them: an agent must not end its worker
+            log.exception("The agent of %s raised.", run.id)
+            return Ending.failed(errors.AgentError())
+
+    def _prepare(self, run: RunRecord) -> tuple[Agent, dict[str, Any]]:
+        agent = self._agents.get(run.agent)
+        if agent is None:
+            raise errors.AgentUnavailable(f"This worker has no agent {run.agent!r}.")
+        try:
+            return agent, agent.load(run.input)
+        except errors.InvalidInput as error:
+            raise errors.AgentUnavailable(error.detail) from error
+
+
+_PUBLIC = (
+    errors.AgentUnavailable,
+    errors.InvalidOutput,
+    errors.NondeterministicAgent,
+    errors.ReconciliationFailed,
+)
+"""What may be told of a failure; anything else is an agent_error whose details are in the log."""

@@ -1,0 +1,135 @@
+"""Calling a tool: its entries in the timeline, its record, its retries."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from app.errors import InvalidOutput, NondeterministicAgent, RuntailError
+from app.protocol.redaction import preview
+from workers.calls import Calls, as_result
+
+UNFORESEEN = "tool_error"
+"""Code of a failure that the tool has not foreseen with a ToolError of its own."""
+
+
+class ToolError(RuntailError):
+    """Raise it in a tool to say in public what went wrong.
+
+    :param code: a short stable word.
+    :param retryable: the same call may succeed later.
+    """
+
+    def __init__(self, code: str, detail: str, *, retryable: bool = False) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.retryable = retryable
+
+    @property
+    def worth_another_try(self) -> bool:
+        """It may succeed later, or nobody knows."""
+        return self.retryable or self.code == UNFORESEEN
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a failed call is made again, and after how many seconds; each pause is twice the one before."""
+
+    times: int = 0
+    backoff: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What is called. `arguments` distinguish this call from another; `about` is {label, summary, step_id?}."""
+
+    name: str
+    function: Callable[[], Any]
+    arguments: object
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call under way."""
+
+    op: str
+    id: str
+    idempotency_key: str
+    """The same whenever this call is made again: after a crash, and by the retry policy."""
+
+
+class Tools:
+    """The tool calls of one branch."""
+
+    def __init__(self, calls: Calls, sleep: Callable[[float], None], running: Sequence[ToolCall] = ()) -> None:
+        """:param sleep: as a call of the agent."""
+        self._calls = calls
+        self._sleep = sleep
+        self.running = list(running)
+        """The calls under way, innermost last."""
+
+    def call(self, tool: Tool, retries: Retries) -> Any:
+        """Call a tool. Returns its result as JSON, once that is recorded.
+
+        :raises ToolError: the tool raised, and the policy has come to its end.
+        :raises InvalidOutput: its result is not JSON.
+        """
+        first = ""
+        for attempt in range(retries.times + 1):
+            op = self._calls.next("tool.", records="tool")
+            first = first or op
+            try:
+                return self._once(tool, ToolCall(op, f"call_{op}", f"{self._calls.run_id}:{first}"))
+            except ToolError as error:
+                if attempt == retries.times or not error.worth_another_try:
+                    raise
+            self._sleep(retries.backoff * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _once(self, tool: Tool, call: ToolCall) -> Any:
+        record = self._calls.recorded(call.op, "tool", tool.name, tool.arguments)
+        if record is None:
+            return self._make(tool, call)
+        if record.failed:
+            raise ToolError(record.result["code"], record.result["detail"], retryable=record.result["retryable"])
+        return record.result
+
+    def _make(self, tool: Tool, call: ToolCall) -> Any:
+        self._calls.emit("tool.started", {"tool_call_id": call.id, "name": tool.name, **tool.about}, call.op)
+        started = time.monotonic()
+        try:
+            with self._within(call):
+                result = as_result(tool.function(), f"the tool {tool.name!r}")
+        except (InvalidOutput, NondeterministicAgent):
+            raise  # of the agent, not of the tool
+        except Exception as error:
+            self._fail(tool, call, error, started)
+        payload = {"tool_call_id": call.id, **preview(result), "duration_ms": ms_since(started)}
+        event = ("tool.completed", payload)
+        self._calls.record(call.op, "tool", tool.name, result, arguments=tool.arguments, event=event)
+        return result
+
+    def _fail(self, tool: Tool, call: ToolCall, cause: Exception, started: float) -> NoReturn:
+        error = cause if isinstance(cause, ToolError) else ToolError(UNFORESEEN, "The tool failed.")
+        result = {"code": error.code, "detail": error.detail, "retryable": error.retryable}
+        shown = {"tool_call_id": call.id, "code": error.code, "message": error.detail, "retryable": error.retryable}
+        event = ("tool.failed", {**shown, "duration_ms": ms_since(started)})
+        recorded = as_result(result, f"the tool {tool.name!r}")
+        self._calls.record(call.op, "tool", tool.name, recorded, arguments=tool.arguments, failed=True, event=event)
+        raise error from cause
+
+    @contextmanager
+    def _within(self, call: ToolCall) -> Iterator[None]:
+        self.running.append(call)
+        try:
+            with self._calls.within(call.op):
+                yield
+        finally:
+            self.running.remove(call)
+
+
+def ms_since(started: float) -> int:
+    """Milliseconds since a moment of the monotonic clock."""
+    return round((time.monotonic() - started) * 1_000)

@@ -1,0 +1,130 @@
+"""The part of RunContext in which time passes, or somebody is waited for; and what is different each time it is asked.
+
+To wait for long is to suspend: the agent unwinds, and runs again from the top once what it waits for is there.
+"""
+
+import random
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from app.protocol.events import clean_text, timestamp
+from app.storage.run_store import ApprovalRecord, NewApproval
+from workers.calls import Calls
+from workers.handles import Approval
+from workers.interrupts import Wait
+
+LONG_SLEEP_SECONDS = 60.0
+"""A sleep of at least so long suspends the run."""
+
+
+class Waits:
+    """See `RunContext`."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, and wake up at once when the run is stopped. A minute or more costs nothing: the run suspends."""
+        op = self._calls.next(records="sleep")
+        if seconds >= LONG_SLEEP_SECONDS:
+            self._sleep_until(op, seconds)
+        elif not self._calls.journal.passed(op):
+            self._calls.emission.sleep(seconds)
+
+    def _sleep_until(self, op: str, seconds: float) -> None:
+        record = self._calls.recorded(op, "sleep", "", seconds)
+        end: float = record.result if record else time.time() + seconds
+        if record is None:
+            self._calls.record(op, "sleep", "", end, arguments=seconds)
+        left = end - time.time()
+        if left >= LONG_SLEEP_SECONDS:
+            self._calls.suspend(Wait("time", op, datetime.fromtimestamp(end, UTC)))
+        if not self._calls.journal.passed(op):
+            self._calls.emission.sleep(max(0.0, left))
+
+    def approve(
+        self,
+        label: str,
+        *,
+        tool_call_id: str | None = None,
+        expires_in: float | timedelta | None = None,
+        requires: str = "owner",
+    ) -> Approval:
+        """Ask for a decision and wait for it, which costs nothing however long it takes.
+
+        :param label: what is to be decided, a sentence for humans.
+        :param tool_call_id: the call that waits for it; None: the tool call that asks, if one does.
+        :param expires_in: seconds, or a timedelta, after which nobody can decide any more; None: never.
+        :param requires: who decides: the run's `owner`, or an `operator`, who is an admin of the tenant.
+        """
+        if requires not in ("owner", "operator"):
+            raise ValueError(f"An approval is given by owner or operator, not {requires!r}.")
+        op = self._calls.next("approval.")
+        approval_id = f"apr_{op}"
+        known = self._calls.journal.approval(approval_id)
+        if known is None:
+            self._ask(op, NewApproval(approval_id, clean_text(label), requires, tool_call_id, _in(expires_in)))
+            self._calls.suspend(Wait("approval", approval_id))
+        if (known.label, known.requires) != (clean_text(label), requires):
+            self._calls.journal.broken(f"Call {op} asked for another approval before.")
+        return self._outcome(op, known)
+
+    def _ask(self, op: str, new: NewApproval) -> None:
+        payload = {
+            "approval_id": new.id,
+            "label": new.label,
+            "requires": new.requires,
+            "tool_call_id": new.tool_call_id,
+            "expires_at": timestamp(new.expires_at) if new.expires_at else None,
+        }
+        self._calls.ask(new, payload, op)
+
+    def _outcome(self, op: str, known: ApprovalRecord) -> Approval:
+        if known.decision is None:
+            self._calls.suspend(Wait("approval", known.id))
+        about = {"approval_id": known.id, "decision": known.decision, "by": known.decided_by, "comment": known.comment}
+        self._calls.emit("approval.resolved", about, op)
+        return Approval(known.decision, known.decided_by, known.comment)
+
+    def inputs(self, *, wait: bool = False) -> list[str]:
+        """What the user has sent since the last call, in order.
+
+        :param wait: if there is nothing, wait for it, which costs nothing.
+        """
+        op, journal = self._calls.next(records="inputs"), self._calls.journal
+        record = self._calls.recorded(op, "inputs", "", wait)
+        if record is not None:
+            texts: list[str] = record.result["texts"]
+            return texts
+        sent = self._calls.state["inputs"]
+        new = [item["text"] for item in sent[journal.inputs_taken :]]
+        if wait and not new:
+            self._calls.suspend(Wait("input", f"inp_{journal.inputs_taken + 1}"))
+        journal.inputs_taken += len(new)
+        self._calls.record(op, "inputs", "", {"texts": new, "upto": journal.inputs_taken}, arguments=wait)
+        return new
+
+    def now(self) -> datetime:
+        """The time, in UTC, as it was when this call was first made."""
+        seconds: float = self._value("now", time.time())
+        return datetime.fromtimestamp(seconds, UTC)
+
+    def random(self) -> float:
+        """A random number from 0 up to 1, the same whenever this call is made again."""
+        number: float = self._value("random", random.random())  # nothing secret rests on it
+        return number
+
+    def _value(self, kind: str, fresh: float) -> Any:
+        op = self._calls.next(records=kind)
+        record = self._calls.recorded(op, kind, "")
+        if record is not None:
+            return record.result
+        self._calls.record(op, kind, "", fresh)
+        return fresh
+
+
+def _in(expires_in: float | timedelta | None) -> datetime | None:
+    if expires_in is None:
+        return None
+    return datetime.now(UTC) + (expires_in if isinstance(expires_in, timedelta) else timedelta(seconds=expires_in))
