@@ -292,7 +292,7 @@ def test_an_events_query_that_does_not_fit_is_refused(live: Stack, query: str) -
 def routes(app: Flask) -> list[tuple[str, str]]:
     """Every method and path of the app that names a run."""
     found = [
-        (method, rule.rule.replace("<run_id>", "{}"))
+        (method, rule.rule.replace("<run_id>", "{}").replace("<approval_id>", "apr_1"))
         for rule in app.url_map.iter_rules()
         if "run_id" in rule.arguments
         for method in sorted((rule.methods or set()) - {"OPTIONS", "HEAD"})
@@ -324,15 +324,20 @@ def foreign(services: Services) -> str:
     return run_id
 
 
+def fitting(path: str) -> Any:
+    """A body that the route takes; None: it takes none."""
+    return {"input": {"text": "hello"}, "apr_1": {"decision": "approved"}}.get(path.rpartition("/")[2])
+
+
 def test_another_users_run_is_unknown_on_every_route(
     live: Stack, routes: list[tuple[str, str]], foreign: str, services: Services
 ) -> None:
     before = services.store.get(foreign)
     for method, path in routes:
         for headers in ({}, {"Accept": "application/json"}, {"Last-Event-ID": "1"}):
-            theirs = live.http.request(method, path.format(foreign), headers=headers)
+            theirs = live.http.request(method, path.format(foreign), headers=headers, json=fitting(path))
             problem(theirs, 404, "run_not_found")
-            unknown = live.http.request(method, path.format(UNKNOWN), headers=headers)
+            unknown = live.http.request(method, path.format(UNKNOWN), headers=headers, json=fitting(path))
             assert theirs.text.replace(foreign, UNKNOWN) == unknown.text
             assert {*theirs.headers} == {*unknown.headers}
     assert services.store.get(foreign) == before
@@ -360,7 +365,9 @@ def test_junk_in_the_place_of_a_run_id_is_an_unknown_run_on_every_route(
 ) -> None:
     for method, path in routes:
         with socket.create_connection(("127.0.0.1", live.port), timeout=5) as sock:  # httpx would tidy the path up
-            request = f"{method} {path.format(junk)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            request = f"{method} {path.format(junk)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            body = json.dumps(fitting(path))
+            request += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
             sock.sendall(request.encode())
             head, _, body = b"".join(iter(lambda sock=sock: sock.recv(65_536), b"")).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 404 "), head
