@@ -2,20 +2,24 @@
 
 It looks up the order, checks its stock and its refund, writes a reply word by word and checks what it wrote. Each
 lookup is one step around one tool call and leaves a source behind. A tool that fails costs its part of the reply,
-not the run. Not responsible for the rows (`workers.examples.shop`) nor for the wording (`workers.examples.replies`).
+not the run. Asked for a refund that the policy allows, it issues it, a large one once an operator has approved it.
+Not responsible for understanding the message (`workers.examples.questions`), for the rows (`workers.examples.shop`)
+nor for the wording (`workers.examples.replies`).
 """
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from marshmallow import RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Range
 
-from workers.context import RunContext, ToolError
-from workers.examples import replies, shop
+from workers.context import Approval, RunContext, ToolError
+from workers.examples import questions, replies, shop
 from workers.examples.replies import Draft
 from workers.registry import agent
 
@@ -23,6 +27,11 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 INVENTORY, REFUND, WRITE, CHECK = "Check inventory", "Check refund eligibility", "Draft the reply", "Check the draft"
+APPROVAL, ISSUE = "Get approval for the refund", "Issue the refund"
+NOT_REFUNDABLE = "not_refundable"
+APPROVAL_TIME = timedelta(hours=24)
+"""How long an operator may take to decide about a refund."""
+ISSUE_RETRIES, ISSUE_BACKOFF_SECONDS = 2, 1.0
 WORD_SECONDS = 0.025
 WORDS_PER_PROGRESS = 20
 PROMPT_TOKENS, CHARS_PER_TOKEN = 640, 4
@@ -40,6 +49,7 @@ class System:
 ORDERS = System("order", 2.1, ("Searching", "Reading the items", "Reading the shipments"))
 WAREHOUSE = System("inventory", 3.4, ("Reaching the warehouse", "Counting", "Counting returns", "Adding up"))
 REFUNDS = System("refund", 2.7, ("Reading the policy", "Comparing dates", "Looking for earlier refunds"))
+PAYMENTS = System("payment", 1.8, ("Reaching the payment system", "Issuing the refund", "Waiting for the receipt"))
 
 
 class SupportInput(Schema):
@@ -50,7 +60,7 @@ class SupportInput(Schema):
 
     message = fields.String(required=True, validate=Length(1, 4_000))
     latency_scale = fields.Float(load_default=1, validate=Range(0, 10))
-    fail_tool = fields.String(validate=OneOf([system.name for system in (ORDERS, WAREHOUSE, REFUNDS)]))
+    fail_tool = fields.String(validate=OneOf([system.name for system in (ORDERS, WAREHOUSE, REFUNDS, PAYMENTS)]))
 
 
 @agent("support", input=SupportInput)
@@ -62,7 +72,7 @@ def support(run: RunContext) -> None:
 
 
 def _investigate(run: RunContext) -> Draft:
-    order_id = replies.order_number(run.input["message"])
+    order_id = questions.order_number(run.input["message"])
     if order_id is None:
         run.plan([WRITE, CHECK])
         return replies.without_number()
@@ -81,7 +91,26 @@ def _investigate(run: RunContext) -> Draft:
         stock = _check_inventory(run, order)
     with suppress(ToolError):
         refund = _check_refund(run, order)
+    if refund is not None and refund["eligible"] and questions.asks_for_refund(run.input["message"]):
+        return _refund_order(run, order, stock, refund)
     return replies.about(order, stock, refund)
+
+
+def _refund_order(run: RunContext, order: shop.Order, stock: shop.Stock | None, refund: shop.Refund) -> Draft:
+    before = [f"Look up order #{order['id']}", INVENTORY, REFUND, *([APPROVAL] if refund["needs_approval"] else [])]
+    run.plan([*before, ISSUE, WRITE, CHECK])
+    if refund["needs_approval"]:
+        approval = _get_approval(run, refund)
+        if not approval.approved:
+            run.plan([*before, WRITE, CHECK])
+            expired = approval.decision == "expired"
+            return replies.not_approved(order, stock, refund, expired, approval.comment)
+    try:
+        issued = _issue_refund(run, refund)
+    except ToolError as error:
+        said = replies.no_longer_refundable if error.code == NOT_REFUNDABLE else replies.refund_failed
+        return said(order, stock, refund)
+    return replies.refunded(order, stock, refund, issued)
 
 
 # Each lookup: a step, a tool, a source.
@@ -113,6 +142,33 @@ def _check_refund(run: RunContext, order: shop.Order) -> shop.Refund:
     return refund
 
 
+# The refund.
+
+
+def _get_approval(run: RunContext, refund: shop.Refund) -> Approval:
+    with run.step(APPROVAL):
+        label = f"Refund {replies.refund_in_words(refund)}"
+        return run.approve(label, requires="operator", expires_in=APPROVAL_TIME)
+
+
+def _issue_refund(run: RunContext, refund: shop.Refund) -> shop.IssuedRefund:
+    with run.step(ISSUE):
+        order_id, amount_cents = refund["order_id"], refund["amount_cents"]
+        issued = run.tool(
+            "issue_refund",
+            _issue,
+            run,
+            order_id,
+            amount_cents,
+            label=f"Refunding {replies.refund_in_words(refund)}",
+            summary={"order_id": order_id, "amount_cents": amount_cents},
+            retries=ISSUE_RETRIES,
+            backoff=ISSUE_BACKOFF_SECONDS * run.input["latency_scale"],
+        )
+        run.source(f"Refund of order #{order_id}", snippet=replies.issued_in_short(issued))
+    return issued
+
+
 # The tools.
 
 
@@ -126,6 +182,15 @@ def _stock(run: RunContext, sku: str) -> shop.Stock:
 
 def _refund(run: RunContext, order_id: int) -> shop.Refund:
     return _ask(run, REFUNDS, shop.check_refund, order_id)
+
+
+def _issue(run: RunContext, order_id: int, amount_cents: int) -> shop.IssuedRefund:
+    """The run's key for this call is the refund's reference: however often the call is made, there is one refund."""
+    issue = partial(shop.issue_refund, order_id, amount_cents)
+    try:
+        return _ask(run, PAYMENTS, issue, run.idempotency_key)
+    except shop.NotRefundable as error:
+        raise ToolError(NOT_REFUNDABLE, f"Order #{order_id} has not that much left to refund.") from error
 
 
 def _ask(run: RunContext, system: System, question: Callable[[A], T], about: A) -> T:

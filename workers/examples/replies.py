@@ -4,16 +4,14 @@ Pure: rows in, text out. Where a row could not be read, the reply says so instea
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
-from workers.examples.shop import APPROVAL_CENTS, REFUND_DAYS, Order, Refund, Stock
+from workers.examples.shop import APPROVAL_CENTS, REFUND_DAYS, IssuedRefund, Order, Refund, Stock
 
 PROMISES = ("guarantee", "promise", "definitely", "have refunded", "will refund", "compensat", "free of charge")
-"""What a tier-one reply must not say: nothing of it is in the policy."""
+"""What a tier-one reply must not say: nothing of it is in the policy. That it refunded something, only with a row."""
 
-_NUMBERED = re.compile(r"(?:#|\border(?:\s+(?:number|no\.?|id))?[\s:#]*)([0-9]{3,9})\b", re.IGNORECASE)
-_BARE = re.compile(r"(?<![0-9.,$€£-])\b([0-9]{5})\b(?![.,-]?[0-9])")
 _MONEY = re.compile(r"\$[0-9][0-9,]*\.[0-9]{2}")
 
 
@@ -26,6 +24,10 @@ class Draft:
     """What it has to mention."""
     amounts: frozenset[str] = frozenset()
     """Every sum of money that it may name."""
+    refunded: str | None = None
+    """The one sum that it may say to have refunded: that of a row in `shop_refunds`."""
+    quote: str = ""
+    """What somebody else wrote, with its quotation marks: quoted, not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,6 @@ class Check:
     passed: bool
     score: float
     note: str
-
-
-def order_number(message: str) -> int | None:
-    """The order that a customer writes about: what follows "#" or "order", else a number of five digits."""
-    found = _NUMBERED.search(message) or _BARE.search(message)
-    return int(found[1]) if found else None
 
 
 # Rows in short.
@@ -57,6 +53,15 @@ def stock_in_short(stock: Stock) -> str:
 
 def refund_in_short(refund: Refund) -> str:
     return f"{_usd(refund['refunded_cents'])} refunded so far, {_usd(refund['amount_cents'])} can be refunded"
+
+
+def issued_in_short(issued: IssuedRefund) -> str:
+    return f"{_usd(issued['amount_cents'])} refunded on {_day(issued['refunded_on'])}"
+
+
+def refund_in_words(refund: Refund) -> str:
+    """What would be refunded, for whoever has to approve it."""
+    return f"{_usd(refund['amount_cents'])} for order #{refund['order_id']}"
 
 
 # Replies.
@@ -94,17 +99,71 @@ few minutes, with the same number, and I will look again."""
 
 def about(order: Order, stock: Stock | None, refund: Refund | None) -> Draft:
     """The order was found; what is None could not be checked."""
-    parts = (
-        f"Thank you for your message about order #{order['id']}.",
-        _whereabouts(order),
-        _stock(order, stock),
-        _refund(refund),
-        "If you have another question about this order, simply reply to this message.",
+    return _with(order, refund, _stock(order, stock), _refund(refund))
+
+
+# Replies to who asked for a refund that was possible. `stock` is None where it could not be checked.
+
+
+def refunded(order: Order, stock: Stock | None, refund: Refund, issued: IssuedRefund) -> Draft:
+    """The refund was issued, which is what its row says."""
+    amount = _usd(issued["amount_cents"])
+    approved = " after a colleague approved it" if refund["needs_approval"] else ""
+    text = f"As you asked, I have refunded {amount} for this order on {_day(issued['refunded_on'])}{approved}."
+    if refund["verdict"] == "not_shipped":
+        text += " The order is cancelled, so it does not leave our warehouse."
+    return replace(_with(order, refund, text, _another(stock)), refunded=amount)
+
+
+def not_approved(order: Order, stock: Stock | None, refund: Refund, expired: bool, comment: str | None) -> Draft:
+    """Somebody had to approve the refund, and denied it or did not decide in time."""
+    outcome = "nobody decided about it in time" if expired else "it was denied"
+    text = (
+        f"You asked for a refund of {_usd(refund['amount_cents'])}. Because that is more than {_usd(APPROVAL_CENTS)}, "
+        f"a colleague had to approve it first, and {outcome}, so no refund was issued."
     )
+    quote = f"“{' '.join(comment.split())}”" if comment and comment.strip() else ""
+    parts = [text, f"Our colleague wrote: {quote}"] if quote else [text]
+    if expired:
+        parts.append("If you still want the refund, please write to me again, and I will ask anew.")
+    return replace(_with(order, refund, *parts, _another(stock)), quote=quote)
+
+
+def no_longer_refundable(order: Order, stock: Stock | None, refund: Refund) -> Draft:
+    """When the refund was to be issued, that amount was no longer left."""
+    text = (
+        f"You asked for a refund, and when I looked, {_usd(refund['amount_cents'])} could be refunded. In the meantime "
+        "that has changed, most likely because it was refunded at the same time in another way, so I have issued no "
+        "refund myself."
+    )
+    return _with(order, refund, text, _another(stock))
+
+
+def refund_failed(order: Order, stock: Stock | None, refund: Refund) -> Draft:
+    """Whether the refund was issued is not known: the answer may be all that was lost."""
+    text = (
+        f"You asked for a refund, and {_usd(refund['amount_cents'])} can be refunded, but our payment system did not "
+        "answer, so I cannot confirm it. Please write to me again in a few minutes: I will look whether the refund was "
+        "issued, and it is never issued twice."
+    )
+    return _with(order, refund, text, _another(stock))
+
+
+def _with(order: Order, refund: Refund | None, *parts: str) -> Draft:
+    """A reply about an order with these parts in its middle."""
     amounts = {order["total_cents"], APPROVAL_CENTS}
     if refund is not None:
         amounts |= {refund["amount_cents"], refund["refunded_cents"]}
-    return Draft(" ".join(parts), f"#{order['id']}", frozenset(_usd(cents) for cents in amounts))
+    begin = f"Thank you for your message about order #{order['id']}."
+    end = "If you have another question about this order, simply reply to this message."
+    text = " ".join(part for part in (begin, _whereabouts(order), *parts, end) if part)
+    return Draft(text, f"#{order['id']}", frozenset(_usd(cents) for cents in amounts))
+
+
+def _another(stock: Stock | None) -> str:
+    if stock is None or not stock["in_stock"]:
+        return ""
+    return f"Should you need another {stock['product']}, we have {stock['in_stock']} in stock right now."
 
 
 def _whereabouts(order: Order) -> str:
@@ -125,9 +184,7 @@ def _stock(order: Order, stock: Stock | None) -> str:
             f"I could not check our stock of the {order['product']} just now, because the warehouse system did not "
             "answer; please ask me again in a few minutes if you need to know."
         )
-    if stock["in_stock"]:
-        return f"Should you need another {stock['product']}, we have {stock['in_stock']} in stock right now."
-    return f"The {stock['product']} is sold out at the moment, and {_restock(stock)}."
+    return _another(stock) or f"The {stock['product']} is sold out at the moment, and {_restock(stock)}."
 
 
 def _restock(stock: Stock) -> str:
@@ -176,9 +233,11 @@ def _approval(refund: Refund) -> str:
 
 def checks(draft: Draft) -> list[Check]:
     """Whether the reply is about the right thing, names only sums from the rows, and promises nothing."""
-    named = _MONEY.findall(draft.text)
+    said = draft.text.replace(draft.quote, "") if draft.quote else draft.text
+    named = _MONEY.findall(said)
     unknown = [amount for amount in named if amount not in draft.amounts]
-    promises = [promise for promise in PROMISES if promise in draft.text.lower()]
+    unproven = said.replace(f"have refunded {draft.refunded} ", "") if draft.refunded else said
+    promises = [promise for promise in PROMISES if promise in unproven.lower()]
     mentioned = draft.subject in draft.text
     return [
         Check("mentions_the_order", mentioned, float(mentioned), f"Looked for {draft.subject!r}."),

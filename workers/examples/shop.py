@@ -1,12 +1,13 @@
 """A small web shop: the orders, inventory and refunds that the `support` agent looks things up in.
 
 Responsible for its tables (`shop_…`, beside Runtail's own in DATABASE_URL, made and seeded at the first question),
-for the questions that can be asked of them, and for the refund policy. Knows nothing of runs, and shares no
-connection with Runtail. Works with gevent and without.
+for the questions that can be asked of them, for the refund policy, and for refunding an order once. Knows nothing of
+runs, and shares no connection with Runtail. Works with gevent and without.
 """
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import date, timedelta
 from threading import BoundedSemaphore
 from typing import Any, Literal, TypedDict, cast
@@ -24,11 +25,17 @@ APPROVAL_CENTS = 500_00
 MAX_CONNECTIONS = 4
 """Per process; further questions wait. Small databases allow 20 connections in all."""
 CONNECT_SECONDS = 5
+IDLE_SECONDS = 10
+"""How long a process that stands still may hold an order's lock in the middle of a refund."""
 APPLICATION_NAME = "runtail-shop"
 
 
 class ShopUnavailable(Exception):
     """The shop's database cannot be reached."""
+
+
+class NotRefundable(Exception):
+    """What is left to refund of the order is less than that, or nothing."""
 
 
 class Order(TypedDict):
@@ -68,6 +75,15 @@ class Refund(TypedDict):
     needs_approval: bool
 
 
+class IssuedRefund(TypedDict):
+    """One row of `shop_refunds`."""
+
+    reference: str
+    order_id: int
+    amount_cents: int
+    refunded_on: str
+
+
 def find_order(order_id: int) -> Order | None:
     """The order of that number, if there is one.
 
@@ -90,12 +106,45 @@ def find_stock(sku: str) -> Stock:
 
 def check_refund(order_id: int) -> Refund:
     """Whether, until when and how much of an order can be refunded."""
-    rows = _query(
-        """SELECT o.id, o.status, o.total_cents, o.delivered_on, coalesce(sum(r.amount_cents), 0)::int AS refunded
-           FROM shop_orders o LEFT JOIN shop_refunds r ON r.order_id = o.id WHERE o.id = %s GROUP BY o.id""",
-        order_id,
-    )
-    return _apply_policy(**rows[0])
+    return _apply_policy(**_query(_REFUNDS_OF_ORDER, order_id)[0])
+
+
+def issue_refund(order_id: int, amount_cents: int, reference: str) -> IssuedRefund:
+    """Refund that much of an order, and cancel it where it was not shipped. The same reference yields the same row.
+
+    Whoever wants to refund the same order at the same time waits for its lock, and then finds less to refund.
+
+    :raises NotRefundable: the policy allows no refund of that amount by now.
+    """
+    with _cursor() as cursor:
+        cursor.execute(_IN_A_TRANSACTION, (IDLE_SECONDS * 1_000,))
+        cursor.execute("SELECT FROM shop_orders WHERE id = %s FOR UPDATE", (order_id,))
+        issued = _issued(cursor, reference)
+        if issued is None:
+            cursor.execute(_REFUNDS_OF_ORDER, (order_id,))
+            if _apply_policy(**cursor.fetchone())["amount_cents"] < amount_cents:
+                raise NotRefundable
+            cursor.execute(_ISSUE, (reference, order_id, amount_cents, TODAY))
+            cursor.execute(_CANCEL, (order_id,))
+            issued = _issued(cursor, reference)
+        cursor.execute("COMMIT")
+    return cast(IssuedRefund, issued)
+
+
+_REFUNDS_OF_ORDER = """
+SELECT o.id, o.status, o.total_cents, o.delivered_on, coalesce(sum(r.amount_cents), 0)::int AS refunded
+FROM shop_orders o LEFT JOIN shop_refunds r ON r.order_id = o.id WHERE o.id = %s GROUP BY o.id
+"""
+_IN_A_TRANSACTION = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = %s"
+_ISSUE = "INSERT INTO shop_refunds VALUES (%s, %s, %s, %s) ON CONFLICT (reference) DO NOTHING"
+_CANCEL = "UPDATE shop_orders SET status = 'cancelled' WHERE id = %s AND status = 'processing'"
+
+
+def _issued(cursor: Any, reference: str) -> IssuedRefund | None:
+    sql = "SELECT reference, order_id, amount_cents, refunded_on::text FROM shop_refunds WHERE reference = %s"
+    cursor.execute(sql, (reference,))
+    row = cursor.fetchone()
+    return cast(IssuedRefund, dict(row)) if row else None
 
 
 def _apply_policy(id: int, status: str, total_cents: int, delivered_on: date | None, refunded: int) -> Refund:
@@ -126,19 +175,26 @@ _slots = BoundedSemaphore(MAX_CONNECTIONS)
 
 
 def _query(sql: str, *values: Any) -> list[dict[str, Any]]:
-    """The rows of one statement, on a connection of its own.
+    """The rows of one statement, on a connection of its own."""
+    with _cursor() as cursor:
+        try:
+            cursor.execute(sql, values)
+        except UndefinedTable:
+            cursor.execute(_CREATE)
+            cursor.execute(sql, values)
+        return [dict(row) for row in cursor.fetchall()]
+
+
+@contextmanager
+def _cursor() -> Iterator[Any]:
+    """A cursor on a connection of its own, where every statement is committed unless it begins a transaction.
 
     The caller's greenlet may be killed at any point of this. A connection in the middle of a query is of no
-    use to anybody, so whatever happens it is closed, never kept.
+    use to anybody, so whatever happens it is closed, never kept; what was not committed is rolled back.
     """
     try:
         with _slots, closing(_connect()) as connection, connection.cursor() as cursor:
-            try:
-                cursor.execute(sql, values)
-            except UndefinedTable:
-                cursor.execute(_CREATE)
-                cursor.execute(sql, values)
-            return [dict(row) for row in cursor.fetchall()]
+            yield cursor
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         raise ShopUnavailable("The shop's database cannot be reached.") from error
 
