@@ -1,4 +1,4 @@
-"""HTTP client of a Runtail server, for the command line: start, read, cancel, follow.
+"""HTTP client of a Runtail server, for the command line: start, read, cancel, follow, decide, send input.
 
 Responsible for coming back to a run by its cursor after whatever happens to the connection, so that every event
 is given out once and in order. Not responsible for showing anything (`app.render`).
@@ -30,7 +30,7 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.2, 5.0
 """Waits between attempts to reconnect; each is twice the one before, less up to half of it by chance."""
 GIVE_UP_SECONDS = 300.0
 """How long a server may stay away while a run is followed."""
-START_ATTEMPTS = 4
+POST_ATTEMPTS = 4
 EVENTS_PAGE = 1_000
 
 
@@ -92,16 +92,8 @@ class Client:
     def start(self, agent: str, input: Mapping[str, Any]) -> str:
         """Start a run; returns its id. An answer that got lost starts no second run: the attempts share a key."""
         headers = {"Idempotency-Key": uuid4().hex}
-        for attempt in range(START_ATTEMPTS):
-            try:
-                answer = self._ask("POST", "/runs", headers=headers, json={"agent": agent, "input": input})
-                return str(answer["run_id"])
-            except (Refused, Unreachable) as error:
-                again = error.passing if isinstance(error, Refused) else _was_connected(error)
-                if not again or attempt == START_ATTEMPTS - 1:
-                    raise
-                time.sleep(_jittered(FIRST_RETRY_SECONDS * 2**attempt))
-        raise AssertionError("unreachable")
+        answer = self._insist("/runs", {"agent": agent, "input": input}, headers)
+        return str(answer["run_id"])
 
     def read(self, run_id: str) -> dict[str, Any]:
         """The run: its row, and its state as of now."""
@@ -110,6 +102,26 @@ class Client:
     def cancel(self, run_id: str) -> dict[str, Any]:
         """Cancel a run; returns its row after that."""
         return self._ask("POST", _path(run_id, "/cancel"))
+
+    def approvals(self, status: str, run_id: str | None = None) -> Iterator[dict[str, Any]]:
+        """The approvals of that status that the caller may see, newest first; with a run id only that run's."""
+        query = {"status": status, **({"run": run_id} if run_id else {})}
+        while True:
+            page = self._ask("GET", "/approvals", params=query)
+            yield from page["approvals"]
+            if page["next_cursor"] is None:
+                return
+            query["cursor"] = page["next_cursor"]
+
+    def decide(self, run_id: str, approval_id: str, decision: str, comment: str | None) -> dict[str, Any]:
+        """Decide an approval, `approved` or `denied`; returns it after that. Made again, it is the same decision."""
+        path = _path(run_id, f"/approvals/{quote(approval_id, safe='')}")
+        return self._insist(path, {"decision": decision, "comment": comment})
+
+    def send_input(self, run_id: str, text: str) -> str:
+        """Send a run an input; returns its id. An answer that got lost sends no second input."""
+        answer = self._insist(_path(run_id, "/input"), {"text": text}, {"Idempotency-Key": uuid4().hex})
+        return str(answer["input_id"])
 
     def events(self, run_id: str) -> Iterator[Envelope]:
         """Every event up to now, by pages."""
@@ -171,6 +183,18 @@ class Client:
         except ValueError as error:
             raise _Interrupted("What came is not NDJSON.") from error
         raise _Interrupted("The server ended the stream.", orderly=True)
+
+    def _insist(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """POST something that may be sent again, where the answer got lost or the server cannot do it just now."""
+        for attempt in range(POST_ATTEMPTS):
+            try:
+                return self._ask("POST", path, headers=headers, json=body)
+            except (Refused, Unreachable) as error:
+                again = error.passing if isinstance(error, Refused) else _was_connected(error)
+                if not again or attempt == POST_ATTEMPTS - 1:
+                    raise
+                time.sleep(_jittered(FIRST_RETRY_SECONDS * 2**attempt))
+        raise AssertionError("unreachable")
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TextIO
 
-from app.protocol.reducer import Envelope, State
+from app.protocol.reducer import ENDED, Envelope, State
 
 CUSTOM_MAX_CHARS = 200
 PROGRESS_STEPS = 4
@@ -60,6 +60,8 @@ class Lines:
         if envelope["type"] == "stream.snapshot":
             self._line(f"[stream] goes on after event {state['last_seq']}; the answer so far:")
             self._text(state["answer"]["text"])
+            for approval in open_approvals(state):
+                self._line(f"[approval] {_asked(approval, state)}")
         elif envelope.get("seq", 0) <= self._since:
             return
         elif envelope["type"] == "message.delta":
@@ -111,6 +113,21 @@ class Lines:
             self._in_text = False
 
 
+def open_approvals(state: State) -> list[Item]:
+    """What somebody has to decide now."""
+    return [] if state["status"] in ENDED else [item for item in state["approvals"] if item["status"] == "open"]
+
+
+def how_to_decide(approval_id: str, state: State) -> str:
+    """The commands that decide an approval."""
+    return one_line(f"runtail approve {state['run_id']} {approval_id}, or runtail deny …")
+
+
+def _asked(approval: Item, state: State) -> str:
+    needed = f"{one_line(approval['label'])}: needed from {one_line(approval['requires'])}"
+    return f"{needed}. To decide: {how_to_decide(approval['id'], state)}"
+
+
 def _find(items: list[dict[str, Any]], id: str) -> Item:
     return next((item for item in reversed(items) if item["id"] == id), {})
 
@@ -159,8 +176,10 @@ _DESCRIPTIONS: dict[str, Callable[[Item, State], str]] = {
     "tool.started": lambda p, s: f"[tool] {one_line(p['label'])}",
     "tool.completed": lambda p, s: f"[tool] {_call(p, s)}: done in {seconds(p)}",
     "tool.failed": lambda p, s: f"[tool] {_call(p, s)}: failed ({one_line(p['code'])}){_more(p.get('message'))}",
-    "approval.required": lambda p, s: f"[approval] {one_line(p['label'])}: needed from {one_line(p['requires'])}",
-    "approval.resolved": lambda p, s: f"[approval] {one_line(p['decision'])}{_more(p.get('comment'))}",
+    "approval.required": lambda p, s: f"[approval] {_asked({**p, 'id': p['approval_id']}, s)}",
+    "approval.resolved": lambda p, s: (
+        f"[approval] {one_line(p['decision'])}{_more(p.get('by'), ' by ')}{_more(p.get('comment'), ': ')}"
+    ),
     "source.added": lambda p, s: f"[source] {one_line(p['title'])}{_more(p.get('snippet'), ': ')}",
     "quality.checked": lambda p, s: (
         f"[check] {one_line(p['name'])}: {'passed' if p['passed'] else 'not passed'}{_more(p.get('note'))}"

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from app.plain import Item, Lines, one_line, printable, seconds
+from app.plain import Item, Lines, how_to_decide, one_line, open_approvals, printable, seconds
 from app.protocol.reducer import ENDED, Envelope, State
 
 REFRESH_PER_SECOND = 10
@@ -150,6 +150,8 @@ def _picture(state: State, text_chars: int | None = None) -> Iterator[Renderable
     attempt = f", attempt {state['attempt']}" if state["attempt"] > 1 else ""
     yield Text.assemble((one_line(state["agent"]), "bold"), " ", (one_line(state["run_id"]) + attempt, "dim"))
     yield _steps(state)
+    for approval in open_approvals(state):
+        yield Text(f"  To decide: {how_to_decide(approval['id'], state)}", APPROVAL[1])
     text = "\n\n".join(m["text"] for m in state["messages"] if m["status"] != "abandoned" and m["text"])
     if text:
         cut = 0 if text_chars is None else max(0, len(text) - text_chars) // TEXT_CUT * TEXT_CUT
