@@ -51,6 +51,8 @@ class Config:
     run_max_attempts: int = 5
     run_timeout_seconds: int = 3_600
     """Longest time one attempt of a run may take; 0 = no limit. A run's own `timeout_s` wins."""
+    run_retention_days: int = 0
+    """Whole days that a run is kept after its end, then it is erased; 0 = for ever."""
     drain_seconds: int = 20
     """Time that running agents get to finish when a worker is asked to stop; 0 = none."""
 
@@ -86,6 +88,7 @@ class Config:
             on_disconnect_grace_seconds=number("ON_DISCONNECT_GRACE_SECONDS", 30, 1),
             run_max_attempts=number("RUN_MAX_ATTEMPTS", 5, 1),
             run_timeout_seconds=number("RUN_TIMEOUT_SECONDS", 3_600, 0),
+            run_retention_days=number("RUN_RETENTION_DAYS", 0, 0),
             drain_seconds=number("DRAIN_SECONDS", 20, 0),
         )
 

@@ -11,6 +11,8 @@ from redis import RedisError
 
 from app.config import Config
 from app.errors import StoreUnavailable
+from app.storage.erasure import Erasure
+from app.storage.run_store import RetentionStore
 from app.wiring import Services
 from workers.emitter import Emitter
 from workers.executor import Executor
@@ -18,6 +20,7 @@ from workers.gevent_worker import GeventWorker
 from workers.heartbeat import Heartbeat
 from workers.janitor import Janitor
 from workers.registry import load_agents
+from workers.retention import Retention
 from workers.retry import until_reachable
 from workers.unwatched import Unwatched
 
@@ -37,7 +40,9 @@ class WorkerProcess:
         self._emitter = Emitter(services.ownership)
         self._heartbeat = Heartbeat(config.database_url, self.id)
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
-        self._janitor = Janitor(services, unwatched.cancel)
+        erasure = Erasure(services.store, RetentionStore(services.database), services.log, services.queue)
+        retention = Retention(erasure, config.run_retention_days)
+        self._janitor = Janitor(services, unwatched.cancel, retention.purge)
         self._executor = Executor(services, self._emitter, self._agents, self.id)
 
     def run(self) -> None:

@@ -34,9 +34,9 @@ class Erasure:
         """Remove every trace of a run that has ended."""
         self.store.erase(run.id, partial(self._erase_live, run))
 
-    def erase_old(self, days: int, limit: int) -> int:
-        """Remove runs that ended more than so many days ago, at most `limit`. Returns how many."""
-        return self.retention.erase_old(days, limit, self._erase_logs)
+    def erase_old(self, days: int) -> int:
+        """Remove runs that ended more than so many days ago, a batch of them. Returns how many; 0: no more."""
+        return self.retention.erase_old(days, self._erase_logs)
 
     def _erase_live(self, run: RunRecord) -> None:
         self._drop_job(run)

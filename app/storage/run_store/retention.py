@@ -12,6 +12,9 @@ from app.storage.run_store.early import REMEMBERED_HOURS
 
 DAYS_MAX = 1_000_000
 """More days than Postgres' calendar has come to; whoever keeps runs for longer keeps them for ever."""
+RUNS_MAX = 200
+EVENTS_MAX = 20_000
+"""Of one transaction, so that it takes well below a second: it keeps others waiting."""
 WORKER_DAYS = 1
 """A worker's row without a heartbeat for so long, and without a run, is of a worker that is gone."""
 
@@ -19,7 +22,14 @@ _TABLES = ("run_events", "run_ops", "approvals", "run_inputs")
 """Of a run's rows, besides the one in `runs`."""
 
 _OLD = "finished_at < now() - make_interval(days => %s)"
-_LOCK_OLD = f"SELECT id FROM runs WHERE {_OLD} ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED"
+# As many as come to EVENTS_MAX, and one at least. Materialized, so that LIMIT and the locks are taken once.
+_LOCK_OLD = f"""
+WITH old AS MATERIALIZED (
+    SELECT id, finished_at, state_seq FROM runs WHERE {_OLD} ORDER BY finished_at, id LIMIT %s FOR UPDATE SKIP LOCKED
+), counted AS (
+    SELECT id, sum(state_seq) OVER (ORDER BY finished_at, id) - state_seq AS events_before FROM old
+) SELECT id FROM counted WHERE events_before < %s
+"""
 _TALLY = f"""
 SELECT status, count(*), sum(e.n), sum(o.n), sum(a.n), sum(i.n), sum(e.bytes)
 FROM runs r
@@ -74,13 +84,14 @@ class RetentionStore:
             found = db.execute_sql(_TALLY, (min(days, DAYS_MAX),)).fetchall()
         return [Tally(status, *map(int, numbers)) for status, *numbers in found]
 
-    def erase_old(self, days: int, limit: int, elsewhere: Elsewhere) -> int:
-        """Erase runs that ended more than so many days ago, oldest first, at most `limit`. Returns how many.
+    def erase_old(self, days: int, elsewhere: Elsewhere) -> int:
+        """Erase runs that ended more than so many days ago, oldest first, a batch of them. Returns how many.
 
         A run that somebody else is erasing is left to them.
         """
+        values = (min(days, DAYS_MAX), RUNS_MAX, EVENTS_MAX)
         with self._database.session(atomic=True) as db:
-            old = [run_id for (run_id,) in db.execute_sql(_LOCK_OLD, (min(days, DAYS_MAX), limit)).fetchall()]
+            old = [run_id for (run_id,) in db.execute_sql(_LOCK_OLD, values).fetchall()]
             if old:
                 elsewhere(old)
                 erase_runs(db, old)
