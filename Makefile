@@ -23,7 +23,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test lint format bench lock test-browser test-proxy clean
+.PHONY: install run test test-chaos lint format bench lock test-browser test-proxy clean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +59,10 @@ run: $(RUN_STAMP)
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Twenty rounds of kill -9 under 200 runs; make test-chaos ARGS='--chaos-seed 7' plays another seed.
+test-chaos: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/chaos -s --chaos-rounds 20 --chaos-runs 200 $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -27,6 +27,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 StackMaker = Callable[..., Stack]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What tests/chaos plays."""
+    group = parser.getgroup("chaos", "the chaos suite")
+    group.addoption("--chaos-rounds", type=int, default=0, help="rounds of kills; 0: the short piece")
+    group.addoption("--chaos-seed", type=int, default=1, help="decides what is killed and started, in which order")
+    group.addoption("--chaos-runs", type=int, default=0, help="runs in flight, each with a window; 0: as the piece has")
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """DATABASE_URL and REDIS_URL of a migrated PostgreSQL and a Redis: the environment's, else embedded ones."""
