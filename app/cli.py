@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import wraps
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -19,13 +20,15 @@ import click
 from app.client import Client, Refused, Unreachable
 from app.config import Config
 from app.errors import ConfigError, RuntailError
-from app.plain import printable
+from app.plain import one_line, printable
 from app.protocol.reducer import Envelope, State, initial, reduce
 from app.render import view
+from app.retention import purge
 from app.storage.run_store import Database, Principal, Registry, RunStore
 from app.storage.run_store import migrate as migrate_database
 from app.verification import Claim, Mismatch
 from app.verification import verify as verify_log
+from app.wiring import Services
 
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail[embedded]'."
 URL = "http://127.0.0.1:8000"
@@ -35,6 +38,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 EXIT_BY_STATUS = {"completed": 0, "failed": 1, "cancelled": 3}
 EXIT_TROUBLE = 2
 EXIT_INTERRUPTED = 130
+EXIT_TOO_LATE = 1
 EXIT_CODES = """\b
 Exit codes:
   0    the run completed
@@ -43,6 +47,12 @@ Exit codes:
   3    the run was cancelled
   130  Ctrl-C: nobody watches any more, the run goes on"""
 
+COMMAND_EXIT_CODES = """\b
+Exit codes:
+  0    it is committed
+  1    too late: decided otherwise, expired, or the run takes no more
+  2    wrong usage, or the server refused or could not be reached"""
+
 P = ParamSpec("P")
 
 
@@ -50,6 +60,12 @@ class Trouble(click.ClickException):
     """Ends the command with a sentence on stderr."""
 
     exit_code = EXIT_TROUBLE
+
+
+class TooLate(click.ClickException):
+    """The same, where somebody or something else came first."""
+
+    exit_code = EXIT_TOO_LATE
 
 
 @click.group()
@@ -66,6 +82,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except Refused as error:
+        if error.status == HTTPStatus.CONFLICT:
+            raise TooLate(printable(error)) from error
         hint = " Give a key with --key or RUNTAIL_KEY." if error.code == "unauthorized" else ""
         raise Trouble(printable(error) + hint) from error
     except Unreachable as error:
@@ -157,6 +175,64 @@ def cancel(client: Client, run_id: str) -> None:
     click.echo(f"{run_id} is {run['status']}." if ended else f"{run_id} will be cancelled; its owner is being told.")
 
 
+def _decision(command: Callable[[Client, str, str | None, str | None], None]) -> click.Command:
+    """A command on one approval of a run."""
+    with_client = _with_client(command)
+    for parameter in (
+        click.option("--comment", metavar="TEXT", help="Why; kept with the decision."),
+        click.argument("approval_id", metavar="[APPROVAL]", required=False),
+        click.argument("run_id", metavar="RUN"),
+    ):
+        with_client = parameter(with_client)
+    return main.command(epilog=COMMAND_EXIT_CODES)(with_client)
+
+
+@_decision
+def approve(client: Client, run_id: str, approval_id: str | None, comment: str | None) -> None:
+    """Approve what RUN waits for: the approval that is open, or the one that is named."""
+    _decide(client, run_id, approval_id, "approved", comment)
+
+
+@_decision
+def deny(client: Client, run_id: str, approval_id: str | None, comment: str | None) -> None:
+    """Deny what RUN waits for: the approval that is open, or the one that is named."""
+    _decide(client, run_id, approval_id, "denied", comment)
+
+
+def _decide(client: Client, run_id: str, approval_id: str | None, decision: str, comment: str | None) -> None:
+    approval = client.decide(run_id, approval_id or _open_approval(client, run_id), decision, comment)
+    said = f"{approval['approval_id']} of {run_id} is {approval['status']} by {approval['by']}: {approval['label']}"
+    click.echo(one_line(said))
+
+
+def _open_approval(client: Client, run_id: str) -> str:
+    found = [str(approval["approval_id"]) for approval in client.approvals("open", run_id)]
+    if len(found) > 1:
+        raise Trouble(f"{run_id} has several open approvals; name one of {', '.join(map(one_line, found))}.")
+    if not found:
+        raise Trouble(f"There is no open approval of {one_line(run_id)}.")
+    return found[0]
+
+
+@main.command()
+@_with_client
+def approvals(client: Client) -> None:
+    """List the open approvals, newest first: run, approval, who has to decide what."""
+    for approval in client.approvals("open"):
+        until = f", until {approval['expires_at']}" if approval["expires_at"] else ""
+        asked = f"{approval['label']} (needed from {approval['requires']}{until})"
+        click.echo(one_line(f"{approval['run_id']} {approval['approval_id']} {asked}"))
+
+
+@main.command("input", epilog=COMMAND_EXIT_CODES)
+@click.argument("run_id", metavar="RUN")
+@click.argument("text")
+@_with_client
+def send_input(client: Client, run_id: str, text: str) -> None:
+    """Send a run TEXT while it goes on or waits."""
+    click.echo(f"{run_id} was sent {client.send_input(run_id, text)}.")
+
+
 @main.command()
 @click.argument("run_id", metavar="RUN")
 @_database_option("URL of a Postgres to read instead of the API.", required=False)
@@ -245,6 +321,16 @@ def bench(arguments: tuple[str, ...]) -> None:
         raise Trouble("`runtail bench` needs a checkout of the repository: the benchmarks are not installed with it.")
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], {**os.environ, "PYTHONPATH": path})
+
+
+@main.command()
+@click.option("--days", type=click.IntRange(1), metavar="N", help="In place of RUN_RETENTION_DAYS.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+def retention(days: int | None, dry_run: bool) -> None:
+    """Remove the runs that ended more than N days ago from DATABASE_URL and REDIS_URL, as workers do by themselves."""
+    with _explained(), closing(Services.for_worker(Config.from_env())) as services:
+        for line in purge(services, days, dry_run=dry_run):
+            click.echo(line)
 
 
 @main.command()

@@ -18,8 +18,10 @@ from typing import Self
 import pytest
 
 from app.client import Client
+from app.storage.run_store import Principal
 from tests.conftest import StackMaker, execute
 from tests.harness import ROOT, Process, Stack, eventually, free_port
+from tests.waiting import ended, got, waiting
 
 RUNTAIL = [sys.executable, "-m", "app.cli"]
 QUESTION = json.dumps({"message": "Where is order 48291?", "latency_scale": 0.02})
@@ -210,6 +212,92 @@ def test_cancel_of_a_finished_run_says_how_it_ended(live: Stack) -> None:
     assert runtail(live.url, "cancel", run_id).stdout == f"{run_id} is completed.\n"
 
 
+# Decisions and inputs.
+
+
+@pytest.fixture(scope="module")
+def unattended(module_stack: StackMaker) -> Stack:
+    """A web process whose runs nobody executes."""
+    unattended = module_stack()
+    unattended.start_web()
+    return unattended
+
+
+@pytest.mark.parametrize(("command", "decision"), [("approve", "approved"), ("deny", "denied")])
+def test_the_open_approval_of_a_run_is_decided_without_naming_it(
+    unattended: Stack, command: str, decision: str
+) -> None:
+    run = waiting(unattended.services, requires="operator")
+    done = runtail(unattended.url, command, run.id, "--comment", "So be it.")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"apr_1 of {run.id} is {decision} by dev: Refund by apr_1?\n"
+    (approval,) = unattended.http.get("/approvals", params={"run": run.id}).json()["approvals"]
+    assert (approval["status"], approval["comment"]) == (decision, "So be it.")
+    assert one_sentence(runtail(unattended.url, command, run.id)).endswith(f"There is no open approval of {run.id}.")
+
+
+def test_of_several_open_approvals_one_has_to_be_named(unattended: Stack) -> None:
+    run = waiting(unattended.services, ids=("apr_1", "apr_2"))
+    said = one_sentence(runtail(unattended.url, "approve", run.id))
+    assert said.endswith(f"{run.id} has several open approvals; name one of apr_2, apr_1.")
+    assert got(unattended.services, run.id).status == "waiting"
+    assert runtail(unattended.url, "approve", run.id, "apr_2").stdout.startswith(f"apr_2 of {run.id} is approved")
+    assert runtail(unattended.url, "deny", run.id).stdout.startswith(f"apr_1 of {run.id} is denied")
+
+
+def test_a_decision_that_comes_too_late_is_told_the_outcome(unattended: Stack) -> None:
+    run, over = waiting(unattended.services), waiting(unattended.services, expires_in=-1)
+    first = runtail(unattended.url, "deny", run.id, "apr_1", "--comment", "No.")
+    assert runtail(unattended.url, "deny", run.id, "apr_1").stdout == first.stdout
+    for late, code, outcome in (
+        (runtail(unattended.url, "approve", run.id, "apr_1"), "approval_resolved", "is denied by dev. No."),
+        (runtail(unattended.url, "approve", over.id), "approval_resolved", "is expired."),
+        (runtail(unattended.url, "approve", ended(unattended.services, over).id, "apr_1"), "approval_resolved", ""),
+    ):
+        assert (late.returncode, late.stdout) == (1, "")
+        assert f"{outcome} ({code})" in late.stderr
+        assert late.stderr.count("\n") == 1
+
+
+def test_open_approvals_are_listed_a_line_each(unattended: Stack) -> None:
+    runs = [waiting(unattended.services, expires_in=n) for n in (None, 1_000)]
+    runtail(unattended.url, "approve", waiting(unattended.services).id)
+    lines = runtail(unattended.url, "approvals").stdout.splitlines()
+    assert re.fullmatch(rf"{runs[1].id} apr_1 Refund by apr_1\? \(needed from owner, until \S+\)", lines[0])
+    assert lines[1] == f"{runs[0].id} apr_1 Refund by apr_1? (needed from owner)"
+    key = unattended.services.registry.create_key(Principal("acme", "cleo"))
+    assert runtail(unattended.url, "approvals", RUNTAIL_KEY=key).stdout == ""
+
+
+def test_an_input_is_sent_until_the_run_has_ended(unattended: Stack) -> None:
+    run = waiting(unattended.services)
+    done = runtail(unattended.url, "input", run.id, "The grey one.")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{run.id} was sent inp_1.\n", "")
+    assert [sent.text for sent in unattended.services.waits.inputs(run.id, 0, 9)] == ["The grey one."]
+    late = runtail(unattended.url, "input", ended(unattended.services, run).id, "And quickly.")
+    assert (late.returncode, late.stdout) == (1, "")
+    assert late.stderr == f"Error: {run.id} is cancelled. (run_ended)\n"
+
+
+def test_who_watches_a_run_is_told_how_to_decide(unattended: Stack, tmp_path: Path) -> None:
+    run = waiting(unattended.services, requires="operator")
+    with Follower(tmp_path, unattended.url, "tail", run.id) as follower:
+        eventually(lambda: "[run] waits" in follower.out)
+        ended(unattended.services, run)
+        assert follower.process.wait(20) == 3
+    said = f"Refund by apr_1?: needed from operator. To decide: runtail approve {run.id} apr_1, or runtail deny …"
+    assert f"[approval] {said}" in follower.out.splitlines()
+
+
+def test_a_decision_and_an_input_whose_answers_are_lost_are_made_once(unattended: Stack) -> None:
+    run = waiting(unattended.services)
+    with bad_line(unattended.port, [0, 20, -1]) as port, Client(f"http://127.0.0.1:{port}") as client:
+        assert client.send_input(run.id, "The grey one.") == "inp_1"
+    with bad_line(unattended.port, [0, 20, -1]) as port, Client(f"http://127.0.0.1:{port}") as client:
+        assert client.decide(run.id, "apr_1", "approved", None)["status"] == "approved"
+    assert len(unattended.services.waits.inputs(run.id, 0, 9)) == 1
+
+
 # Trouble.
 
 
@@ -220,6 +308,8 @@ def test_cancel_of_a_finished_run_says_how_it_ended(live: Stack) -> None:
         (("start", "support", "--input", '{"message": 3}'), "invalid_input"),
         (("tail", "run_0"), "run_not_found"),
         (("cancel", "../runs"), "not_found"),
+        (("approve", "run_0", "apr_1"), "run_not_found"),
+        (("input", "run_0", "hello"), "run_not_found"),
         (("verify", "run_0"), "run_not_found"),
         (("tail", "run_0", "--key", "rt_wrong"), "unauthorized"),
     ],

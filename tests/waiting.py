@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from app.protocol.events import Event, dumps, encode
 from app.protocol.reducer import State, fold
+from app.storage.event_log import Append
 from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint, NewApproval, Principal, RunRecord
 from app.wiring import Services
@@ -43,6 +44,7 @@ def asked(
     ]
     services.log.raise_epoch(run.id, claimed.epoch)
     services.store.archive([Checkpoint(run.id, claimed.epoch, events, *_state(claimed, events), approvals=new)])
+    services.log.append(Append(run.id, claimed.epoch, events, archived=events[-1].seq))
     return got(services, run.id)
 
 
@@ -54,6 +56,7 @@ def waiting(services: Services, principal: Principal = DEV, *, wake_in: float | 
     wake_at = None if wake_in is None else datetime.now(UTC) + timedelta(seconds=wake_in)
     checkpoint = Checkpoint(run.id, run.epoch, events, *_state(run, events))
     assert services.store.suspend(checkpoint, payload["ids"], 0, wake_at)
+    services.log.append(Append(run.id, run.epoch, events, archived=events[-1].seq))
     return got(services, run.id)
 
 
