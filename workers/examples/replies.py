@@ -133,7 +133,7 @@ def no_longer_refundable(order: Order, stock: Stock | None, refund: Refund) -> D
     """When the refund was to be issued, that amount was no longer left."""
     text = (
         f"You asked for a refund, and when I looked, {_usd(refund['amount_cents'])} could be refunded. In the meantime "
-        "that has changed, most likely because it was refunded at the same time in another way, so I have issued no "
+        "that has changed, most likely because another request for the same refund came first, so I have issued no "
         "refund myself."
     )
     return _with(order, refund, text, _another(stock))
