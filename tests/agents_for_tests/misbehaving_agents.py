@@ -338,9 +338,15 @@ def stubborn(run: RunContext) -> object:
 
 @agent("steady", input=AnyInput)
 def steady(run: RunContext) -> object:
-    """Says who executes it, then `count` ticks and words, `interval` seconds apart; more while there is no `gate`."""
+    """Says who executes it, then `count` ticks and words, `interval` seconds apart; more while there is no `gate`.
+
+    Beside the gate it writes down who executes each of its stretches.
+    """
     run.emit("custom.pid", {"pid": os.getpid()})
     count, gate = run.input.get("count", 20), run.input.get("gate")
+    if gate is not None:
+        with open(f"{gate}.pids", "a") as pids:
+            pids.write(f"{os.getpid()}\n")
     with run.message() as message:
         for n in itertools.count():
             if n >= count and (gate is None or os.path.exists(gate)):
