@@ -29,7 +29,7 @@ def purge(services: Services, days: int | None, *, dry_run: bool) -> Iterator[st
         return
     erasure = Erasure(services.store, store, services.log, services.queue)
     erased = sum(iter(lambda: erasure.erase_old(days), 0))
-    yield f"Removed {erased:,} runs that ended more than {days:,} days ago."
+    yield f"Runs that ended more than {days:,} days ago: {erased:,} removed."
     yield _leftovers(store.remove_leftovers())
 
 
