@@ -39,6 +39,7 @@ function withMessages(state, messages) {
   return { messages, answer: { ...state.answer, text: last ? last.text : "" } };
 }
 
+// Of run.step and run.resumed; the latter never restarts.
 function runStep(state, payload) {
   const abandoned = (message) => payload.restart || message.status === "open";
   const messages = state.messages.map((m) => (abandoned(m) ? { ...m, status: "abandoned" } : m));
@@ -74,7 +75,7 @@ const RULES = {
   "run.started": running,
   "run.step": runStep,
   "run.waiting": () => ({ status: "waiting" }),
-  "run.resumed": running,
+  "run.resumed": runStep,
   "run.completed": (s, p) => ({ ...end(s, "completed", p), output: p.output, usage: p.usage ?? s.usage }),
   "run.failed": (s, p) => ({ ...end(s, "failed", p), error: p.error }),
   "run.cancelled": (s, p) => end(s, "cancelled", p),

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from tests.conftest import StackMaker
 from tests.harness import Stack, eventually
+from tests.waiting import ended, waiting
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.ndjson"))
 QUESTION = "Where is order 48291?"
@@ -146,6 +147,75 @@ def test_the_page_may_load_and_ask_nothing_but_its_own_server(live: Stack) -> No
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http" not in policy
+
+
+# Approvals and inputs.
+
+
+@pytest.fixture(scope="module")
+def unattended(module_stack: StackMaker) -> Stack:
+    """A web process whose runs nobody executes."""
+    unattended = module_stack()
+    unattended.start_web()
+    return unattended
+
+
+def asked(page: Page) -> Locator:
+    return page.get_by_role("list", name="Approvals and inputs")
+
+
+@pytest.mark.parametrize(("button", "decision"), [("Approve", "approved"), ("Deny", "denied")])
+def test_an_open_approval_is_decided_on_the_page(page: Page, unattended: Stack, button: str, decision: str) -> None:
+    run = waiting(unattended.services, requires="operator", ids=("apr_1", "apr_2"))
+    open_run(page, unattended, run.id)
+    expect(asked(page)).to_contain_text("Refund by apr_2?")
+    chosen = page.get_by_role("button", name=f"{button}: Refund by apr_2?")
+    chosen.click()
+    expect(chosen).to_be_disabled()
+    expect(page.get_by_role("button", name="Approve: Refund by apr_1?")).to_be_enabled()
+    approvals = unattended.http.get("/approvals", params={"run": run.id}).json()["approvals"]
+    assert {a["approval_id"]: a["status"] for a in approvals} == {"apr_1": "open", "apr_2": decision}
+
+
+def test_a_decision_that_comes_too_late_is_told_the_outcome_on_the_page(page: Page, unattended: Stack) -> None:
+    run = waiting(unattended.services)
+    open_run(page, unattended, run.id)
+    expect(page.get_by_role("button", name="Approve")).to_be_enabled()
+    path = f"/runs/{run.id}/approvals/apr_1"
+    unattended.http.post(path, json={"decision": "denied", "comment": "<b>No.</b>"})
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("alert")).to_have_text(f"apr_1 of {run.id} is denied by dev. <b>No.</b>")
+
+
+def test_a_run_that_has_ended_asks_nothing_and_takes_nothing(page: Page, unattended: Stack) -> None:
+    run = waiting(unattended.services)
+    open_run(page, unattended, run.id)
+    expect(page.get_by_role("button", name="Approve")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Input")).to_be_visible()
+    ended(unattended.services, run)
+    expect(status(page)).to_have_text("cancelled")
+    expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+    expect(page.get_by_role("textbox", name="Input")).to_be_hidden()
+
+
+def test_an_input_is_sent_from_the_page(page: Page, unattended: Stack) -> None:
+    run = waiting(unattended.services)
+    open_run(page, unattended, run.id)
+    page.get_by_role("textbox", name="Input").fill("The grey one.")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("textbox", name="Input")).to_have_value("")
+    assert [sent.text for sent in unattended.services.waits.inputs(run.id, 0, 9)] == ["The grey one."]
+
+
+def test_a_refund_is_approved_on_the_page_and_the_run_goes_on(page: Page, live: Stack) -> None:
+    page.goto(live.url)
+    page.get_by_label("Message").fill("I want a refund for order 48291")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Approve").click(timeout=30_000)
+    expect(asked(page)).to_contain_text("approved by dev")
+    expect(status(page)).to_have_text("completed")
+    run = live.read(page.url.partition("#")[2])
+    assert [approval["status"] for approval in run["state"]["approvals"]] == ["approved"]
 
 
 @pytest.fixture
