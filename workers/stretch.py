@@ -131,12 +131,13 @@ class Stretches:
         return journal
 
     def _announce(self, run: RunRecord, emission: Emission, journal: Journal, reason: str | None) -> None:
+        restart = journal.generation > 1 and not journal
         if reason is None:
             emission.emit("run.started", {"attempt": run.attempt, "worker": self._worker_id}, "")
-        elif reason == RESUMED:
+        elif reason == RESUMED and not restart:
             emission.emit("run.resumed", {"attempt": run.attempt}, "")
         else:
-            restart = journal.generation > 1 and not journal
+            reason = "deploy" if reason == RESUMED else reason
             emission.emit("run.step", {"attempt": run.attempt, "reason": reason, "restart": restart}, "")
 
     def _call_agent(self, execution: Execution, emission: Emission, journal: Journal) -> Ending | Suspended | None:
