@@ -228,7 +228,11 @@ POINTS = {
     "before the reply is recorded": Point(
         ("BEFORE INSERT", "run_ops", "NEW.kind = 'message'"), decided=True, refunded=True
     ),
-    "before the end": Point(("BEFORE UPDATE", "runs", "NEW.finished_at IS NOT NULL"), decided=True, refunded=True),
+    "before the end": Point(
+        ("BEFORE UPDATE", "runs", "OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL"),
+        decided=True,
+        refunded=True,
+    ),
 }
 
 
