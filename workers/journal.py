@@ -10,14 +10,15 @@ begin with `g2.`.
 """
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from app.errors import InvalidJson, NondeterministicAgent, TooDeep
 from app.protocol.events import clean, clean_text, dumps
 from app.storage.run_store import ApprovalRecord, OpRecord, Recorded
 
-NOTHING = Recorded((), (), {})
 ARGUMENTS_CHARS = 65_536
 """Of a call's arguments as JSON; longer ones are not kept, only their fingerprint is."""
 
@@ -25,8 +26,13 @@ ARGUMENTS_CHARS = 65_536
 class Journal:
     """One run's journal, for one stretch."""
 
-    def __init__(self, recorded: Recorded = NOTHING, generation: int = 1) -> None:
-        """:param generation: calls of other generations are none of this one's."""
+    def __init__(self, recorded: Recorded | None = None, generation: int = 1) -> None:
+        """
+        :param recorded: None: nothing is, the run begins.
+        :param generation: calls of other generations are none of this one's.
+        """
+        recorded = recorded or Recorded((), (), {}, datetime.now(UTC))
+        self._read_at, self._read = recorded.read_at, time.monotonic()
         self.generation = generation
         self.root = "" if generation == 1 else f"g{generation}."
         self._records = {record.op: record for record in recorded.ops if self._is_ours(record.op)}
@@ -49,6 +55,10 @@ class Journal:
     def given_up(self) -> "Journal":
         """An empty journal of the next generation."""
         return Journal(generation=self.generation + 1)
+
+    def time(self) -> datetime:
+        """The time, by the clock of the store where that is known: it is the store that ends long sleeps."""
+        return self._read_at + timedelta(seconds=time.monotonic() - self._read)
 
     def visit(self, op: str, kind: str | None, prefixes: tuple[str, ...]) -> None:
         """The agent makes call `op`.

@@ -33,11 +33,12 @@ class Waits:
             self._calls.emission.sleep(seconds)
 
     def _sleep_until(self, op: str, seconds: float) -> None:
+        now = self._calls.journal.time().timestamp()
         record = self._calls.recorded(op, "sleep", "", seconds)
-        end: float = record.result if record else time.time() + seconds
+        end: float = record.result if record else now + seconds
         if record is None:
             self._calls.record(op, "sleep", "", end, arguments=seconds)
-        left = end - time.time()
+        left = end - now
         if left >= LONG_SLEEP_SECONDS:
             self._calls.suspend(Wait("time", op, datetime.fromtimestamp(end, UTC)))
         if not self._calls.journal.passed(op):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from app.protocol.events import dumps
@@ -30,6 +31,8 @@ class Recorded:
     approvals: Sequence[ApprovalRecord]
     events: Mapping[tuple[str, str], int]
     """How many events of each (op, type) the log holds."""
+    read_at: datetime
+    """By the clock that decides when a sleep is over."""
 
 
 class JournalStore:
@@ -50,6 +53,7 @@ class JournalStore:
                 [OpRecord(**row) for row in rows(db.execute_sql(ops, (run_id,)))],
                 [ApprovalRecord(**row) for row in approvals_of(db, run_id)],
                 {(op, type): count for op, type, count in db.execute_sql(events, (run_id,)).fetchall()},
+                db.execute_sql("SELECT now()").fetchone()[0],
             )
 
 
