@@ -159,9 +159,9 @@ class Stack:
         eventually(ready, READY_SECONDS, "readiness of the web process")
         return process
 
-    def start_worker(self) -> Process:
+    def start_worker(self, *arguments: str) -> Process:
         """Start a worker and wait until it takes runs."""
-        process = self._start("worker", [sys.executable, "-m", "workers"])
+        process = self._start("worker", [sys.executable, "-m", "workers", *arguments])
 
         def ready() -> bool:
             assert process.popen.poll() is None, process.log.read_text()[-3000:]

@@ -1,15 +1,23 @@
-"""`python -m workers`: one worker process. Patches first: what is imported before shares one connection."""
+"""`python -m workers`: one worker process. Patches first: what is imported before shares one connection.
+
+With `--isolated` it executes the agents that get a process for each run, and nothing is patched.
+"""
+
+import sys
 
 from gevent import monkey
 
-monkey.patch_all()
+ISOLATED = "--isolated" in sys.argv[1:]
+
+if not ISOLATED:
+    monkey.patch_all()
 
 import logging  # noqa: E402
-import sys  # noqa: E402
 
 from app.config import Config  # noqa: E402
 from app.errors import ConfigError  # noqa: E402
 from app.storage.cooperative import make_psycopg_cooperative  # noqa: E402
+from workers.isolated import IsolatedProcess  # noqa: E402
 from workers.process import WorkerProcess  # noqa: E402
 
 
@@ -20,8 +28,11 @@ def main() -> None:
         config = Config.from_env()
     except ConfigError as error:
         sys.exit(error.detail)
-    make_psycopg_cooperative()
-    WorkerProcess(config).run()
+    if ISOLATED:
+        IsolatedProcess(config).run()
+    else:
+        make_psycopg_cooperative()
+        WorkerProcess(config).run()
 
 
 main()

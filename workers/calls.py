@@ -12,9 +12,9 @@ from app.hooks import Hooks
 from app.protocol.events import clean, dumps
 from app.protocol.reducer import State
 from app.storage.run_store import NewApproval, OpRecord
-from workers.emission import Emission
 from workers.interrupts import Interrupted, Suspended, Wait
 from workers.journal import Journal, describe
+from workers.place import Outlet
 
 RESULT_CHARS = 2_000_000
 """Of one recorded result as JSON."""
@@ -27,7 +27,7 @@ class Calls:
     """
 
     def __init__(
-        self, emission: Emission, hooks: Hooks, check: Callable[[], None], journal: Journal, prefix: str | None = None
+        self, emission: Outlet, hooks: Hooks, check: Callable[[], None], journal: Journal, prefix: str | None = None
     ) -> None:
         """:param check: raises Interrupted once the run has been stopped."""
         self.journal = journal

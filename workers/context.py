@@ -19,12 +19,12 @@ from app.protocol.ending import reconcile
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, is_secret
-from workers.branches import side_by_side
+from app.storage.run_store import OpRecord
 from workers.calls import Calls
 from workers.handles import Approval, Message, Step, clamped, given
-from workers.interrupts import Interrupted, Suspended, TimedOut
+from workers.interrupts import Suspended, TimedOut
 from workers.programs import ProgramTimeout, run_program
-from workers.tools import Retries, Tool, ToolError, Tools, ms_since
+from workers.tools import Retries, Tool, ToolError, Tools, foreseen, ms_since
 from workers.waits import Waits
 
 __all__ = ["Approval", "RunContext", "ToolError", "emit"]
@@ -61,18 +61,13 @@ class RunContext(Waits):
         input: dict[str, Any],
         calls: Calls,
         hooks: Hooks,
-        interrupt: Callable[[Interrupted], None],
         within: "RunContext | None" = None,
     ) -> None:
-        """
-        :param interrupt: stops the run.
-        :param within: the context of which this one is a branch.
-        """
+        """:param within: the context of which this one is a branch."""
         super().__init__(calls)
         self.run_id = calls.run_id
         self.input = input
         self._hooks = hooks
-        self._interrupt = interrupt
         self._shared: _Shared = within._shared if within else _Shared()
         self._steps: list[Step] = list(within._steps) if within else []
         self._tools: Tools = Tools(calls, self.sleep, within._tools.running if within else ())
@@ -124,7 +119,7 @@ class RunContext(Waits):
             yield
             return
         timed_out = TimedOut(f"{what} took longer than {seconds:g} s.")
-        stop = self._calls.emission.alarm(seconds, partial(self._interrupt, timed_out))
+        stop = self._calls.emission.alarm(seconds, timed_out)
         try:
             yield
         finally:
@@ -221,12 +216,13 @@ class RunContext(Waits):
 
         def call(n: int, function: "Callable[[RunContext], T]") -> T:
             branch = self._calls.branch(f"{op}.{n}.")
-            context = RunContext(self.input, branch, self._hooks, self._interrupt, within=self)
+            context = RunContext(self.input, branch, self._hooks, within=self)
             with context.active():
                 return function(context)
 
         try:
-            return side_by_side([partial(call, n, function) for n, function in enumerate(functions, 1)])
+            branches = [partial(call, n, function) for n, function in enumerate(functions, 1)]
+            return self._calls.emission.side_by_side(branches)
         except Suspended as suspended:
             self._calls.suspend(*suspended.waits)
 
@@ -257,29 +253,41 @@ class RunContext(Waits):
         earlier = self._calls.journal.count(op, "message.started")
         message_id = f"msg_{op}.{earlier + 1}" if earlier else f"msg_{op}"
         message = Message(message_id, lambda text: self._calls.delta(message_id, text, op))
+        result: dict[str, Any] = {"message_id": message_id, "error": None}
         self._calls.emit_anew("message.started", {"message_id": message_id, "role": role}, op)
         try:
             yield message
+        except ToolError as error:
+            result["error"] = error.public()
+            raise
         finally:
             event = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
-            result = {"message_id": message_id}
             self._calls.quietly(lambda: self._calls.record(op, "message", role, result, event=event))
 
     def stream(self, texts: Iterable[str]) -> str:
-        """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again."""
+        """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again.
+
+        :raises ToolError: `texts` raised; what it has not foreseen is a `stream_error`.
+        """
         op = self._calls.next("message.", records="message")
         self._shared.answered = True
         try:
             record = self._calls.recorded(op, "message", "assistant")
             if record is not None:
-                return self._text(record.result["message_id"])
-            with self._new_message(op, "assistant") as message:
-                for text in texts:
-                    message.write(text)
+                return self._streamed_before(record)
+            with self._new_message(op, "assistant") as message, foreseen("stream_error", "The stream failed."):
+                with self._calls.within(op):
+                    for text in texts:
+                        message.write(text)
             return message.text
         finally:
             if isinstance(texts, Iterator) and hasattr(texts, "close"):
                 texts.close()  # a provider's stream ends with the run, not when somebody collects the garbage
+
+    def _streamed_before(self, record: OpRecord) -> str:
+        if record.result["error"] is not None:
+            raise ToolError.of(record.result["error"])
+        return self._text(record.result["message_id"])
 
     def _text(self, message_id: str) -> str:
         texts = (m["text"] for m in self._calls.state["messages"] if m["id"] == message_id)

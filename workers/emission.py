@@ -5,8 +5,8 @@ Responsible for when an event is made and how long the agent waits. Moving event
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import gevent
 from gevent.event import Event as Flag
@@ -14,7 +14,10 @@ from gevent.event import Event as Flag
 from app.protocol.events import dumps
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, NewApproval, OpRecord
-from workers.interrupts import Interrupted, Lost
+from workers.branches import in_greenlets
+from workers.interrupts import Interrupted, Lost, TimedOut
+
+T = TypeVar("T")
 
 DELTA_SECONDS = 0.040
 """Deltas that follow one another faster than this leave together."""
@@ -175,10 +178,14 @@ class Emission:
         """Let the others run for so long; the end of the run wakes the sleeper."""
         gevent.sleep(seconds)
 
-    def alarm(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-        """Have something done in so many seconds, unless what is returned is called before."""
-        timer = gevent.spawn_later(seconds, action)
+    def alarm(self, seconds: float, timed_out: TimedOut) -> Callable[[], None]:
+        """Stop the run in so many seconds, unless what is returned is called before."""
+        timer = gevent.spawn_later(seconds, self.interrupt, timed_out)
         return lambda: timer.kill(block=False)
+
+    def side_by_side(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+        """The results of the functions, in order, each called in a greenlet of its own."""
+        return in_greenlets(functions)
 
     def _wait_moved(self) -> None:
         self.moved.clear()

@@ -8,7 +8,7 @@ from gevent.event import Event as Flag
 
 from app.storage.run_store import RunRecord
 from workers.emission import Emission
-from workers.interrupts import Interrupted, TimedOut
+from workers.interrupts import Interrupted
 
 STOP_SECONDS = 1.0
 """Time that an agent gets for its `finally` blocks once it has been stopped."""
@@ -40,13 +40,12 @@ class Execution:
         if self.interruption is not None:
             raise self.interruption
 
-    def wait(self, greenlet: "gevent.Greenlet[..., Any]", seconds: float | None) -> None:
+    def wait(self, greenlet: "gevent.Greenlet[..., Any]") -> None:
         """Wait until the agent has ended, or was interrupted and has stopped or let STOP_SECONDS pass."""
         if self.interruption is None:
             self._stirred.clear()  # it was set by the end of an earlier stretch
         greenlet.rawlink(lambda _: self._stirred.set())
-        if not self._stirred.wait(seconds):
-            self.interrupt(TimedOut(f"The run took longer than {seconds} s."))
+        self._stirred.wait()
         if self.interruption is not None and not greenlet.ready():
             greenlet.kill(self.interruption, timeout=STOP_SECONDS)
             if not greenlet.ready():

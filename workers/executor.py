@@ -8,28 +8,38 @@ import logging
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
+from typing import Protocol
 
 import gevent
 
 from app.errors import Fenced, StoreUnavailable
-from app.protocol.ending import Ending
 from app.protocol.events import dumps
 from app.storage.log_writer import LogWriter
-from app.storage.run_store import Checkpoint, OwnedRun, RunRecord
+from app.storage.run_queue import QUEUE
+from app.storage.run_store import Checkpoint, OwnedRun
 from app.wiring import Services
 from workers.emitter import Emitter
 from workers.execution import Execution
 from workers.interrupts import Cancelled, Drained, Lost, Suspended, Wait
+from workers.place import Here, Place
 from workers.registry import Agent
 from workers.retry import until_reachable
+from workers.settlement import Settlement
 from workers.stretch import RESUMED, Stretches
 
 STRAY_SECONDS = 6.0
 """A run that names this worker for so long without being executed by it goes back to pending."""
 
 log = logging.getLogger(__name__)
-current: ContextVar["Executor"] = ContextVar("runtail_executor")
+current: ContextVar["Executes"] = ContextVar("runtail_executor")
 """The executor of the process, for the job function that RQ finds by its dotted path."""
+
+
+class Executes(Protocol):
+    """Who executes runs."""
+
+    def execute(self, run_id: str) -> None:
+        """Execute a pending run until it ends, waits or goes elsewhere."""
 
 
 def execute(run_id: str) -> None:
@@ -40,10 +50,25 @@ def execute(run_id: str) -> None:
 class Executor:
     """Runs any number of agents side by side, for one worker process."""
 
-    def __init__(self, services: Services, emitter: Emitter, agents: dict[str, Agent], worker_id: str) -> None:
-        self._services = services
+    def __init__(
+        self,
+        services: Services,
+        emitter: Emitter,
+        agents: dict[str, Agent],
+        worker_id: str,
+        *,
+        place: Place | None = None,
+        queue: str = QUEUE,
+    ) -> None:
+        """
+        :param place: where agents run; None: here.
+        :param queue: whose agents are executed; the others are handed over.
+        """
         self._ownership = services.ownership
-        self._stretches = Stretches(services, emitter, agents, worker_id)
+        self._settlement = Settlement(services)
+        self._stretches = Stretches(services, emitter, agents, worker_id, place or Here())
+        self._agents = agents
+        self._queue = queue
         self._worker_id = worker_id
         self._executions: dict[str, Execution] = {}
         self._strays: dict[str, float] = {}
@@ -56,6 +81,11 @@ class Executor:
         """
         run = self._ownership.store.claim(run_id, self._worker_id, start=True)
         if run is None:
+            return
+        agent = self._agents.get(run.agent)
+        if agent is not None and agent.queue != self._queue:
+            # Its isolation has changed since. What was to be done here is still to be done, for the same reason.
+            self._settlement.hand_back(run, run.requeue_reason, agent.queue)
             return
         while earlier := self._executions.get(run.id):
             # This worker was called lost while it executes the run. One attempt at a time: nothing of ours overlaps.
@@ -102,7 +132,7 @@ class Executor:
         seen = self._strays.setdefault(run.id, time.monotonic())
         if time.monotonic() - seen > STRAY_SECONDS:
             self._strays.pop(run.id)
-            self._hand_back(run, "retry")
+            self._settlement.hand_back(run, "retry")
 
     def _attempt(self, execution: Execution) -> None:
         run = execution.run
@@ -116,9 +146,9 @@ class Executor:
                         return
                     reason = RESUMED  # what it was to wait for has arrived meanwhile
                 case Drained():
-                    return self._hand_back(run, "deploy")
+                    return self._settlement.hand_back(run, "deploy")
                 case _:
-                    return self._finish(writer, outcome)
+                    return self._settlement.finish(writer, outcome)
 
     def _suspend(self, writer: LogWriter, waits: Sequence[Wait]) -> bool:
         """Let the run wait; False: it goes on at once.
@@ -145,20 +175,3 @@ class Executor:
             return  # what it waited for has come, and whoever goes on with it has appended what was left
         except StoreUnavailable as error:
             log.warning("Windows will find in the archive that %s waits. %s", writer.run_id, error.detail)
-
-    def _finish(self, writer: LogWriter, ending: Ending) -> None:
-        until_reachable(lambda: self._ownership.end(writer, ending))
-        until_reachable(lambda: self._ownership.commit_end(writer))
-        try:
-            self._ownership.publish(writer.run_id, writer.epoch)
-        except StoreUnavailable as error:
-            log.warning("The end of %s is committed; the janitor will publish it. %s", writer.run_id, error.detail)
-
-    def _hand_back(self, run: RunRecord | OwnedRun, reason: str) -> None:
-        released = until_reachable(lambda: self._ownership.store.release(run.id, run.epoch, reason))
-        if released is None:
-            return
-        try:
-            self._services.queue.enqueue(run.id, released.epoch, released.queue)
-        except StoreUnavailable as error:
-            log.warning("%s is pending again; a janitor will enqueue it. %s", run.id, error.detail)

@@ -4,10 +4,13 @@ import logging
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import gevent
 from redis import RedisError
+from rq.worker import BaseWorker
 
 from app.config import Config
 from app.errors import StoreUnavailable
@@ -23,6 +26,9 @@ from workers.registry import load_agents
 from workers.retention import Retention
 from workers.retry import until_reachable
 from workers.unwatched import Unwatched
+from workers.watchdog import Watchdog
+
+W = TypeVar("W", bound=BaseWorker)
 
 RECONNECT_SECONDS = 0.5
 
@@ -33,12 +39,13 @@ class WorkerProcess:
     """Everything that one worker process runs."""
 
     def __init__(self, config: Config) -> None:
-        self.id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self.id = new_worker_id()
         self._config = config
         self._services = services = Services.for_worker(config)
         self._agents = load_agents()
         self._emitter = Emitter(services.ownership)
         self._heartbeat = Heartbeat(config.database_url, self.id)
+        self._watchdog = Watchdog()
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
         erasure = Erasure(services.store, RetentionStore(services.database), services.log, services.queue)
         retention = Retention(erasure, config.run_retention_days)
@@ -48,6 +55,7 @@ class WorkerProcess:
     def run(self) -> None:
         """Work until a signal asks to stop, then drain."""
         self._heartbeat.start()
+        self._watchdog.start()
         for agent in self._agents.values():
             until_reachable(partial(self._services.registry.put_agent, agent.record()))
         self._emitter.start()
@@ -61,14 +69,13 @@ class WorkerProcess:
         self._executor.drain(self._config.drain_seconds)
         worker.join()
         gevent.killall(helpers)
+        self._watchdog.stop()
         self._heartbeat.stop()
-        self._leave()
+        leave(self._services, self.id)
 
     def _connect_rq(self) -> GeventWorker:
-        try:
-            return GeventWorker(self._services.queue.redis, self._executor, self._config.worker_concurrency)
-        except RedisError as error:
-            raise StoreUnavailable("Redis cannot be reached.") from error
+        worker = partial(GeventWorker, self._services.queue.redis, self._executor, self._config.worker_concurrency)
+        return connect_rq(worker)
 
     def _heed_commands(self) -> None:
         """Look at this worker's commands whenever its doorbell rings."""
@@ -83,9 +90,27 @@ class WorkerProcess:
                 log.exception("Commands could not be heeded.")
                 gevent.sleep(RECONNECT_SECONDS)
 
-    def _leave(self) -> None:
-        try:
-            self._services.registry.remove_worker(self.id)
-        except StoreUnavailable:
-            log.warning("The worker's row stays behind; nothing refers to it.")
-        self._services.close()
+
+def new_worker_id() -> str:
+    """Of a process that executes runs: the owner of those that it has."""
+    return f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+def connect_rq(worker: Callable[[], W]) -> W:
+    """An RQ worker, which looks at its Redis when it is made.
+
+    :raises StoreUnavailable: Redis cannot be reached.
+    """
+    try:
+        return worker()
+    except RedisError as error:
+        raise StoreUnavailable("Redis cannot be reached.") from error
+
+
+def leave(services: Services, worker_id: str) -> None:
+    """The last thing that a worker does in order."""
+    try:
+        services.registry.remove_worker(worker_id)
+    except StoreUnavailable:
+        log.warning("The worker's row stays behind; nothing refers to it.")
+    services.close()

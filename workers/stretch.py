@@ -5,6 +5,7 @@ have done is in the journal, and is not done again.
 """
 
 import logging
+from functools import partial
 from typing import Any
 
 import gevent
@@ -22,6 +23,7 @@ from workers.emitter import Emitter
 from workers.execution import Execution
 from workers.interrupts import Cancelled, Drained, Interrupted, Suspended, TimedOut
 from workers.journal import Journal
+from workers.place import Outlet, Place
 from workers.registry import FAIL, RESTART, Agent
 from workers.retry import until_reachable
 
@@ -40,12 +42,15 @@ log = logging.getLogger(__name__)
 class Stretches:
     """Executes stretches of runs, for one worker process."""
 
-    def __init__(self, services: Services, emitter: Emitter, agents: dict[str, Agent], worker_id: str) -> None:
+    def __init__(
+        self, services: Services, emitter: Emitter, agents: dict[str, Agent], worker_id: str, place: Place
+    ) -> None:
         self._services = services
         self._ownership = services.ownership
         self._emitter = emitter
         self._agents = agents
         self._worker_id = worker_id
+        self._place = place
 
     def execute(self, execution: Execution, writer: LogWriter, reason: str | None) -> Outcome:
         """Execute the next stretch of a run.
@@ -142,22 +147,25 @@ class Stretches:
 
     def _call_agent(self, execution: Execution, emission: Emission, journal: Journal) -> Ending | Suspended | None:
         """Call the agent and wait for it; what comes back counts only if nothing has interrupted it."""
-        greenlet: gevent.Greenlet[..., Ending | Suspended | None]
-        greenlet = gevent.Greenlet(self._perform, execution, emission, journal)
-        greenlet.start()
-        run = execution.run
+        outlet, run = self._place.outlet(emission), execution.run
         limit = self._services.config.run_timeout_seconds if run.timeout_s is None else run.timeout_s
-        execution.wait(greenlet, limit or None)
+        greenlet: gevent.Greenlet[..., Ending | Suspended | None]
+        greenlet = gevent.Greenlet(self._place.perform, partial(self.perform, execution, outlet, journal))
+        greenlet.start()
+        stop = outlet.alarm(limit, TimedOut(f"The run took longer than {limit} s.")) if limit else None
+        execution.wait(greenlet)
+        if stop:
+            stop()
         # A greenlet that was killed before it began has the interruption for its value.
         return greenlet.value if isinstance(greenlet.value, Ending | Suspended) else None
 
-    def _perform(self, execution: Execution, emission: Emission, journal: Journal) -> Ending | Suspended | None:
-        """In the agent's greenlet: from the input to an ending."""
+    def perform(self, execution: Execution, outlet: Outlet, journal: Journal) -> Ending | Suspended | None:
+        """Where the agent runs: from the input to an ending."""
         run, hooks = execution.run, self._services.hooks
         try:
             agent, input = self._prepare(run)
-            calls = Calls(emission, hooks, execution.check, journal)
-            context = RunContext(input, calls, hooks, execution.interrupt)
+            calls = Calls(outlet, hooks, execution.check, journal)
+            context = RunContext(input, calls, hooks)
             with context.active():
                 output = context.conclude(agent.function(context))
             return Ending.completed(output)

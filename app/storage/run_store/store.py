@@ -56,7 +56,7 @@ UPDATE runs SET epoch = epoch + 1, status = 'running', owner = %s, wake_at = NUL
 WHERE id = %s AND status = ANY (%s) RETURNING {RUN_COLUMNS}
 """
 _RELEASE = f"""
-UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, enqueued_at = now()
+UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = coalesce(%s, queue), enqueued_at = now()
 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
 """
 _RELEASE_LOST = f"""
@@ -291,9 +291,12 @@ class RunStore:
         """Nothing of this finished run is left to append."""
         self._write("UPDATE runs SET published = true WHERE id = %s", run_id)
 
-    def release(self, run_id: str, epoch: int, reason: str) -> RunRecord | None:
-        """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more."""
-        return self._one(_RELEASE, reason, run_id, epoch)
+    def release(self, run_id: str, epoch: int, reason: str | None, queue: str | None = None) -> RunRecord | None:
+        """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more.
+
+        :param queue: where it goes from now on; None: where it came from.
+        """
+        return self._one(_RELEASE, reason, queue, run_id, epoch)
 
     # Commands.
 

@@ -1,0 +1,79 @@
+"""Where agents run: beside everything else in the worker's own thread, or, for one run at a time, in another one.
+
+`workers.horse` has the other place. What differs is how an agent reaches the emission of its run.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from app.storage.log_writer import LogWriter
+from app.storage.run_store import NewApproval, OpRecord
+from workers.emission import Emission
+from workers.interrupts import TimedOut
+
+T = TypeVar("T")
+
+
+class Outlet(Protocol):
+    """What the calls of an agent need of its run's emission. See `workers.emission.Emission` for what they do."""
+
+    @property
+    def writer(self) -> LogWriter:
+        """Only to be read."""
+
+    def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
+        """Add an event."""
+
+    def commit(
+        self,
+        type: str,
+        payload: dict[str, Any],
+        op: str,
+        *,
+        record: OpRecord | None = None,
+        approval: NewApproval | None = None,
+    ) -> None:
+        """Add an event that is a fact."""
+
+    def record(self, record: OpRecord) -> None:
+        """Commit what a call came to."""
+
+    def delta(self, message_id: str, text: str, op: str) -> None:
+        """Add text to a message."""
+
+    def settle(self) -> None:
+        """Make an event of the text that was held back."""
+
+    def give_way(self) -> None:
+        """Wait while too much is in memory only, and let others run."""
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep."""
+
+    def alarm(self, seconds: float, timed_out: TimedOut) -> Callable[[], None]:
+        """Stop the run in so many seconds, unless what is returned is called before."""
+
+    def side_by_side(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+        """The results of the functions, in order."""
+
+
+class Place(Protocol):
+    """Where the agents of a worker run."""
+
+    def outlet(self, emission: Emission) -> Outlet:
+        """The emission as it is used there."""
+
+    def perform(self, function: Callable[[], T]) -> T:
+        """Call the function there, and wait for it."""
+
+
+class Here:
+    """The worker's own thread, in the caller's greenlet."""
+
+    def outlet(self, emission: Emission) -> Outlet:
+        """The emission itself."""
+        return emission
+
+    def perform(self, function: Callable[[], T]) -> T:
+        """Call the function."""
+        return function()

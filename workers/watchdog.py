@@ -1,0 +1,110 @@
+"""Watches the event loop of a worker from a native thread: what blocks it blocks every run of the process.
+
+A loop that stands still for longer than BLOCKED_SECONDS is written to stderr once, with the stack that it stands in,
+and again when it goes on. One that stands still for STALLED_SECONDS ends the process, because nothing here would ever
+go on; the janitors of the other workers then put its runs back.
+
+Time counts in which the process runs. When it is stopped as a whole, or the machine is, nobody is to blame.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+
+import gevent
+from gevent import monkey
+
+from workers.stretch import Stretches
+
+TURN_SECONDS = 0.25
+"""How often the loop shows that it turns, and the watchdog looks."""
+BLOCKED_SECONDS = 1.0
+STALLED_SECONDS = 60.0
+EXIT_STALLED = 70
+STACK_FRAMES = 40
+"""The innermost ones are shown."""
+
+_native_sleep = monkey.get_original("time", "sleep")
+_start_native_thread = monkey.get_original("_thread", "start_new_thread")
+
+
+class Clock:
+    """Seconds in which this process was running, as seen by the one thread that ticks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._seen = time.monotonic()
+        self._used = time.process_time()
+
+    def tick(self) -> None:
+        """To be called every TURN_SECONDS. If it comes late, the process has used the time in between, or was stopped.
+
+        Late it is also when something has held the interpreter's lock, computing: that was no stop.
+        """
+        seen, used = time.monotonic(), time.process_time()
+        self.now += min(seen - self._seen, max(2 * TURN_SECONDS, used - self._used))
+        self._seen, self._used = seen, used
+
+
+class Watchdog:
+    """Watches the loop of the thread that starts it, until the process ends or `stop` is called."""
+
+    def __init__(self) -> None:
+        self._clock = Clock()
+        self._turned = 0.0
+        self._thread = 0
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread = threading.get_ident()
+        gevent.spawn(self._turn)
+        _start_native_thread(self._watch, ())
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopped = True
+
+    def _turn(self) -> None:
+        while True:
+            self._turned = self._clock.now
+            gevent.sleep(TURN_SECONDS)
+
+    def _watch(self) -> None:
+        blocked_since: float | None = None
+        while not self._stopped:
+            _native_sleep(TURN_SECONDS)
+            self._clock.tick()
+            turned, still = self._turned, self._clock.now - self._turned
+            if blocked_since is not None and turned != blocked_since:
+                tell(f"The event loop goes on; it stood still for {turned - blocked_since:.1f} s.")
+                blocked_since = None
+            if blocked_since is None and still > BLOCKED_SECONDS:
+                blocked_since = turned
+                self._tell_stack(f"The event loop has stood still for {still:.1f} s")
+            if still > STALLED_SECONDS:
+                self._tell_stack(f"The event loop stood still for {STALLED_SECONDS:.0f} s: this worker ends itself")
+                os._exit(EXIT_STALLED)
+
+    def _tell_stack(self, what: str) -> None:
+        frame = sys._current_frames().get(self._thread)
+        stack = "".join(traceback.format_stack(frame, STACK_FRAMES)) if frame is not None else ""
+        run_id = run_on(frame)
+        tell(f"{what}, {f'in the agent of {run_id}' if run_id else 'in no agent'}:\n{stack}")
+
+
+def run_on(frame: FrameType | None) -> str | None:
+    """The run whose agent is on the stack, if one is."""
+    while frame is not None:
+        if frame.f_code is Stretches.perform.__code__:
+            return str(frame.f_locals["execution"].run.id)
+        frame = frame.f_back
+    return None
+
+
+def tell(text: str) -> None:
+    """Write to stderr. Not by logging: its lock is gevent's, and not made for contention with native threads."""
+    os.write(2, f"{text}\n".encode())
