@@ -1,6 +1,7 @@
 # One image for the web, the worker and the release step; the command chooses:
 #   docker run -e DATABASE_URL -e REDIS_URL -e PORT IMAGE                      the web (default)
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE python -m workers            a worker
+#   docker run -e DATABASE_URL -e REDIS_URL IMAGE python -m workers --isolated one for isolated agents
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE runtail migrate              the migrations
 
 FROM python:3.12-slim AS build

@@ -285,9 +285,10 @@ def create_key(tenant: str, user: str, admin: bool, database: str) -> None:
 
 
 @main.command()
-def worker() -> None:
+@click.option("--isolated", is_flag=True, help="Execute the agents that get a process for each run, one at a time.")
+def worker(isolated: bool) -> None:
     """Execute runs until SIGTERM."""
-    os.execv(sys.executable, [sys.executable, "-m", "workers"])
+    os.execv(sys.executable, [sys.executable, "-m", "workers", *(["--isolated"] if isolated else [])])
 
 
 @main.command()

@@ -58,7 +58,7 @@ curl -s {url}/runs/$RUN
 
 
 def dev(port: int, data: Path) -> None:
-    """Run PostgreSQL, Redis, web and worker on loopback until SIGINT, SIGTERM or SIGHUP.
+    """Run PostgreSQL, Redis, web and workers on loopback until SIGINT, SIGTERM or SIGHUP.
 
     A server that DATABASE_URL or REDIS_URL names already is used instead of an embedded one.
 
@@ -133,7 +133,7 @@ class _Installation:
             _say("Stopping.")
         finally:
             starting.cancel()
-            await supervisor.stop(["web", "worker"])
+            await supervisor.stop(["web", "worker", "isolated"])
             await supervisor.close()
 
     def _stop_signals(self) -> asyncio.Future[None]:
@@ -157,8 +157,10 @@ class _Installation:
         for server in self._servers:
             await self._wait_for_server(supervisor, server)
         await self._migrate()
-        await supervisor.start([self._web(), self._worker()])
+        await supervisor.start([self._web(), self._worker("worker", self._config.workers)])
         agents = await self._wait_for_app(supervisor)
+        # Last, and not waited for: the runs that it takes wait for it instead.
+        await supervisor.start([self._worker("isolated", 1, "--isolated")])
         agent = "support" if "support" in agents else agents[0]
         return GREETING.format(url=self._url, data=self._data, agent=agent)
 
@@ -184,14 +186,14 @@ class _Installation:
             inherits_sockets=True,
         )
 
-    def _worker(self) -> Child:
+    def _worker(self, name: str, count: int, *arguments: str) -> Child:
         return Child(
-            name="worker",
-            argv=(sys.executable, "-m", "workers"),
+            name=name,
+            argv=(sys.executable, "-m", "workers", *arguments),
             env=self._env,
             folder=ROOT,
             stop_seconds=STOP_APP_SECONDS,
-            count=self._config.workers,
+            count=count,
         )
 
     async def _migrate(self) -> None:

@@ -22,7 +22,7 @@ from redis.exceptions import AuthenticationError
 from app.devservices import DevError, EmbeddedServices, folder, postgres_server
 from tests.harness import ROOT, eventually, free_port
 
-CHILDREN = ("web", "worker", "redis", "postgres")
+CHILDREN = ("web", "worker", "isolated", "redis", "postgres")
 READY_SECONDS = 30
 RESTART_SECONDS = 2
 STOP_SECONDS = 5
@@ -233,7 +233,7 @@ def test_servers_named_in_the_environment_are_used_instead_of_embedded_ones(tmp_
         ) as dev,
     ):
         pids = dev.pids()
-        assert set(pids) == {"web", "worker"}
+        assert set(pids) == {"web", "worker", "isolated"}
         assert len(pids["worker"]) == 2
         assert not (tmp_path / "data" / "postgres").exists()
         assert not (tmp_path / "data" / "redis").exists()

@@ -97,7 +97,7 @@ def answers(url: str) -> bool:
 
 
 def test_there_is_a_line_for_each_kind_of_process() -> None:
-    assert list(LINES) == ["release", "web", "worker"]
+    assert list(LINES) == ["release", "web", "worker", "isolated"]
 
 
 def test_the_release_line_migrates(released: dict[str, str]) -> None:
@@ -116,7 +116,8 @@ def test_the_web_line_serves_on_every_interface_and_asks_for_a_key(released: dic
         assert "0.0.0.0" in (tmp_path / "web.log").read_text()
 
 
-def test_the_worker_line_registers_its_agents(released: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["worker", "isolated"])
+def test_the_worker_lines_register_the_agents(released: dict[str, str], tmp_path: Path, line: str) -> None:
     def registered() -> set[str]:
         with connection.cursor() as cursor:
             cursor.execute("SELECT name FROM agents")
@@ -124,6 +125,8 @@ def test_the_worker_line_registers_its_agents(released: dict[str, str], tmp_path
 
     connection = psycopg2.connect(released["DATABASE_URL"])
     connection.autocommit = True
-    with dyno("worker", released, tmp_path / "worker.log"):
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM agents")
+    with dyno(line, released, tmp_path / f"{line}.log"):
         eventually(lambda: {"emit", "support"} <= registered(), READY_SECONDS, "the agents")
     connection.close()

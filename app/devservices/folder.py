@@ -2,7 +2,8 @@
 
     postgres/  redis/   the servers' own files       password    of both servers, private
     logs/NAME.log       what each process printed    dev.lock    held by the `runtail dev` that runs here
-    pids.json           {"web": pid, "worker": pid, "redis": pid, "postgres": pid}; a list where several
+    pids.json           {"web": pid, "worker": pid, "isolated": pid, "redis": pid, "postgres": pid};
+                        a list where several
     env                 the servers' URLs, for a shell's `. DIR/env`, while they run
 
 Responsible for these files and for ending what an earlier, killed `runtail dev` left behind. Not responsible
