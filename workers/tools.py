@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from app.errors import InvalidOutput, NondeterministicAgent, RuntailError
+from app.protocol.events import clean_text
 from app.protocol.redaction import preview
 from workers.calls import Calls, as_result
 
@@ -30,6 +31,29 @@ class ToolError(RuntailError):
     def worth_another_try(self) -> bool:
         """It may succeed later, or nobody knows."""
         return self.retryable or self.code == UNFORESEEN
+
+    def public(self) -> dict[str, Any]:
+        """{code, message, retryable}, as it is shown and recorded."""
+        return {"code": self.code, "message": clean_text(self.detail), "retryable": self.retryable}
+
+    @classmethod
+    def of(cls, public: Mapping[str, Any]) -> "ToolError":
+        """The error that `public` was made of."""
+        return cls(public["code"], public["message"], retryable=public["retryable"])
+
+
+@contextmanager
+def foreseen(code: str, message: str) -> Iterator[None]:
+    """Make a ToolError of whatever else is raised: an agent meets the same error when it runs again.
+
+    :raises InvalidOutput, NondeterministicAgent: which say something about the agent.
+    """
+    try:
+        yield
+    except (InvalidOutput, NondeterministicAgent, ToolError):
+        raise
+    except Exception as error:
+        raise ToolError(code, message) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,32 +117,27 @@ class Tools:
         if record is None:
             return self._make(tool, call)
         if record.failed:
-            raise ToolError(record.result["code"], record.result["detail"], retryable=record.result["retryable"])
+            raise ToolError.of(record.result)
         return record.result
 
     def _make(self, tool: Tool, call: ToolCall) -> Any:
         self._calls.emit("tool.started", {"tool_call_id": call.id, "name": tool.name, **tool.about}, call.op)
         started = time.monotonic()
         try:
-            with self._within(call):
+            with self._within(call), foreseen(UNFORESEEN, "The tool failed."):
                 result = as_result(tool.function(), f"the tool {tool.name!r}")
-        except (InvalidOutput, NondeterministicAgent):
-            raise  # of the agent, not of the tool
-        except Exception as error:
-            self._fail(tool, call, error, started)
-        payload = {"tool_call_id": call.id, **preview(result), "duration_ms": ms_since(started)}
-        event = ("tool.completed", payload)
-        self._calls.record(call.op, "tool", tool.name, result, arguments=tool.arguments, event=event)
+        except ToolError as error:
+            shown = {"tool_call_id": call.id, **error.public(), "duration_ms": ms_since(started)}
+            self._record(tool, call, error.public(), ("tool.failed", shown), failed=True)
+            raise
+        shown = {"tool_call_id": call.id, **preview(result), "duration_ms": ms_since(started)}
+        self._record(tool, call, result, ("tool.completed", shown))
         return result
 
-    def _fail(self, tool: Tool, call: ToolCall, cause: Exception, started: float) -> NoReturn:
-        error = cause if isinstance(cause, ToolError) else ToolError(UNFORESEEN, "The tool failed.")
-        result = {"code": error.code, "detail": error.detail, "retryable": error.retryable}
-        shown = {"tool_call_id": call.id, "code": error.code, "message": error.detail, "retryable": error.retryable}
-        event = ("tool.failed", {**shown, "duration_ms": ms_since(started)})
-        recorded = as_result(result, f"the tool {tool.name!r}")
-        self._calls.record(call.op, "tool", tool.name, recorded, arguments=tool.arguments, failed=True, event=event)
-        raise error from cause
+    def _record(
+        self, tool: Tool, call: ToolCall, result: Any, event: tuple[str, Mapping[str, Any]], *, failed: bool = False
+    ) -> None:
+        self._calls.record(call.op, "tool", tool.name, result, arguments=tool.arguments, failed=failed, event=event)
 
     @contextmanager
     def _within(self, call: ToolCall) -> Iterator[None]:

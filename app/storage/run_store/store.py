@@ -66,11 +66,13 @@ UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = 'worker_lost'
 WHERE owner = %s AND (SELECT beats FROM workers WHERE id = owner) IS NOT DISTINCT FROM %s AND status = 'running'
 RETURNING {RUN_COLUMNS}
 """
-_SUSPENDABLE = """
+_LOCK = "SELECT FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE"
+# A statement of its own: one that had to wait for the lock would look at the rows as they were before it waited.
+_HAS_ARRIVED = """
 SELECT cancel_requested
        OR (SELECT count(*) FROM run_inputs i WHERE i.run_id = runs.id) > %s
        OR EXISTS (SELECT FROM approvals a WHERE a.run_id = runs.id AND a.id = ANY (%s) AND a.decision IS NOT NULL)
-FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE
+FROM runs WHERE id = %s
 """
 _SUSPEND = """
 UPDATE runs SET status = 'waiting', owner = NULL, wake_at = %s, state = %s, state_seq = %s WHERE id = %s
@@ -265,13 +267,12 @@ class RunStore:
         :raises Fenced: the run is not running under the checkpoint's epoch.
         """
         with self._database.session(atomic=True) as db:
-            asked = (inputs_seen, list(approval_ids), last.run_id, last.epoch)
-            found = db.execute_sql(_SUSPENDABLE, asked).fetchone()
-            if found is None:
+            if db.execute_sql(_LOCK, (last.run_id, last.epoch)).fetchone() is None:
                 raise Fenced(f"{last.run_id} is not running under epoch {last.epoch}.")
             _insert_events(db, [(last.run_id, event) for event in last.events])
             insert_journal(db, [last])
-            arrived = bool(found[0])
+            waited_for = (inputs_seen, list(approval_ids), last.run_id)
+            (arrived,) = db.execute_sql(_HAS_ARRIVED, waited_for).fetchone()
             if not arrived:
                 db.execute_sql(_SUSPEND, (wake_at, last.state, last.state_seq, last.run_id))
             return not arrived
