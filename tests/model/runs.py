@@ -1,0 +1,208 @@
+"""The model of one run: each method of `Transactions` is one transaction in Postgres or one script in Redis.
+
+Between any two of them anything else may happen. What the real code does in one process without a transaction or a
+script in between is one step here. `off` leaves out rules, to see that they are needed.
+"""
+
+from dataclasses import dataclass, field
+
+from tests.model.explorer import Violation
+from tests.model.states import TERMINAL, Actor, Log, State, count
+
+RULES = {
+    "redis_fence": "a claim raises the epoch in Redis, and whoever appends under an earlier one is refused",
+    "fenced_rows": "every write of an owner names its epoch",
+    "fenced_suspend": "so does the suspension",
+    "level_archive": "a claim archives what Redis holds beyond the archive",
+    "refill": "at a claim, on BEHIND and at the end, what is archived and missing in Redis is appended",
+    "predecessor": "an append names the event before its first, and is refused where that is not the head",
+    "confirm": "after a new connection to Redis the epoch is confirmed before anything is appended",
+    "commit_first": "a fact is committed before it is appended",
+    "op_with_event": "a call's result is committed with the event that tells of it",
+    "journal": "what is recorded is not done again",
+    "reread": "the suspension reads again whether what it waits for has come",
+    "reread_cancel": "the suspension reads again whether the run is to be cancelled",
+    "cancel_after_claim": "the cancel flag is read after the claim",
+    "decide_locks": "a decision locks the run before it reads whether it waits",
+    "decide_once": "only an open approval is decided",
+    "wake_with_decision": "a decision wakes the run in its own transaction",
+    "wake_with_input": "so does an input",
+    "cancel_claims_waiting": "whoever cancels claims a waiting run as well",
+    "cancel_wakes": "a cancel's request wakes a waiting run, in case whoever cancels goes no further",
+    "end_rereads": "the end of a run reads the decisions under the lock under which it is committed",
+    "early_lock": "a cancel by name and the run's creation lock the name",
+    "early_heeded": "the run's creation reads the early cancel",
+    "enqueue_forgotten": "the janitor enqueues what is pending without a job",
+    "publish_ends": "the janitor brings ends into Redis",
+    "doubt_again": "it doubts an end once more when whoever published it has had the time to mark it published",
+    "only_losses_count": "an attempt is counted when a worker is lost, and only then",
+}
+
+
+@dataclass(frozen=True)
+class Transactions:
+    """What happens to the state in one atomic step. `script` is the agent's calls; see `Worker` for them."""
+
+    script: tuple[str, ...]
+    off: frozenset[str] = field(default_factory=frozenset)
+    rollbacks: int = 0
+
+    def on(self, rule: str) -> bool:
+        """The rule holds."""
+        assert rule in RULES
+        return rule not in self.off
+
+    # What is checked whenever something is written.
+
+    def seen(self, s: State, log: Log) -> State:
+        """Clients may have read this log.
+
+        :raises Violation: it contradicts what they have read before, or has something behind its end.
+        """
+        for n, (before, now) in enumerate(zip(s.seen, log, strict=False), 1):
+            if before != now:
+                raise Violation(f"rewritten: event {n} was {before}, and is {now} now")
+        ends = [n for n, entry in enumerate(log, 1) if entry.partition("@")[0] in TERMINAL]
+        if ends and ends != [len(log)]:
+            raise Violation(f"not one end: {log}")
+        return s._replace(seen=log) if len(log) > len(s.seen) else s
+
+    def archived(self, s: State, log: Log, **row: object) -> State:
+        """The archive becomes `log`, in the transaction that writes the row."""
+        if s.status in TERMINAL and (log != s.archive or row.get("status", s.status) != s.status):
+            raise Violation(f"the end was overwritten: {s.status} {s.archive} with {row} {log}")
+        if log[: len(s.archive)] != s.archive:
+            raise Violation(f"rewritten: the archive was {s.archive}, and is {log} now")
+        return self.seen(s._replace(archive=log, **row), log)  # type: ignore[arg-type]
+
+    def set_log(self, s: State, epoch: int, log: Log) -> State:
+        """Redis' keys become these."""
+        if (epoch, log) == (s.redis_epoch, s.log):
+            return s
+        past = (*s.past, (s.redis_epoch, s.log))[-2:] if s.rollbacks else ()
+        return self.seen(s._replace(redis_epoch=epoch, log=log, past=past), log)
+
+    # Redis.
+
+    def append(self, s: State, epoch: int, after: int, events: Log) -> tuple[State, str]:
+        """append.lua: the state, and OK, FENCED or BEHIND."""
+        if epoch < s.redis_epoch and self.on("redis_fence"):
+            return s, "FENCED"
+        if after != len(s.log) and self.on("predecessor"):
+            return s, "BEHIND"
+        return self.set_log(s, max(epoch, s.redis_epoch), s.log + events), "OK"
+
+    def sync(self, s: State, epoch: int) -> tuple[State, bool]:
+        """Ownership.sync; False: fenced. Reading first and repeating on BEHIND comes to one step at the append."""
+        if len(s.archive) <= len(s.log) or not self.on("refill"):
+            return s, True
+        s, outcome = self.append(s, epoch, len(s.log), s.archive[len(s.log) :])
+        return s, outcome == "OK"
+
+    # Postgres: creation and commands.
+
+    def create(self, s: State, early: bool) -> State:
+        """RunStore.create."""
+        heeded = early and self.on("early_heeded")
+        s = s._replace(
+            cancel=heeded, cancelled_from=int(heeded), early=s.early and not heeded, ops=(0,) * len(self.script)
+        )
+        return self.archived(s, ("run.created",), status="pending")
+
+    def request_cancel(self, s: State) -> State:
+        """RunStore.request_cancel."""
+        if s.status in TERMINAL:
+            return s
+        s = s._replace(cancel=True, cancelled_from=s.cancelled_from or s.epoch + 1)
+        return self.woken(s) if self.on("cancel_wakes") else s
+
+    def woken(self, s: State) -> State:
+        """_WAKE, and enqueue; nothing where it is not waiting. A crash between the two is a lost job."""
+        if s.status != "waiting":
+            return s
+        return s._replace(status="pending", reason="resumed", wakes=False, job=True)
+
+    def decide(self, s: State, decision: str) -> State:
+        """Waits.decide, and Waits.expire_due for the decision `expired`."""
+        if s.status in TERMINAL or (s.cancel and decision != "expired"):
+            return s
+        if s.approval != "open" and self.on("decide_once"):
+            return s
+        if s.approval not in ("", "open", decision):
+            raise Violation(f"decided twice: {s.approval}, then {decision}")
+        s = s._replace(approval="expired" if s.late and self.on("decide_once") else decision)
+        return self.woken(s) if self.on("wake_with_decision") else s
+
+    def add_input(self, s: State) -> State:
+        """Waits.add_input."""
+        if s.status in TERMINAL or s.cancel:
+            return s
+        s = s._replace(inputs=s.inputs + 1)
+        return self.woken(s) if self.on("wake_with_input") else s
+
+    # Postgres: owners.
+
+    def claim(self, s: State, *, start: bool) -> State | None:
+        """RunStore.claim; None: it is not to be had."""
+        waiting = not start and self.on("cancel_claims_waiting")
+        if s.status != "pending" and not (waiting and s.status == "waiting"):
+            return None
+        attempt = s.attempt + (s.epoch > 0 and not self.on("only_losses_count"))
+        return s._replace(status="running", epoch=s.epoch + 1, wakes=False, attempt=attempt)
+
+    def owns(self, s: State, a: Actor, rule: str = "fenced_rows") -> bool:
+        """`WHERE epoch = … AND status = 'running'`."""
+        return (s.epoch == a.epoch and s.status == "running") or not self.on(rule)
+
+    def commit(self, s: State, a: Actor, *, events: bool = True) -> State | None:
+        """RunStore.archive with what the actor waits for at `at`; None: fenced."""
+        if not self.owns(s, a):
+            return None
+        ops, approval = s.ops, s.approval
+        if a.at in ("commit", "record") and not ops[a.call]:
+            ops = (*ops[: a.call], a.epoch, *ops[a.call + 1 :])
+        if a.at == "ask" and not approval:
+            approval = "open"
+        s = s._replace(ops=ops, approval=approval)
+        return self.archived(s, merged(s.archive, a.local)) if events else s
+
+    def suspend(self, s: State, a: Actor) -> tuple[State, str]:
+        """Ownership.suspend of the actor, whose log has run.waiting already: FENCED, WAITS or GOES ON."""
+        if not self.owns(s, a, "fenced_suspend"):
+            return s, "WAITS" if (s.epoch, s.status) == (a.epoch, "waiting") else "FENCED"
+        call = self.script[a.call]
+        decided = call == "approve" and s.approval != "open"
+        arrived = self.on("reread") and (decided or s.inputs > count(a.local, "input.received"))
+        arrived = arrived or (self.on("reread_cancel") and s.cancel)
+        s = self.archived(s, merged(s.archive, a.local))
+        if arrived:
+            return s, "GOES ON"
+        return s._replace(status="waiting", wakes=call == "sleep"), "WAITS"
+
+    def finish(self, s: State, a: Actor) -> State | None:
+        """Ownership.commit_end; None: fenced."""
+        if not self.owns(s, a):
+            return s if (s.epoch, s.status, s.archive) == (a.epoch, a.end, a.local) else None
+        s = self.archived(s, a.local, status=a.end, wakes=False)
+        return s._replace(approval="expired") if s.approval == "open" else s
+
+    def release(self, s: State, epoch: int, reason: str) -> State | None:
+        """RunStore.release, and release_lost, which counts an attempt."""
+        if s.epoch != epoch or s.status != "running":
+            return None
+        s = s._replace(status="pending", reason=reason, job=True)
+        if reason == "worker_lost":
+            attempt = 2 if any(op > s.crashed_epoch for op in s.ops) else s.attempt + 1
+            s = s._replace(attempt=attempt, crashed_epoch=epoch, losses=s.losses + 1)
+        return s
+
+
+def merged(archive: Log, local: Log) -> Log:
+    """ON CONFLICT DO NOTHING: what is archived stays; a repeated commit brings nothing new."""
+    return local if len(local) > len(archive) else archive if archive[: len(local)] == local else local
+
+
+def resolved(log: Log) -> str | None:
+    """The decision that the log tells of."""
+    told = [entry.partition("@")[0].partition(":")[2] for entry in log if entry.startswith("approval.resolved")]
+    return told[0] if told else None

@@ -1,0 +1,102 @@
+"""The state of one run in the model, as tuples: its rows in Postgres, its keys in Redis, and who is about."""
+
+from functools import cache
+from typing import NamedTuple
+
+TERMINAL = ("completed", "failed", "cancelled")
+
+Log = tuple[str, ...]
+"""Events as `type:call@epoch`, where epoch says who has written it; `call` only where there is one."""
+
+
+class Actor(NamedTuple):
+    """A worker that executes the run, or an API process that ends it (`api`); `at` is its next step."""
+
+    at: str
+    epoch: int = 0
+    api: bool = False
+    local: Log = ()
+    """All that its LogWriter has written or adopted."""
+    appended: int = 0
+    """Where it takes Redis' head to be."""
+    archived: int = 0
+    held: int = 0
+    """Seq of the event that must be committed before it is appended; 0: none."""
+    confirmed: bool = True
+    """No connection to Redis was made since Postgres last confirmed the epoch."""
+    behind: int = -1
+    """Redis' head, where an append found it elsewhere; -1: it was not."""
+    call: int = 0
+    """The agent's next call."""
+    known_ops: tuple[bool, ...] = ()
+    """What the journal told when the stretch began."""
+    known_approval: str = ""
+    reason: str = ""
+    end: str = ""
+
+
+class State(NamedTuple):
+    """Everything. Budgets count down what may still happen."""
+
+    # Postgres
+    status: str = "none"
+    epoch: int = 0
+    attempt: int = 1
+    crashed_epoch: int = 0
+    reason: str = ""
+    cancel: bool = False
+    early: bool = False
+    archive: Log = ()
+    ops: tuple[int, ...] = ()
+    """Of each call of the script the epoch that recorded it; 0: not recorded."""
+    approval: str = ""
+    """Empty before it is asked for, then open, approved, denied or expired."""
+    inputs: int = 0
+    wakes: bool = False
+    """A time is set at which it goes on."""
+    published: bool = False
+    # Redis
+    redis_epoch: int = 0
+    log: Log = ()
+    job: bool = False
+    past: tuple[tuple[int, Log], ...] = ()
+    """What Redis may roll back to."""
+    # Processes
+    actors: tuple[Actor, ...] = ()
+    post: str = "to do"
+    """How far POST /runs is."""
+    doubt: bool = False
+    """A janitor has not yet looked again at what was published before Redis was lost."""
+    half_read: str = ""
+    """What somebody has read without a lock; only where a rule is off."""
+    late: bool = False
+    """The approval's expiry and the sleep's end have come."""
+    # What was seen, to be held against what comes
+    seen: Log = ()
+    """The longest log that a client may have seen; windows read Redis and the archive."""
+    cancelled_from: int = 0
+    """The first epoch whose owner knows from the start that it is cancelled; 0: it is not."""
+    losses: int = 0
+    replaced: bool = False
+    """An owner that was alive was called lost."""
+    # Budgets
+    crashes: int = 0
+    suspicions: int = 0
+    rollbacks: int = 0
+    duplicates: int = 0
+    deploys: int = 0
+    timeouts: int = 0
+    lost_answers: int = 0
+    cancels: int = 0
+
+
+@cache
+def has(log: Log, event: str) -> bool:
+    """Whether the log has this event, whoever wrote it."""
+    return any(entry.partition("@")[0] == event for entry in log)
+
+
+@cache
+def count(log: Log, type: str) -> int:
+    """How many events of this type the log has."""
+    return sum(entry.partition("@")[0].partition(":")[0] == type for entry in log)
