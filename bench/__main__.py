@@ -21,19 +21,24 @@ HELP = {
     "baseline_windows": "windows of each baseline",
     "baselines": "names with commas between, all, or none",
     "before": "seconds of quiet delivery before the outage",
-    "clients": "load client processes",
+    "clients": "client processes, or connections that start runs",
+    "decisions": "decisions, one after the other",
     "events": "events of the run",
     "joins": "late joiners, one after the other",
     "lag_seconds": "STREAM_MAX_LAG_SECONDS of the server",
     "outage": "seconds between the kill and the new start",
     "pairs": "pairs without and with stalled windows",
     "payload_bytes": "size of an event's payload, about",
+    "per_run": "deltas a second of each run",
     "posts": "runs to start, one after the other",
     "processes": "web processes",
     "rate": "events a second over all runs",
-    "runs": "runs that the windows follow",
+    "rounds": "workers to kill, one after the other",
+    "runs": "runs that the windows follow, that stream, or that wait",
     "seconds": "how long it is measured",
     "stalled": "windows that never read",
+    "streaming": "runs that stream all the time",
+    "victims": "runs to cancel, one after the other",
     "warm_up": "how many come before that are not measured",
     "windows": "open windows",
 }
@@ -59,7 +64,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """A sub-command for each scenario, an option for each of its fields."""
-    whole = argparse.ArgumentParser(prog="runtail bench", description="Measure the read path on this machine.")
+    whole = argparse.ArgumentParser(prog="runtail bench", description="Measure Runtail on this machine.")
     scenarios = whole.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
     for name, kind in SCENARIOS.items():
         what = (kind.__doc__ or "").splitlines()[0]

@@ -31,16 +31,17 @@ class BenchError(Exception):
     """What keeps a benchmark from giving figures, as one sentence."""
 
 
-def eventually(condition: Callable[[], T | None], seconds: float, what: str) -> T:
+def eventually(condition: Callable[[], T | None], seconds: float, what: str, pause: float = POLL_SECONDS) -> T:
     """The first true value of the condition.
 
+    :param pause: seconds between two looks.
     :raises BenchError: there is none in time.
     """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise BenchError(f"{what} did not come within {seconds:.0f} s.")
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
     return value
 
 

@@ -34,6 +34,13 @@ class Result:
     compare: tuple[str, ...] = ()
     """Figures whose ratio to each baseline's is told."""
     doubts: list[str] = field(default_factory=list)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """What figures of Runtail may be at most."""
+
+    def missed(self) -> list[str]:
+        """The figures that are beyond their limit, or missing."""
+        subject = self.servers.get(SUBJECT, {})
+        return [name for name, most in self.limits.items() if not subject.get(name, float("inf")) <= most]
 
     def ratios(self) -> dict[str, dict[str, float]]:
         """Runtail's figure over the baseline's, by baseline and figure."""
@@ -58,6 +65,8 @@ def document(scenario: str, parameters: Mapping[str, Any], result: Result, versi
         "ratios": result.ratios(),
         "not_installed": result.not_installed,
         "doubts": result.doubts,
+        "limits": dict(result.limits),
+        "missed": result.missed(),
     }
 
 
@@ -72,6 +81,9 @@ def show(scenario: str, result: Result, console: Console) -> None:
     for name, ratios in result.ratios().items():
         for figure, ratio in ratios.items():
             console.print(f"{figure}: {ratio} × {name}'s")
+    for figure, most in result.limits.items():
+        verdict = "[bold]missed[/bold]" if figure in result.missed() else "kept"
+        console.print(f"{figure}: at most {_cell(most)}: {verdict}")
     for doubt in result.doubts:
         console.print(f"[bold]Doubtful:[/bold] {doubt}")
 

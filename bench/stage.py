@@ -3,6 +3,7 @@
 Responsible for making and clearing these. Not responsible for what a scenario does with them.
 """
 
+import os
 import secrets
 import tempfile
 from collections import Counter
@@ -30,6 +31,7 @@ from bench.processes import Child, eventually, ports_to, python
 from bench.servers import RuntailWeb, Server, clean_environment
 from bench.ticks import TYPE, tick
 
+AGENTS = Path(__file__).parent / "agents"
 DEV = Principal("dev", "dev", admin=True)
 BATCH = 500
 UNLIMITED = {"STREAM_MAX_PER_USER": "0", "STREAM_MAX_PER_ADDRESS": "0", "STREAM_MAX_SECONDS": "0"}
@@ -126,10 +128,12 @@ class Stage:
         return f"Authorization: Bearer {self.services.registry.create_key(DEV)}"
 
     @contextmanager
-    def worker(self) -> Iterator[Child]:
-        """A worker that executes runs."""
-        env = {**self.web().environment, "RUNTAIL_WORKERS": "1"}
-        with Child("worker", python("-m", "workers"), self.folder, {**clean_environment(), **env}) as child:
+    def worker(self, concurrency: int = 100) -> Iterator[Child]:
+        """A worker that executes runs, so many at once; it has the benchmarks' agents too."""
+        limits = {"RUNTAIL_WORKERS": "1", "RUNTAIL_WORKER_CONCURRENCY": str(concurrency)}
+        env = {**clean_environment(), **self.web().environment, **limits}
+        env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(AGENTS)])
+        with Child("worker", python("-m", "workers"), self.folder, env) as child:
             eventually(lambda: " is ready: " in child.err.read_text(), WORKER_SECONDS, "Readiness of the worker")
             yield child
 
@@ -174,15 +178,23 @@ class Stage:
         self.services.database.close()
         eventually(lambda: not self._other_clients(), CLIENTS_GONE_SECONDS, "The end of all clients of PostgreSQL")
         sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
-        return int(self._ask(sql))
+        return int(self.ask(sql))
 
     def _other_clients(self) -> int:
         clients = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        return int(self._ask(f"SELECT count(*) {clients}"))
+        return int(self.ask(f"SELECT count(*) {clients}"))
 
-    def _ask(self, sql: str) -> Any:
+    def tidy(self) -> None:
+        """Have PostgreSQL do now what it would do by itself at some moment."""
         with closing(psycopg2.connect(self.embedded.database_url)) as connection, connection.cursor() as cursor:
-            cursor.execute(sql)
+            connection.autocommit = True
+            cursor.execute("VACUUM (ANALYZE)")
+            cursor.execute("CHECKPOINT")
+
+    def ask(self, sql: str, *values: Any) -> Any:
+        """The first row's first column."""
+        with closing(psycopg2.connect(self.embedded.database_url)) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, values)
             row = cursor.fetchone()
             assert row
             return row[0]
@@ -191,4 +203,4 @@ class Stage:
         """Of the two servers."""
         with redis.Redis.from_url(self.embedded.redis_url) as client:
             found = str(client.info("server")["redis_version"])
-        return {"redis": found, "postgresql": str(self._ask("SHOW server_version"))}
+        return {"redis": found, "postgresql": str(self.ask("SHOW server_version"))}

@@ -3,6 +3,8 @@
 from typing import Protocol
 
 from bench.report import Result
+from bench.scenarios.approval import Approval
+from bench.scenarios.cancel import Cancel
 from bench.scenarios.delivery import Fanout, Wide
 from bench.scenarios.first_event import FirstEvent
 from bench.scenarios.load_client import LoadClient
@@ -10,6 +12,9 @@ from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
 from bench.scenarios.replay import Replay
 from bench.scenarios.slow import Slow
+from bench.scenarios.streaming import Streaming
+from bench.scenarios.takeover import Takeover
+from bench.scenarios.waiting import Waiting
 from bench.stage import Stage
 
 
@@ -31,4 +36,9 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "redis-restart": RedisRestart,
     "sigterm": Sigterm,
     "load-client": LoadClient,
+    "runs": Streaming,
+    "cancel": Cancel,
+    "approval": Approval,
+    "waiting": Waiting,
+    "takeover": Takeover,
 }

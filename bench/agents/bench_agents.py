@@ -1,0 +1,71 @@
+"""Agents that the benchmarks execute, beside `emit`: one that asks, one that sleeps, one that listens, and a census.
+
+Workers find them on PYTHONPATH as they would find any other distribution's.
+"""
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import gevent
+import httpx
+from marshmallow import Schema, fields
+
+from workers.context import RunContext
+from workers.execution import Execution
+from workers.registry import agent
+
+
+class AskInput(Schema):
+    """After how many seconds nobody can decide any more; null: never."""
+
+    expires_in = fields.Float(load_default=None, allow_none=True)
+
+
+class SleepInput(Schema):
+    """For how long."""
+
+    seconds = fields.Float(required=True)
+
+
+class ListenInput(Schema):
+    """To whom."""
+
+    url = fields.String(required=True)
+
+
+@agent("bench_ask", input=AskInput)
+def ask(run: RunContext) -> object:
+    """Asks for an approval, and says an event of its own once it has it."""
+    approval = run.approve("Go on?", expires_in=run.input["expires_in"])
+    run.emit("custom.went_on", {"decision": approval.decision})
+    return {"approved": approval.approved}
+
+
+@agent("bench_sleep", input=SleepInput)
+def sleep(run: RunContext) -> object:
+    """Sleeps."""
+    run.sleep(run.input["seconds"])
+    return {"slept": True}
+
+
+@agent("bench_listen", input=ListenInput)
+def listen(run: RunContext) -> object:
+    """Streams what a provider answers."""
+    run.stream(_answer(run.input["url"]))
+    return None
+
+
+def _answer(url: str) -> Iterator[str]:
+    with httpx.Client(timeout=None) as client, client.stream("GET", url) as answer:
+        yield from answer.iter_text()
+
+
+@agent("bench_census", input=Schema)
+def census(run: RunContext) -> object:
+    """Counts what is alive in this worker, this run included."""
+    gc.collect()
+    alive = gc.get_objects()
+    greenlets = sum(isinstance(found, gevent.Greenlet) and not found.dead for found in alive)
+    executions = sum(isinstance(found, Execution) for found in alive)
+    return {"greenlets": greenlets, "executions": executions, "threads": len(threading.enumerate())}
