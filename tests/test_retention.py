@@ -17,6 +17,7 @@ from app.errors import StoreUnavailable
 from app.protocol.ending import Ending
 from app.storage.erasure import Erasure
 from app.storage.event_log import EventLog
+from app.storage.ownership import Ownership
 from app.storage.run_store import (
     Checkpoint,
     EarlyCancels,
@@ -25,6 +26,7 @@ from app.storage.run_store import (
     OpRecord,
     RetentionStore,
     RunRecord,
+    RunStore,
     Tally,
 )
 from app.storage.run_store import retention as retention_module
@@ -405,3 +407,30 @@ def test_the_command_wants_to_know_after_how_many_days(apart: Services, erasure:
         assert "days" in answer.stderr
         assert "Traceback" not in answer.stderr
     assert apart.store.get(run.id) == run
+
+
+class _Slow:
+    """A store whose first answer to `events` arrives late: after something else has happened."""
+
+    def __init__(self, store: RunStore, meanwhile: Callable[[], None]) -> None:
+        self._store = store
+        self._meanwhile = [meanwhile]
+
+    def events(self, *args: Any) -> Any:
+        found = self._store.events(*args)
+        while self._meanwhile:
+            self._meanwhile.pop()()
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_an_end_that_is_published_while_its_run_is_erased_leaves_nothing_in_redis(
+    apart: Services, erasure: Erasure
+) -> None:
+    run = _ended(apart, "x")
+    apart.log.delete(run.id)
+    slow: Any = _Slow(apart.store, lambda: erasure.erase(run))
+    Ownership(slow, apart.log).publish(run.id, run.epoch)
+    assert _keys_with(apart.config.redis_url, run.id) == set()

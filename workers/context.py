@@ -275,10 +275,10 @@ class RunContext(Waits):
             record = self._calls.recorded(op, "message", "assistant")
             if record is not None:
                 return self._streamed_before(record)
-            with self._new_message(op, "assistant") as message, foreseen("stream_error", "The stream failed."):
-                with self._calls.within(op):
-                    for text in texts:
-                        message.write(text)
+            failing = foreseen("stream_error", "The stream failed.")
+            with self._new_message(op, "assistant") as message, failing, self._calls.within(op):
+                for text in texts:
+                    message.write(text)
             return message.text
         finally:
             if isinstance(texts, Iterator) and hasattr(texts, "close"):

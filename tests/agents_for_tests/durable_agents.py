@@ -70,7 +70,11 @@ def everything(run: RunContext) -> object:
         lambda branch: _branch(branch, stage, "left"), lambda branch: _branch(branch, stage, "right")
     )
     point("joined")
-    text = run.stream(_words(stage))
+    text = run.stream(_words(run, stage))
+    try:
+        run.stream(_broken(stage))
+    except ToolError as error:
+        run.emit("custom.broken", {"code": error.code})
     point("end")
     return {"began": began.isoformat(), "number": number, "branches": branches, "text": text}
 
@@ -105,12 +109,20 @@ def _branch(run: RunContext, stage: Stage, side: str) -> str:
     return found
 
 
-def _words(stage: Stage) -> Iterator[str]:
+def _words(run: RunContext, stage: Stage) -> Iterator[str]:
     stage.leave("effects", "streamed")
     for n in range(5):
+        run.progress(n / 5)
         if n == 3:
             stage.point("in_stream")
         yield f"word{n} "
+    run.usage(output_tokens=5)
+
+
+def _broken(stage: Stage) -> Iterator[str]:
+    stage.leave("effects", "broken")
+    yield "half a sen"
+    raise ConnectionError("the provider is gone")
 
 
 # What waits.

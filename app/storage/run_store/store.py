@@ -288,9 +288,11 @@ class RunStore:
             if db.execute_sql(sql, (version, generation, run_id, epoch)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
 
-    def mark_published(self, run_id: str) -> None:
-        """Nothing of this finished run is left to append."""
-        self._write("UPDATE runs SET published = true WHERE id = %s", run_id)
+    def mark_published(self, run_id: str) -> bool:
+        """Nothing of this finished run is left to append. False: there is no such run."""
+        with self._database.session() as db:
+            sql = "UPDATE runs SET published = true WHERE id = %s"
+            return bool(db.execute_sql(sql, (run_id,)).rowcount)
 
     def release(self, run_id: str, epoch: int, reason: str | None, queue: str | None = None) -> RunRecord | None:
         """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more.
