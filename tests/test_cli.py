@@ -289,6 +289,26 @@ def test_who_watches_a_run_is_told_how_to_decide(unattended: Stack, tmp_path: Pa
     assert f"[approval] {said}" in follower.out.splitlines()
 
 
+def test_a_followed_run_goes_on_once_it_is_approved_from_another_terminal(live: Stack, tmp_path: Path) -> None:
+    with Follower(tmp_path, live.url, "start", "waits_for", "--input", '{"on": "approval"}', "--follow") as follower:
+        how = eventually(lambda: re.search(r"runtail (approve run_\w+) apr_\S+, or", follower.out), 30)
+        done = runtail(live.url, *how[1].split(), "--comment", "Go on.")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert follower.process.wait(30) == 0
+    lines = follower.out.splitlines()
+    assert "[approval] approved by dev: Go on." in lines
+    assert lines[-1] == "[run] completed"
+
+
+def test_a_run_that_waits_for_input_goes_on_with_what_it_is_sent(live: Stack) -> None:
+    run_id = live.start("waits_for", {"on": "input"})
+    eventually(lambda: live.read(run_id)["status"] == "waiting", 30)
+    assert runtail(live.url, "input", run_id, "The grey one.").returncode == 0
+    run = live.ended(run_id, 30)
+    assert run["output"] == {"texts": ["The grey one."]}
+    assert run["state"]["inputs"] == [{"id": "inp_1", "text": "The grey one."}]
+
+
 def test_a_decision_and_an_input_whose_answers_are_lost_are_made_once(unattended: Stack) -> None:
     run = waiting(unattended.services)
     with bad_line(unattended.port, [0, 20, -1]) as port, Client(f"http://127.0.0.1:{port}") as client:
