@@ -148,9 +148,10 @@ class World:
     def _janitor(self, s: State) -> Iterator[Step]:
         if s.half_read == "wake":
             yield Step("API: wake it", self._do.woken(s._replace(half_read="")))
-        if (not s.late and s.approval == "open" * self._scenario.expires) or (not s.late and s.wakes):
+        expiring = self._scenario.expires and s.approval == "open"
+        if not s.late and (expiring or s.wakes):
             yield Step("time passes", s._replace(late=True))
-        if s.late and s.approval == "open" and self._scenario.expires:
+        if s.late and expiring:
             yield Step("janitor: expire", self._do.decide(s, "expired"))
         if s.late and s.wakes and s.status == "waiting":
             yield Step("janitor: wake", self._do.woken(s))
