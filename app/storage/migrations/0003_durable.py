@@ -44,6 +44,8 @@ CREATE TABLE approvals (
     PRIMARY KEY (run_id, id)
 );
 CREATE INDEX approvals_of_tenant ON approvals (tenant_id, created_at DESC);
+CREATE INDEX approvals_of_user ON approvals (tenant_id, user_id, created_at DESC);
+CREATE INDEX approvals_open ON approvals (tenant_id, created_at DESC) WHERE decision IS NULL;
 CREATE INDEX approvals_expiring ON approvals (expires_at) WHERE decision IS NULL AND expires_at IS NOT NULL;
 
 CREATE TABLE run_inputs (
