@@ -65,16 +65,25 @@ class IsolatedProcess:
         )
 
     def _heed_commands(self) -> None:
-        """Look at this worker's commands whenever its doorbell rings."""
+        """Look at this worker's commands whenever its doorbell rings, and now and then while it cannot."""
         while True:
             try:
                 for _ in self._services.log.rings(self.id):
-                    self._keeper.heed_commands()
+                    self._look()
             except StoreUnavailable as error:
                 log.warning("No doorbell. %s", error.detail)
             except Exception:
-                log.exception("Commands could not be heeded.")
+                log.exception("The doorbell broke.")
+            self._look()
             time.sleep(RECONNECT_SECONDS)
+
+    def _look(self) -> None:
+        try:
+            self._keeper.heed_commands()
+        except StoreUnavailable as error:
+            log.warning("Commands wait. %s", error.detail)
+        except Exception:
+            log.exception("Commands could not be heeded.")
 
 
 class IsolatedWorker(Worker):
@@ -90,19 +99,22 @@ class IsolatedWorker(Worker):
         self._keeper = keeper
         self._new_horse = new_horse
         self._drain_seconds = drain_seconds
-        self._executing = False
+        self._fetching = False
         self._stopping = False
         self._kept_alive = 0.0
+        self._install_signal_handlers()
 
     def run(self) -> None:
         """Fetch and execute until a signal asks to stop, and the run that is under way has been settled."""
         while not self._stopping:
             try:
+                self._fetching = True
                 self.work(logging_level="WARNING")
             except StopRequested:
-                return  # it came before RQ expects it
+                log.info("The worker ends before it has begun.")
             except Exception:
                 log.warning("RQ's loop ended.", exc_info=True)
+            self._fetching = False
             if not self._stopping:
                 # RQ gives up on some errors of Redis. Its name stays taken until the record expires.
                 self.name = uuid.uuid4().hex
@@ -110,11 +122,11 @@ class IsolatedWorker(Worker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """As RQ's; a signal meanwhile stops the worker afterwards."""
-        self._executing = True
+        self._fetching = False
         try:
             super().execute_job(job, queue)
         finally:
-            self._executing = False
+            self._fetching = True
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """As RQ's, with a pipe in either direction."""
@@ -177,5 +189,6 @@ class IsolatedWorker(Worker):
             log.info("The worker drains for up to %d s.", self._drain_seconds)
             self._keeper.drain(self._drain_seconds)
         self._stopping = self._stop_requested = True
-        if not self._executing:
+        if self._fetching:
+            self._fetching = False
             raise StopRequested

@@ -26,6 +26,9 @@ from workers.settlement import Settlement
 WATCH_SECONDS = 0.25
 """How long an alarm, or the end of the horse where its pipe outlives it, may go unnoticed."""
 LINGER_SECONDS = 0.002
+"""How long it is waited at a time for the end of a horse that has closed its pipe, as it does by ending."""
+START_SECONDS = 30.0
+"""A horse that has not claimed its run after so long, with Postgres reachable, never will."""
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ class Keeper:
             elif run is not None:
                 horse.has_run = True
                 horse.ring()
-            elif horse.has_run and horse.missed():
+            elif horse.missed():
                 horse.kill(Lost())
         self._give_up_strays(rows)
 
@@ -163,6 +166,7 @@ class _Horse:
         self._open = True
         self._alarms: dict[int, tuple[float, str]] = {}
         self._misses = 0
+        self._born = time.monotonic()
         self._buried = False
         self._lock = Lock()
         """Its pid and its pipes are its own until it is buried, then somebody else's."""
@@ -196,9 +200,12 @@ class _Horse:
                 os.write(self._bell, b"\n")
 
     def missed(self) -> bool:
-        """Its run was not found among ours; true if that is so for the second time in a row."""
+        """Its run was not found among ours. True if it is another worker's, or the horse does not come to claim it.
+
+        A fork of a process with threads may come to a stop at once, on a lock that one of them held.
+        """
         self._misses += 1
-        return self._misses > 1
+        return self._misses > 1 if self.has_run else time.monotonic() - self._born > START_SECONDS
 
     def listen(self, seconds: float) -> None:
         """Hear what it says, for so long, or until it is dead or an alarm falls due."""

@@ -9,7 +9,6 @@ Time counts in which the process runs. When it is stopped as a whole, or the mac
 
 import os
 import sys
-import threading
 import time
 import traceback
 from types import FrameType
@@ -17,6 +16,7 @@ from types import FrameType
 import gevent
 from gevent import monkey
 
+from workers.context import RunContext
 from workers.stretch import Stretches
 
 TURN_SECONDS = 0.25
@@ -26,8 +26,11 @@ STALLED_SECONDS = 60.0
 EXIT_STALLED = 70
 STACK_FRAMES = 40
 """The innermost ones are shown."""
+AGENT_CALLERS = (Stretches.perform.__qualname__, f"{RunContext.parallel.__qualname__}.<locals>.call")
+"""The functions that call an agent's, each with its RunContext as `context`."""
 
 _native_sleep = monkey.get_original("time", "sleep")
+_native_ident = monkey.get_original("_thread", "get_ident")
 _start_native_thread = monkey.get_original("_thread", "start_new_thread")
 
 
@@ -60,7 +63,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch."""
-        self._thread = threading.get_ident()
+        self._thread = _native_ident()
         gevent.spawn(self._turn)
         _start_native_thread(self._watch, ())
 
@@ -93,14 +96,14 @@ class Watchdog:
         frame = sys._current_frames().get(self._thread)
         stack = "".join(traceback.format_stack(frame, STACK_FRAMES)) if frame is not None else ""
         run_id = run_on(frame)
-        tell(f"{what}, {f'in the agent of {run_id}' if run_id else 'in no agent'}:\n{stack}")
+        tell(f"{what}{f', in the agent of {run_id}' if run_id else ''}:\n{stack}")
 
 
 def run_on(frame: FrameType | None) -> str | None:
-    """The run whose agent is on the stack, if one is."""
+    """The run whose agent, or a branch of it, is on the stack; None: no agent is."""
     while frame is not None:
-        if frame.f_code is Stretches.perform.__code__:
-            return str(frame.f_locals["execution"].run.id)
+        if frame.f_code.co_qualname in AGENT_CALLERS:
+            return getattr(frame.f_locals.get("context"), "run_id", None)
         frame = frame.f_back
     return None
 

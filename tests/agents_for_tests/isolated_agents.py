@@ -1,6 +1,7 @@
 """Agents that compute, block or die, each in a process of its own; and one that blocks the process that it shares."""
 
 import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -33,6 +34,12 @@ def isolated_words(run: RunContext) -> object:
     assert not monkey.is_module_patched("time"), "agents find Python as it is"
     assert threading.current_thread() is threading.main_thread()
     return run.stream(f"word{n} " for n in range(run.input.get("count", 3)))
+
+
+@agent("isolated_raises", input=AnyInput, isolation=PROCESS)
+def isolated_raises(run: RunContext) -> object:
+    """Raises."""
+    raise RuntimeError("no")
 
 
 @agent("isolated_spin", input=AnyInput, isolation=PROCESS)
@@ -93,12 +100,16 @@ def _append(log: Path, word: str) -> None:
 def isolated_steady(run: RunContext) -> object:
     """Ticks until the file `gate` is there; blocking, each time."""
     _say_pid(run)
-    n = 0
-    while not os.path.exists(run.input["gate"]):
-        run.tool("tick", time.sleep, 0.02)
+    for n in itertools.count():
+        if run.tool("look", _look, run.input["gate"]):
+            return {"ticks": n}
         run.emit("custom.tick", {"n": n})
-        n += 1
-    return {"done": True}
+    return None
+
+
+def _look(gate: str) -> bool:
+    time.sleep(0.02)
+    return os.path.exists(gate)
 
 
 @agent("isolated_asks", input=AnyInput, isolation=PROCESS)
@@ -153,7 +164,10 @@ def hog(run: RunContext) -> object:
     """Blocks the event loop of the process that it shares, for `seconds`."""
     run.emit("custom.pid", {"pid": os.getpid()})
     run.sleep(0.05)
-    _block_everybody(run.input["seconds"])
+    if run.input["in_a_branch"]:
+        run.parallel(lambda branch: _block_everybody(run.input["seconds"]))
+    else:
+        _block_everybody(run.input["seconds"])
     return {"done": True}
 
 
