@@ -21,14 +21,20 @@ from bench import report
 from bench.load import SOURCE, Load, Windows, add_up, build
 from bench.pacing import Pace
 from bench.processes import BenchError
+from bench.quantiles import quantiles
 from bench.report import Result
 from bench.scenarios import SCENARIOS, Scenario
+from bench.scenarios.approval import Approval
+from bench.scenarios.cancel import Cancel
 from bench.scenarios.delivery import Fanout, Wide
 from bench.scenarios.first_event import FirstEvent
 from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
 from bench.scenarios.replay import Replay
 from bench.scenarios.slow import Slow
+from bench.scenarios.streaming import Streaming
+from bench.scenarios.takeover import Takeover
+from bench.scenarios.waiting import Waiting
 from bench.servers import BASELINES
 from bench.stage import Stage
 from tests.harness import ROOT
@@ -154,6 +160,45 @@ def test_a_baseline_that_is_none_is_refused(stage: Stage) -> None:
         Fanout(baselines="sidekiq").run(stage)
 
 
+# The scenarios of the writing side.
+
+
+def test_streaming_runs_are_seen_in_redis_and_in_the_archive(stage: Stage) -> None:
+    written = played(stage, Streaming(runs=3, per_run=20, seconds=2))
+    figures = written["figures"]["runtail"]
+    assert figures["lost_runs"] == figures["gaps"] == 0
+    assert figures["texts_per_s"] > 0
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"] <= figures["latency_max_ms"]
+    assert figures["looks"] >= 1
+    assert figures["worker_rss_peak_mb"] > 10
+    assert written["limits"]["latency_p99_ms"] == 150
+
+
+def test_cancelled_runs_end_and_hang_up_and_the_others_go_on(stage: Stage) -> None:
+    figures = played(stage, Cancel(streaming=2, per_run=20, victims=4))["figures"]["runtail"]
+    assert figures["still_streaming"] == 2
+    assert min(figures[f"{what}_p50_ms"] for what in ("streaming_end", "silent_end", "silent_closed", "answer")) > 0
+
+
+def test_decided_runs_are_resumed_before_their_agents_go_on(stage: Stage) -> None:
+    figures = played(stage, Approval(decisions=2, warm_up=0))["figures"]["runtail"]
+    assert 0 < figures["resumed_p50_ms"] < figures["went_on_p50_ms"]
+
+
+def test_waiting_runs_leave_nothing_in_the_worker(stage: Stage) -> None:
+    scenario = Waiting(runs=6, seconds=0.5, decisions=2, clients=2, warm_up=4)
+    figures = played(stage, scenario)["figures"]["runtail"]
+    assert figures["greenlets_more"] == figures["started_jobs_more"] == figures["owned_runs_after"] == 0
+    assert figures["executions_after"] == 1
+    assert figures["resumed_p50_ms"] > 0
+
+
+def test_every_run_of_a_killed_worker_is_taken_over(stage: Stage) -> None:
+    figures = played(stage, Takeover(runs=2, rounds=1))["figures"]["runtail"]
+    assert (figures["runs"], figures["not_taken_over"]) == (2, 0)
+    assert figures["takeover_p50_ms"] > 0
+
+
 # The load client.
 
 
@@ -266,6 +311,17 @@ def test_a_pace_is_even_over_the_runs() -> None:
 def test_ratios_are_of_figures_that_both_have() -> None:
     result = Result({"runtail": {"x": 1.0, "y": None}, "other": {"x": 4.0, "y": 2.0}}, compare=("x", "y"))
     assert result.ratios() == {"other": {"x": 0.25}}
+
+
+def test_a_limit_is_missed_by_a_figure_beyond_it_and_by_one_that_is_missing() -> None:
+    result = Result({"runtail": {"x": 5, "y": 5}}, limits={"x": 5, "y": 4, "z": 1})
+    assert result.missed() == ["y", "z"]
+
+
+def test_quantiles_are_values_that_were_measured() -> None:
+    assert quantiles("x", range(200)) == {"x_p50_ms": 100, "x_p95_ms": 190, "x_p99_ms": 198, "x_max_ms": 199}
+    assert quantiles("x", [7.5]) == {"x_p50_ms": 7.5, "x_p95_ms": 7.5, "x_p99_ms": 7.5, "x_max_ms": 7.5}
+    assert quantiles("x", []) == {}
 
 
 def test_the_command_prints_a_table_and_writes_json(compiler: None, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from bench.client import Api, Window
 from bench.processes import BenchError
 from bench.quantiles import quantiles
 from bench.report import Result
-from bench.scenarios.streaming import TEXT, WITHOUT_END, stream, undisturbed
+from bench.scenarios.streaming import TEXT, WITHOUT_END, end, stream, undisturbed
 from bench.silent import Silent
 from bench.stage import Stage
 
@@ -43,6 +43,7 @@ class Cancel:
             for number in range(self.victims):
                 play.cancel_streaming() if number % 2 else play.cancel_silent()
             still = undisturbed(stage, others)
+            end(api, others)
         figures = {
             **{"streaming": self.streaming, "still_streaming": still, "victims": self.victims},
             **quantiles("streaming_end", play.streaming_end),

@@ -55,6 +55,7 @@ class Streaming:
             found = reader.result(RESULT_SECONDS)
             lost = self.runs - undisturbed(stage, runs)
             peak = peak_rss(worker.pid)
+            end(api, runs)
         doubts = []
         if found["slowest_look_ms"] > LATE_MS:
             doubts.append(f"The reader once came {found['slowest_look_ms']:.0f} ms late: latencies count that too.")
@@ -80,6 +81,12 @@ def stream(stage: Stage, api: Api, count: int, per_second: float) -> list[str]:
     runs = [api.start("emit", input) for _ in range(count)]
     eventually(lambda: undisturbed(stage, runs) == count, START_SECONDS, "The start of all runs", PAUSE_SECONDS)
     return runs
+
+
+def end(api: Api, runs: Sequence[str]) -> None:
+    """Cancel these runs: no later worker of the stage is to go on with them."""
+    for run in runs:
+        api.post(f"/runs/{run}/cancel")
 
 
 def undisturbed(stage: Stage, runs: Sequence[str]) -> int:

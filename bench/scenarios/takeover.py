@@ -10,7 +10,7 @@ from bench.client import Api
 from bench.processes import BenchError, Child
 from bench.quantiles import quantiles
 from bench.report import Result
-from bench.scenarios.streaming import stream
+from bench.scenarios.streaming import end, stream
 from bench.stage import Stage
 
 PATIENCE_SECONDS = 60.0
@@ -39,8 +39,7 @@ class Takeover:
                 idle = exit.enter_context(stage.worker())  # started now, it has got none of them
                 taken += kill(stage, worker, runs)
                 worker = idle
-                for run in runs:
-                    api.post(f"/runs/{run}/cancel")
+                end(api, runs)
         killed = self.runs * self.rounds
         figures = {"killed": self.rounds, "runs": killed, "not_taken_over": killed - len(taken)}
         return Result({"runtail": {**figures, **quantiles("takeover", taken)}}, limits=LIMITS)

@@ -15,6 +15,7 @@ from bench.client import Api, Window
 from bench.processes import Child, eventually, usage
 from bench.report import Figures, Result
 from bench.scenarios.approval import DAY_SECONDS, Decisions
+from bench.scenarios.streaming import end
 from bench.stage import Stage
 from bench.watch import Cpu
 
@@ -25,10 +26,11 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("bench_ask", {"expires_in": DAY_SECONDS}),
     ("bench_sleep", {"seconds": DAY_SECONDS}),
 )
+MORE = ("greenlets", "redis_connections", "started_jobs")
 LIMITS = {
     "greenlets_more": 0,
     "redis_connections_more": 0,
-    "started_jobs_after": 0,
+    "started_jobs_more": 0,
     "owned_runs_after": 0,
     "resumed_p50_ms": 50,
 }
@@ -53,8 +55,7 @@ class Waiting:
     def run(self, stage: Stage) -> Result:
         """Play it."""
         with stage.web() as web, stage.worker() as worker, Api(web.port) as api:
-            for run in self._wait(stage, web.port, self.warm_up):
-                api.post(f"/runs/{run}/cancel")
+            end(api, self._wait(stage, web.port, self.warm_up))
             before = self._weigh(stage, worker, api, web.port)
             begun = time.monotonic()
             runs = self._wait(stage, web.port, self.runs)
@@ -63,7 +64,7 @@ class Waiting:
             decisions = Decisions(web.port, api)
             for run in runs[:: len(KINDS)][: self.decisions]:
                 decisions.decide(run)
-        more = {f"{name}_more": after[name] - before[name] for name in ("greenlets", "redis_connections")}
+        more = {f"{name}_more": after[name] - before[name] for name in MORE}
         both = (("before", before), ("after", after))
         compared = {f"{name}_{when}": found[name] for name in before for when, found in both}
         figures = {"runs": self.runs, "made_per_s": self.runs / seconds, **compared}
@@ -90,12 +91,12 @@ class Waiting:
         shares, scanned = cpu.shares(), int(stage.ask(_READ)) - read
         connections = stage.redis_commands([worker.pid]).total()
         return {
-            **census(api, port),
             **_rows(stage),
             **shares,
             "redis_connections": connections,
             "rows_read_by_scans_per_s": scanned / self.seconds,
             "worker_rss_mb": usage([worker.pid]).rss / 1e6,
+            **census(api, port),
         }
 
 
