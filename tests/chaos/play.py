@@ -112,6 +112,7 @@ class Director:
                 self._strike(round, victim)
             yield from self._until_level(round)
         self._refilling = False
+        _tell(f"waiting for the end of {sum(1 for _ in self._windows)} runs")
         yield from self._until(lambda: not any(self._windows) and not self._owed, END_SECONDS)
 
     def _play_references(self) -> Iterator[None]:
@@ -139,6 +140,7 @@ class Director:
         blows = [blow for blow in self.play.blows if blow.round is round]
         yield from self._until(lambda: not any(self._unlevel(blow) for blow in blows), LEVEL_SECONDS)
         for blow in blows:
+            _tell(f"round {round.number}: {blow.victim} killed; {_levelled(blow)}")
             self.play.unlevel += [
                 f"{window.run_id} after seq {window.cursor}, by {blow.victim} of round {round.number}"
                 for window in self._unlevel(blow)
@@ -208,3 +210,13 @@ class Director:
         for verdict in verdicts:
             ask = partial(self._callers.decide, run_id, approval_id, verdict)
             self._timers.append((time.monotonic() + decision.after, ask))
+
+
+def _levelled(blow: Blow) -> str:
+    after = f"the last after {max(blow.level):.1f} s" if blow.level else "none"
+    return f"{len(blow.level)} windows have got something new, {after}"
+
+
+def _tell(text: str) -> None:
+    """For whoever waits (pytest -s)."""
+    print(text, flush=True)

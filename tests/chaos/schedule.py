@@ -36,7 +36,7 @@ class Victim:
     """Of several workers, or of a web's processes."""
 
     def __str__(self) -> str:
-        if self.kind == "worker" or self.part == "process":
+        if self.kind == "worker" or (self.kind == "web" and self.part == "process"):
             return f"{self.kind} {self.which}"
         return f"web {self.part}" if self.kind == "web" else self.kind
 
@@ -139,7 +139,7 @@ def order_number(order: Order) -> int:
 
 def _emit(number: int, randomly: Random) -> tuple[str, dict[str, Any]]:
     type = "custom.tick" if number % 2 else "message.delta"
-    return "emit", {"count": randomly.randint(20, 50), "interval_ms": 250, "type": type, "text": f"word {number} "}
+    return "emit", {"count": randomly.randint(15, 40), "interval_ms": 400, "type": type, "text": f"word {number} "}
 
 
 def _support(number: int, randomly: Random) -> tuple[str, dict[str, Any]]:
