@@ -23,7 +23,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test test-chaos lint format bench lock test-browser test-proxy clean
+.PHONY: install run test test-chaos test-model lint format bench lock test-browser test-proxy clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +63,11 @@ test: $(DEV_STAMP)
 # Twenty rounds of kill -9 under 200 runs; make test-chaos ARGS='--chaos-seed 7' plays another seed.
 test-chaos: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/chaos -s --chaos-rounds 20 --chaos-runs 200 $(ARGS)
+
+# Every interleaving of the long scenarios, and 500 orders on the real stores; RUNTAIL_MODEL_SEED picks others.
+test-model: $(DEV_STAMP)
+	RUNTAIL_MODEL_LONG=1 RUNTAIL_MODEL_EXAMPLES=$${RUNTAIL_MODEL_EXAMPLES:-500} \
+		$(BIN)/python -m pytest tests/model -s $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -21,11 +21,13 @@ from app.wiring import Services
 from tests.harness import DEV, pending_run
 from tests.model.slow_worker import APPROVAL, SlowWorker
 
-EXAMPLES = int(os.environ.get("RUNTAIL_MODEL_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("RUNTAIL_MODEL_EXAMPLES", "30"))
 SEED = os.environ.get("RUNTAIL_MODEL_SEED")
 STEPS = 40
 """Of one order, before what was begun is brought to its end."""
 WORKERS, INPUTS, REDIS_LOSSES = 2, 2, 2
+PAUSES = ("claim", "read the journal", "append", "EXECUTE", "commit the call", "commit the question", "write the end")
+"""After which a worker may stop for a while; not at every one equally often, or most orders would be short."""
 PATIENCE = 200
 """Steps that bring any run to its end."""
 
@@ -58,7 +60,7 @@ class OneRun(RuleBasedStateMachine):
 
     # Workers.
 
-    @precondition(lambda self: len(self.alive()) < WORKERS and self.row().status == "pending")
+    @precondition(lambda self: len(self.alive()) < WORKERS and self.known.status == "pending")
     @rule()
     def take_a_job(self) -> None:
         self.made += 1
@@ -67,11 +69,12 @@ class OneRun(RuleBasedStateMachine):
         self.advance(worker)
 
     @precondition(lambda self: self.alive())
-    @rule(which=st.integers(0, WORKERS - 1), steps=st.integers(1, 16))
-    def go_on(self, which: int, steps: int) -> None:
-        for _ in range(steps):
-            if alive := self.alive():
-                self.advance(alive[which % len(alive)])
+    @rule(which=st.integers(0, WORKERS - 1), until=st.sampled_from(PAUSES))
+    def go_on(self, which: int, until: str) -> None:
+        """As far as where something else could come in between."""
+        worker = self.alive()[which % len(self.alive())]
+        while worker.alive and self.advance(worker) != until:
+            pass
 
     @precondition(lambda self: self.alive() and self.whole())
     @rule(which=st.integers(0, WORKERS - 1))
@@ -86,7 +89,7 @@ class OneRun(RuleBasedStateMachine):
         next(w for w in self.alive() if w.interruptible).hand_back()
         self.look()
 
-    @precondition(lambda self: self.whole() and self.row().status == "running")
+    @precondition(lambda self: self.whole() and self.known.status == "running")
     @rule()
     def call_the_owner_lost(self) -> None:
         """Rightly or wrongly."""
@@ -162,10 +165,11 @@ class OneRun(RuleBasedStateMachine):
         for worker in self.workers:
             worker.confirmed = False
         self.services.store.doubt_published(60)
+        self.look()
 
     def can_heal(self) -> bool:
         """Whoever wrote what is lost is there, or it is archived."""
-        archived, row = self.services.store.archived_head(self.run_id), self.row()
+        archived, row = self.heads[1], self.known
         writers = [w.writer for w in self.alive() if w.epoch == row.epoch and row.status == "running" and w.writer]
         return archived >= len(self.seen) or any(writer.head >= len(self.seen) for writer in writers)
 
@@ -228,19 +232,21 @@ class OneRun(RuleBasedStateMachine):
 
     def whole(self) -> bool:
         """Nothing that was seen is missing: a further fault is a second one otherwise."""
-        head = max(self.services.log.head(self.run_id), self.services.store.archived_head(self.run_id))
-        return head >= len(self.seen)
+        return max(self.heads) >= len(self.seen)
 
-    def advance(self, worker: SlowWorker) -> None:
-        self.note(worker.step())
+    def advance(self, worker: SlowWorker) -> str:
+        self.note(step := worker.step())
         self.look()
+        return step
 
     def note(self, step: str) -> None:
         tried[step] += 1
 
     def look(self) -> None:
         """As windows do, in Redis and in the archive: nothing that was seen may be rewritten."""
-        for log in (self.services.log.read(self.run_id, 0, 1_000), self.services.store.events(self.run_id, 0, 1_000)):
+        logs = self.services.log.read(self.run_id, 0, 1_000), self.services.store.events(self.run_id, 0, 1_000)
+        self.known, self.heads = self.row(), tuple(len(log) for log in logs)
+        for log in logs:
             assert [event.seq for event in log] == list(range(1, len(log) + 1))
             shared = min(len(log), len(self.seen))
             assert log[:shared] == self.seen[:shared], "what was seen is rewritten"
