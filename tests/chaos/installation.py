@@ -25,8 +25,6 @@ AGENTS = ROOT / "tests" / "chaos" / "agents"
 SETTINGS = {
     "WEB_CONCURRENCY": "2",
     "RUNTAIL_WORKERS": "2",
-    # Either worker can take all runs of the other.
-    "RUNTAIL_WORKER_CONCURRENCY": "300",
     # All windows are one user's, at one address.
     "STREAM_MAX_PER_USER": "0",
     "STREAM_MAX_PER_ADDRESS": "0",
@@ -36,6 +34,7 @@ SETTINGS = {
     # A run fails after so many crashes in a row. Here they are not its fault.
     "RUN_MAX_ATTEMPTS": "1000",
 }
+WORKERS_SHARE = 0.6
 COUNTS = {"web": 1 + 2, "worker": 2, "redis": 1, "postgres": 1}
 """Processes of each kind; those of a web are its master and what that has forked."""
 CALLERS_OWN = ("RUNTAIL", "STREAM_", "RUN_", "DATABASE_URL", "REDIS_URL", "EVENTS_REDIS_URL", "WEB_CONCURRENCY")
@@ -44,7 +43,8 @@ CALLERS_OWN = ("RUNTAIL", "STREAM_", "RUN_", "DATABASE_URL", "REDIS_URL", "EVENT
 class Installation:
     """Up from `with` to the end of the block."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, runs: int) -> None:
+        """:param runs: in flight; neither of the two workers can have all of them."""
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -53,7 +53,7 @@ class Installation:
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [*command, "--port", str(self.port), "--data", str(data)],
-                env=_environment(),
+                env=_environment(RUNTAIL_WORKER_CONCURRENCY=str(round(runs * WORKERS_SHARE))),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -111,13 +111,14 @@ class Installation:
         return parts[victim.part]
 
     def _alive(self, kind: str) -> list[psutil.Process]:
-        """The processes of a kind, a web's master first, once all of them are up."""
+        """The processes of a kind, oldest first (of a web that is its master), once all of them are up."""
         found: Any = self._pids().get(kind, [])
         with suppress(psutil.NoSuchProcess):
             processes = [psutil.Process(pid) for pid in (found if isinstance(found, list) else [found])]
             if kind == "web" and processes:
                 processes += processes[0].children()
             up = [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
+            up.sort(key=psutil.Process.create_time)
             return up if len(up) == COUNTS[kind] else []
         return []
 
@@ -150,7 +151,7 @@ class Installation:
             self._process.wait()
 
 
-def _environment() -> dict[str, str]:
+def _environment(**settings: str) -> dict[str, str]:
     mine = {name: value for name, value in os.environ.items() if not name.startswith(CALLERS_OWN)}
     paths = os.pathsep.join(filter(None, [str(AGENTS), os.environ.get("PYTHONPATH")]))
-    return {**mine, **SETTINGS, "PYTHONPATH": paths}
+    return {**mine, **SETTINGS, **settings, "PYTHONPATH": paths}

@@ -33,7 +33,7 @@ class Victim:
     part: str = "all"
     """Of a web: `all`, its `master`, or one `process` of it."""
     which: int = 0
-    """Of several workers, or of a web's processes."""
+    """Of the two workers, or of a web's two processes, the older one first."""
 
     def __str__(self) -> str:
         if self.kind == "worker" or (self.kind == "web" and self.part == "process"):

@@ -31,9 +31,9 @@ SHORT = [
 @pytest.fixture(scope="module")
 def evidence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     number, seed, width = (request.config.getoption(f"chaos_{name}") for name in ("rounds", "seed", "runs"))
-    planned = rounds(seed, number) if number else SHORT
-    with Installation(tmp_path_factory.mktemp("chaos") / "data") as installation:
-        play = Director(installation, seed, planned, width or SHORT_WIDTH).run()
+    planned, width = rounds(seed, number) if number else SHORT, width or SHORT_WIDTH
+    with Installation(tmp_path_factory.mktemp("chaos") / "data", width) as installation:
+        play = Director(installation, seed, planned, width).run()
         found = Evidence(play, Archive(installation))
     print(f"\n{table(found)}")
     return found
