@@ -211,3 +211,10 @@ def _heard(run: RunContext) -> list[str]:
         if not run.input["wait"]:
             run.sleep(0.1)
     return texts
+
+
+@agent("hears_beside", input=AnyInput)
+def hears_beside(run: RunContext) -> object:
+    """Waits for a text while another branch is busy until the gate is there."""
+    texts, _ = run.parallel(lambda b: b.inputs(wait=True), lambda b: b.tool("busy", _await, run.input["gate"]))
+    return {"texts": texts}
