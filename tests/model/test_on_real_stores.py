@@ -28,6 +28,7 @@ STEPS = 40
 WORKERS, INPUTS, REDIS_LOSSES = 2, 2, 2
 PAUSES = ("claim", "read the journal", "append", "EXECUTE", "commit the call", "commit the question", "write the end")
 """After which a worker may stop for a while; not at every one equally often, or most orders would be short."""
+THEN = ("nothing", "decide", "decide", "input", "crash")
 PATIENCE = 200
 """Steps that bring any run to its end."""
 
@@ -69,12 +70,19 @@ class OneRun(RuleBasedStateMachine):
         self.advance(worker)
 
     @precondition(lambda self: self.alive())
-    @rule(which=st.integers(0, WORKERS - 1), until=st.sampled_from(PAUSES))
-    def go_on(self, which: int, until: str) -> None:
-        """As far as where something else could come in between."""
+    @rule(which=st.integers(0, WORKERS - 1), until=st.sampled_from(PAUSES), then=st.sampled_from(THEN))
+    def go_on(self, which: int, until: str, then: str) -> None:
+        """As far as where something else could come in between, which then does."""
         worker = self.alive()[which % len(self.alive())]
         while worker.alive and self.advance(worker) != until:
             pass
+        if then == "decide" and self.asked():
+            self.decide("approved")
+        elif then == "input" and worker.alive:
+            self.send_input(1 + self.sent % INPUTS)
+        elif then == "crash" and worker.alive and self.whole():
+            self.note("crash")
+            worker.crash()
 
     @precondition(lambda self: self.alive() and self.whole())
     @rule(which=st.integers(0, WORKERS - 1))
@@ -108,7 +116,7 @@ class OneRun(RuleBasedStateMachine):
 
     # Users.
 
-    @precondition(lambda self: any(event.type == "approval.required" for event in self.seen))
+    @precondition(lambda self: self.asked())
     @rule(decision=st.sampled_from(["approved", "denied"]))
     def decide(self, decision: str) -> None:
         decided = self.services.waits.decide(DEV, self.run_id, APPROVAL, decision, None)
@@ -229,6 +237,9 @@ class OneRun(RuleBasedStateMachine):
         row = self.services.store.get(self.run_id)
         assert row is not None
         return row
+
+    def asked(self) -> bool:
+        return any(event.type == "approval.required" for event in self.seen)
 
     def whole(self) -> bool:
         """Nothing that was seen is missing: a further fault is a second one otherwise."""
