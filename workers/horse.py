@@ -117,6 +117,10 @@ class Words:
         self._descriptor = descriptor
         self._numbers = count(1)
 
+    def has_run(self) -> None:
+        """The run is claimed; if it is not ours any more, this process is one too many."""
+        self._say({"has_run": True})
+
     def alarm(self, seconds: float, timed_out: TimedOut) -> Callable[[], None]:
         """Have the parent kill this process in so many seconds, unless what is returned is called before."""
         number = next(self._numbers)
@@ -156,6 +160,7 @@ class MainThread:
 
     def outlet(self, emission: Emission) -> Outlet:
         """The emission for an agent in the main thread."""
+        self._words.has_run()
         return CarriedEmission(emission, self.carry, self._words)
 
     def perform(self, function: Callable[[], T]) -> T:

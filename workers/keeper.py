@@ -27,6 +27,8 @@ WATCH_SECONDS = 0.25
 """How long an alarm, or the end of the horse where its pipe outlives it, may go unnoticed."""
 LINGER_SECONDS = 0.002
 """How long it is waited at a time for the end of a horse that has closed its pipe, as it does by ending."""
+LOST_SECONDS = 1.0
+"""A horse that has ended its run is gone within that time. One that is still there has lost it."""
 START_SECONDS = 30.0
 """A horse that has not claimed its run after so long, with Postgres reachable, never will."""
 
@@ -91,8 +93,7 @@ class Keeper:
             if run is not None and run.cancel_requested:
                 horse.kill(Cancelled())
             elif run is not None:
-                horse.has_run = True
-                horse.ring()
+                horse.found()
             elif horse.missed():
                 horse.kill(Lost())
         self._give_up_strays(rows)
@@ -159,24 +160,26 @@ class _Horse:
         self.interruption: Interrupted | None = None
         """Why it was killed; None: it was not."""
         self.has_run = False
-        """It was seen as the owner of its run."""
+        """It has claimed its run."""
         self._pid = pid
         self._words, self._bell = words, bell
         self._heard = b""
         self._open = True
         self._alarms: dict[int, tuple[float, str]] = {}
-        self._misses = 0
-        self._born = time.monotonic()
+        self._missed_since: float | None = None
         self._buried = False
         self._lock = Lock()
         """Its pid and its pipes are its own until it is buried, then somebody else's."""
 
     def kill(self, interruption: Interrupted) -> None:
-        """Kill it. Only the first reason counts."""
+        """Kill it, and what it has forked, which would keep its pipe open. Only the first reason counts."""
         with self._lock:
             if self.interruption is None and not self._buried:
                 self.interruption = interruption
-                os.kill(self._pid, signal.SIGKILL)
+                try:
+                    os.killpg(self._pid, signal.SIGKILL)
+                except ProcessLookupError:  # it leads no group yet
+                    os.kill(self._pid, signal.SIGKILL)
 
     def ended(self) -> bool:
         """It is dead, but not buried: its pid is still its own."""
@@ -199,13 +202,20 @@ class _Horse:
             if not self._buried:
                 os.write(self._bell, b"\n")
 
-    def missed(self) -> bool:
-        """Its run was not found among ours. True if it is another worker's, or the horse does not come to claim it.
+    def found(self) -> None:
+        """Its run is ours."""
+        self._missed_since = None
+        self.ring()
 
-        A fork of a process with threads may come to a stop at once, on a lock that one of them held.
+    def missed(self) -> bool:
+        """Its run is not ours. True if that is so for too long.
+
+        Then it is another worker's, or the horse does not come to claim it: a fork of a process with threads may come
+        to a stop at once, on a lock that one of them held.
         """
-        self._misses += 1
-        return self._misses > 1 if self.has_run else time.monotonic() - self._born > START_SECONDS
+        now = time.monotonic()
+        self._missed_since = self._missed_since or now
+        return now - self._missed_since > (LOST_SECONDS if self.has_run else START_SECONDS)
 
     def listen(self, seconds: float) -> None:
         """Hear what it says, for so long, or until it is dead or an alarm falls due."""
@@ -222,7 +232,9 @@ class _Horse:
                 self._heed(json.loads(line))
 
     def _heed(self, word: dict[str, object]) -> None:
-        if "clear" in word:
+        if "has_run" in word:
+            self.has_run = True
+        elif "clear" in word:
             self._alarms.pop(int(str(word["clear"])), None)
         else:
             self._alarms[int(str(word["set"]))] = float(str(word["at"])), str(word["limit"])
