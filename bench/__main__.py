@@ -5,6 +5,7 @@ Responsible for options, taken from the scenarios' fields, and for exit codes. N
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ EXIT_TROUBLE = 2
 def main() -> None:
     """Play a scenario; print its table, and write its JSON where asked."""
     options = vars(parser().parse_args())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TROUBLE))  # so that what was started is ended
     name, target = options.pop("scenario"), options.pop("json")
     console = Console()
     try:

@@ -43,7 +43,7 @@ class Cancel:
             for number in range(self.victims):
                 play.cancel_streaming() if number % 2 else play.cancel_silent()
             still = undisturbed(stage, others)
-            end(api, others)
+            end(web.port, others)
         figures = {
             **{"streaming": self.streaming, "still_streaming": still, "victims": self.victims},
             **quantiles("streaming_end", play.streaming_end),

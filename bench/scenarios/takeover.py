@@ -39,7 +39,7 @@ class Takeover:
                 idle = exit.enter_context(stage.worker())  # started now, it has got none of them
                 taken += kill(stage, worker, runs)
                 worker = idle
-                end(api, runs)
+                end(web.port, runs)
         killed = self.runs * self.rounds
         figures = {"killed": self.rounds, "runs": killed, "not_taken_over": killed - len(taken)}
         return Result({"runtail": {**figures, **quantiles("takeover", taken)}}, limits=LIMITS)

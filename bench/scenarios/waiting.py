@@ -55,7 +55,7 @@ class Waiting:
     def run(self, stage: Stage) -> Result:
         """Play it."""
         with stage.web() as web, stage.worker() as worker, Api(web.port) as api:
-            end(api, self._wait(stage, web.port, self.warm_up))
+            end(web.port, self._wait(stage, web.port, self.warm_up))
             before = self._weigh(stage, worker, api, web.port)
             begun = time.monotonic()
             runs = self._wait(stage, web.port, self.runs)
