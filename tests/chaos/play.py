@@ -140,10 +140,11 @@ class Director:
         blows = [blow for blow in self.play.blows if blow.round is round]
         yield from self._until(lambda: not any(self._unlevel(blow) for blow in blows), LEVEL_SECONDS)
         for blow in blows:
-            _tell(f"round {round.number}: {blow.victim} killed; {_levelled(blow)}")
+            left = self._unlevel(blow)
+            _tell(f"round {round.number}: {blow.victim} killed; {_levelled(blow)}, {len(left)} nothing")
             self.play.unlevel += [
-                f"{window.run_id} after seq {window.cursor}, by {blow.victim} of round {round.number}"
-                for window in self._unlevel(blow)
+                f"{window.run_id} after seq {window.cursor} ({window.type}), by {blow.victim} of round {round.number}"
+                for window in left
             ]
 
     def _unlevel(self, blow: Blow) -> list[Window]:
