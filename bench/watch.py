@@ -37,6 +37,8 @@ class Watch:
         self.beats = 0
         self.longest_beat_s = 0.0
         self.most_behind_s = 0.0
+        self.most_behind_at_s = 0.0
+        self._begun = time.monotonic()
         self.looks = 0
 
     def figures(self) -> Figures:
@@ -46,8 +48,8 @@ class Watch:
         """
         if self._failure is not None:
             raise self._failure
-        found = {"archive_behind_max_s": self.most_behind_s, "looks": self.looks}
-        return {**found, "heartbeats": self.beats, "heartbeat_pause_max_s": self.longest_beat_s}
+        found = {"archive_behind_max_s": self.most_behind_s, "archive_behind_max_at_s": self.most_behind_at_s}
+        return {**found, "looks": self.looks, "heartbeats": self.beats, "heartbeat_pause_max_s": self.longest_beat_s}
 
     def _look(self) -> None:
         try:
@@ -81,7 +83,9 @@ class Watch:
                 all.xrange(stream_key(run_id), min=f"({seq}-0", count=1)
             replies = all.execute()
         written = [datetime.fromisoformat(json.loads(entries[0][1][b"e"])["ts"]) for entries in replies if entries]
-        self.most_behind_s = max([self.most_behind_s, *((now - ts).total_seconds() for ts in written)])
+        behind = max([0.0, *((now - ts).total_seconds() for ts in written)])
+        if behind > self.most_behind_s:
+            self.most_behind_s, self.most_behind_at_s = behind, time.monotonic() - self._begun
 
     def __enter__(self) -> Self:
         self._thread.start()
