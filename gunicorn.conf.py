@@ -17,6 +17,9 @@ from gunicorn.workers.base import Worker
 from app import metrics_folder
 from app.storage.cooperative import make_psycopg_cooperative
 
+POSTGRES_SILENCE_SECONDS = 8
+"""A request that meets a Postgres that stands still is answered 503 before a router gives up on it, at 30 s."""
+
 dev = os.environ.get("RUNTAIL_DEV", "") not in ("", "0")
 
 bind = f"{'127.0.0.1' if dev else '0.0.0.0'}:{os.environ.get('PORT') or 8000}"
@@ -70,7 +73,7 @@ def when_ready(server: Arbiter) -> None:
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
     """psycopg2 blocks the whole process unless it is told to wait in gevent's way."""
-    make_psycopg_cooperative()
+    make_psycopg_cooperative(POSTGRES_SILENCE_SECONDS)
 
 
 def post_worker_init(worker: Any) -> None:

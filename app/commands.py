@@ -17,6 +17,7 @@ from app.errors import (
     StoreUnavailable,
     TooManyInputs,
 )
+from app.protocol.ending import NOT_DECIDED
 from app.runs import askable
 from app.storage.run_store import ApprovalRecord, Decision, InputRecord, Principal, ToldRun
 from app.wiring import Services
@@ -105,10 +106,8 @@ def _no_run(run_id: str) -> RunNotFound:
 def _refusal(decision: Decision) -> RunEnded | RunCancelling | ApprovalResolved:
     """Why the approval, which is not what was asked for, stays as it is."""
     run, approval = decision.run, decision.approval
-    closed_by_end = run.finished_at is not None and (approval.decided_at or run.finished_at) >= run.finished_at
-    if approval.decision is None or closed_by_end:
-        closed = _closed(run)
-        assert closed is not None
+    closed = _closed(run)
+    if closed is not None and (approval.decision is None or approval.comment == NOT_DECIDED["comment"]):
         return closed
     outcome = f"{approval.id} of {run.id} is {approval.decision}"
     by = f" by {approval.decided_by}" if approval.decided_by else ""

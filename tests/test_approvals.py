@@ -304,7 +304,7 @@ def test_a_run_that_has_ended_or_is_being_cancelled_takes_no_decision(web: Stack
     run = waiting(web.services)
     web.services.store.request_cancel(run.id)
     problem(decide(run, "approved"), 409, "run_cancelling")
-    assert got(web.services, run.id).status == "waiting"
+    assert got(web.services, run.id).status == "pending"
     ended(web.services, run)
     problem(decide(run, "approved"), 409, "run_ended")
     assert web.http.get("/approvals", params={"run": run.id, "status": "open"}).json()["approvals"] == []

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import psutil
+import psycopg2
 import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
@@ -39,6 +40,7 @@ ROUTER_SECONDS = 28
 SILENCE_SECONDS = 5
 """Longest time without an event of a run that emits ten a second."""
 DEPLOYS = 10
+CROWD = 20
 HOUR = 3_600
 
 
@@ -197,6 +199,15 @@ def redis_is_out_of_memory(servers: EmbeddedServices, stack: Stack) -> None:
     assert _calls(folder) == [0, 1]
     for run_id, window in windows.items():
         window.saw(stack, run_id)
+
+
+def a_redis_without_memory_is_not_ready(servers: EmbeddedServices, stack: Stack) -> None:
+    with Redis.from_url(servers.redis_url) as redis:
+        assert stack.http.get("/readyz").status_code == 200
+        with _no_memory(redis):
+            answer = stack.http.get("/readyz")
+            assert (answer.status_code, answer.json()["status"]) == (503, "degraded")
+        eventually(lambda: stack.http.get("/readyz").status_code == 200)
 
 
 @contextmanager
@@ -369,6 +380,40 @@ def clocks_jump(make: StackMaker) -> None:
         _undisturbed(ended(stack, run_id), stack)
 
 
+def a_clock_that_is_ahead(make: StackMaker) -> None:
+    _waits_last_as_long_as_they_should(make, HOUR)
+
+
+def a_clock_that_is_behind(make: StackMaker) -> None:
+    _waits_last_as_long_as_they_should(make, -HOUR)
+
+
+def _waits_last_as_long_as_they_should(make: StackMaker, wrong: float) -> None:
+    stack = make(DB_POOL_SIZE="2")
+    Clock(stack, "wrong").put(wrong)
+    stack.start_worker()
+    calls = stack.folder / "calls"
+    sleeping_id = begin(stack, "waits_for", on="time", seconds=90, calls=str(calls))
+    asking_id = begin(stack, "waits_for", on="approval", expires_in=4)
+    expired = ended(stack, asking_id)
+    assert expired.output == {"decision": "expired"}
+    asked = _ask(
+        stack, "SELECT extract(epoch FROM decided_at - created_at) FROM approvals WHERE run_id = %s", asking_id
+    )
+    assert 3 < asked < 15
+    has_status(stack, sleeping_id, "waiting")
+    left = _ask(stack, "SELECT extract(epoch FROM wake_at - started_at) FROM runs WHERE id = %s", sleeping_id)
+    assert 85 < left < 95
+    assert len(calls.read_text().splitlines()) == 1, "nobody has woken it in vain"
+
+
+def _ask(stack: Stack, sql: str, *values: Any) -> float:
+    with closing(psycopg2.connect(stack.env["DATABASE_URL"])) as connection:
+        cursor = connection.cursor()
+        cursor.execute(sql, values)
+        return float(cursor.fetchone()[0])
+
+
 # Two live writers of one run.
 
 
@@ -467,6 +512,56 @@ def _still_open(stack: Stack, run_id: str) -> None:
     assert stack.services.waits.page(DEV, "open", run_id, None, 2)[0][0].decision is None
 
 
+# What is sent while a worker dies.
+
+
+def a_worker_is_killed_while_it_is_spoken_to(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="3")
+    killed = stack.start_worker()
+    stack.start_worker()
+    hearing = [begin(stack, "hears", wait=bool(n % 2)) for n in range(CROWD - CROWD // 4)]
+    asking = [begin(stack, "asks_then_hears", wait=bool(n % 2)) for n in range(CROWD // 4)]
+    for run_id in asking:
+        has_status(stack, run_id, "waiting")
+    for run_id in hearing[1::2]:
+        has_status(stack, run_id, "waiting")
+    said = _say(stack, hearing + asking, [f"before {n}" for n in range(3)])
+    with ThreadPoolExecutor(1) as pool:
+        speaking = pool.submit(_say, stack, hearing + asking, [f"during {n}" for n in range(6)])
+        time.sleep(0.3)  # somewhere in the middle of that
+        killed.kill()
+        said += speaking.result()
+    for run_id in asking:
+        _approve(stack, run_id)
+    said += _say(stack, hearing + asking, ["after", "end"])
+    for run_id in hearing + asking:
+        run = ended(stack, run_id)
+        assert run.output["texts"] == said
+        assert [payload["text"] for payload in payloads(stack, run_id, "input.received")] == said
+        assert len(payloads(stack, run_id, "approval.resolved")) == len(payloads(stack, run_id, "approval.required"))
+    print("lost their worker:", sum(row(stack, run_id).attempt > 1 for run_id in hearing + asking))
+
+
+def _say(stack: Stack, run_ids: list[str], texts: list[str]) -> list[str]:
+    commands = Commands(stack.services)
+    for text in texts:
+        for run_id in run_ids:
+            commands.send_input(DEV, run_id, text=text, idempotency_key=None)
+    return texts
+
+
+def an_input_comes_while_another_branch_is_busy(make: StackMaker) -> None:
+    stack = make(DB_POOL_SIZE="2")
+    stack.start_worker()
+    gate = stack.folder / "gate"
+    run_id = begin(stack, "hears_beside", gate=str(gate))
+    reach(stack, run_id, "tool.started")  # by now the other branch waits for an input
+    _say(stack, [run_id], ["here"])
+    reach(stack, run_id, "input.received")
+    gate.touch()
+    assert ended(stack, run_id).output == {"texts": ["here"]}
+
+
 # The play.
 
 Outage = Callable[[EmbeddedServices, Stack], Away]
@@ -475,12 +570,17 @@ WITH_REDIS = [
     redis_comes_back_with_its_data,
     redis_comes_back_without_its_data,
     redis_is_out_of_memory,
+    a_redis_without_memory_is_not_ready,
 ]
 WITH_POSTGRES = [postgres_stands_still, postgres_is_stopped_and_started]
 APART = [
     clocks_jump,
+    a_clock_that_is_ahead,
+    a_clock_that_is_behind,
     two_workers_execute_one_run,
     ten_deploys_in_a_row,
+    a_worker_is_killed_while_it_is_spoken_to,
+    an_input_comes_while_another_branch_is_busy,
 ]
 
 
@@ -542,6 +642,10 @@ def test_nothing_is_lost_while_redis_is_out_of_memory(played: Played) -> None:
     played[redis_is_out_of_memory].result()
 
 
+def test_a_redis_without_memory_is_not_ready(played: Played) -> None:
+    played[a_redis_without_memory_is_not_ready].result()
+
+
 def test_runs_go_on_while_postgres_stands_still_and_nobody_is_called_lost(played: Played) -> None:
     played[postgres_stands_still].result()
 
@@ -550,16 +654,26 @@ def test_runs_go_on_while_postgres_is_stopped_and_nobody_is_called_lost(played: 
     played[postgres_is_stopped_and_started].result()
 
 
-def test_windows_never_fall_silent_while_postgres_stands_still(played: Played) -> None:
-    assert played[postgres_stands_still].result().silence < SILENCE_SECONDS
+@pytest.mark.parametrize("outage", WITH_POSTGRES, ids=lambda outage: outage.__name__)
+def test_windows_never_fall_silent_while_postgres_is_away(played: Played, outage: Outage) -> None:
+    assert played[outage].result().silence < SILENCE_SECONDS
 
 
-def test_a_start_is_refused_in_time_while_postgres_is_stopped(played: Played) -> None:
-    assert max(played[postgres_is_stopped_and_started].result().refused_after) < ROUTER_SECONDS
+@pytest.mark.parametrize("outage", WITH_POSTGRES, ids=lambda outage: outage.__name__)
+def test_a_start_is_refused_in_time_while_postgres_is_away(played: Played, outage: Outage) -> None:
+    assert max(played[outage].result().refused_after) < ROUTER_SECONDS
 
 
 def test_a_clock_that_jumps_costs_no_run_its_worker(played: Played) -> None:
     played[clocks_jump].result()
+
+
+def test_waits_last_as_long_as_they_should_by_a_clock_that_is_ahead(played: Played) -> None:
+    played[a_clock_that_is_ahead].result()
+
+
+def test_waits_last_as_long_as_they_should_by_a_clock_that_is_behind(played: Played) -> None:
+    played[a_clock_that_is_behind].result()
 
 
 def test_of_two_workers_that_execute_one_run_only_the_owner_writes(played: Played) -> None:
@@ -568,3 +682,11 @@ def test_of_two_workers_that_execute_one_run_only_the_owner_writes(played: Playe
 
 def test_ten_deploys_in_a_row_cost_no_attempt_and_repeat_no_recorded_call(played: Played) -> None:
     played[ten_deploys_in_a_row].result()
+
+
+def test_what_is_sent_while_a_worker_dies_arrives_once_and_in_order(played: Played) -> None:
+    played[a_worker_is_killed_while_it_is_spoken_to].result()
+
+
+def test_an_input_that_comes_while_another_branch_is_busy_is_not_waited_for(played: Played) -> None:
+    played[an_input_comes_while_another_branch_is_busy].result()

@@ -415,8 +415,7 @@ from app.errors import StoreUnavailable
 from app.storage import cooperative
 from app.storage.run_store import Database
 
-cooperative.SILENCE_SECONDS = 1
-cooperative.make_psycopg_cooperative()
+cooperative.make_psycopg_cooperative(silence_seconds=1)
 database = Database(f"postgresql://nobody@127.0.0.1:{sys.argv[1]}/none", 1)
 begun = time.monotonic()
 try:

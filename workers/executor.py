@@ -146,9 +146,15 @@ class Executor:
                         return
                     reason = RESUMED  # what it was to wait for has arrived meanwhile
                 case Drained():
+                    self._archive(writer)
                     return self._settlement.hand_back(run, "deploy")
                 case _:
                     return self._settlement.finish(writer, outcome)
+
+    def _archive(self, writer: LogWriter) -> None:
+        """So that nothing of a run that is handed back rests in Redis alone."""
+        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived())
+        until_reachable(lambda: self._ownership.store.archive([last]))
 
     def _suspend(self, writer: LogWriter, waits: Sequence[Wait]) -> bool:
         """Let the run wait; False: it goes on at once.
@@ -160,7 +166,8 @@ class Executor:
         writer.add("run.waiting", {"on": on, "ids": [wait.id for wait in waits]}, commit_first=True)
         last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps(writer.state), writer.head)
         approvals = [wait.id for wait in waits if wait.on == "approval"]
-        inputs = len(writer.state["inputs"])
+        awaited = [int(wait.id.removeprefix("inp_")) - 1 for wait in waits if wait.on == "input"]
+        inputs = min(awaited, default=len(writer.state["inputs"]))  # those that the agent has looked at
         wake_at = min((wait.until for wait in waits if wait.until is not None), default=None)
         waiting = until_reachable(lambda: self._ownership.suspend(last, approvals, inputs, wake_at))
         writer.mark_archived(writer.head)

@@ -4,9 +4,9 @@ One runs in each worker. They need no leader: every repair is safe to make twice
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import gevent
 
@@ -19,6 +19,8 @@ LEASE_SECONDS = 6.0
 """An owner whose heartbeat stood still for so long, as observed here with Postgres reachable, is lost."""
 PENDING_SECONDS = 5.0
 """A pending run that nobody has claimed for so long may have lost its job."""
+DOUBT_AGAIN_SECONDS = 5.0
+"""Longer than it takes from an append to the mark that it was made."""
 BATCH = 200
 
 Duty = Callable[[], None]
@@ -42,6 +44,8 @@ class Janitor:
         self._looked = time.monotonic()
         self._connects: int | None = None
         """`EventLog.connects` when it was last seen to that Redis has all the ends."""
+        self._doubt_again = math.inf
+        """When to see to it once more: somebody may have marked an end as published that Redis had just lost."""
 
     def run(self) -> None:
         """Pass after pass, for ever. A duty that fails keeps no other from being done."""
@@ -97,9 +101,12 @@ class Janitor:
             # A new connection may be to a Redis that has lost what it was known to have.
             self._store.doubt_published(self._stream_ttl_seconds)
             self._connects = self._ownership.log.connects
-        for run in self._store.unpublished(BATCH):
-            assert run.finished_at is not None
-            if (datetime.now(UTC) - run.finished_at).total_seconds() > self._stream_ttl_seconds:
+            self._doubt_again = time.monotonic() + DOUBT_AGAIN_SECONDS
+        elif time.monotonic() > self._doubt_again:
+            self._store.doubt_published(self._stream_ttl_seconds)
+            self._doubt_again = math.inf
+        for run, overdue in self._store.unpublished(BATCH, self._stream_ttl_seconds):
+            if overdue:
                 self._ownership.log.delete(run.id)  # it would have expired by now, had it got its end
                 self._store.mark_published(run.id)
             else:

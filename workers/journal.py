@@ -12,7 +12,7 @@ begin with `g2.`.
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from app.errors import InvalidJson, NondeterministicAgent, TooDeep
@@ -26,12 +26,8 @@ ARGUMENTS_CHARS = 65_536
 class Journal:
     """One run's journal, for one stretch."""
 
-    def __init__(self, recorded: Recorded | None = None, generation: int = 1) -> None:
-        """
-        :param recorded: None: nothing is, the run begins.
-        :param generation: calls of other generations are none of this one's.
-        """
-        recorded = recorded or Recorded((), (), {}, datetime.now(UTC))
+    def __init__(self, recorded: Recorded, generation: int = 1) -> None:
+        """:param generation: calls of other generations are none of this one's."""
         self._read_at, self._read = recorded.read_at, time.monotonic()
         self.generation = generation
         self.root = "" if generation == 1 else f"g{generation}."
@@ -54,10 +50,10 @@ class Journal:
 
     def given_up(self) -> "Journal":
         """An empty journal of the next generation."""
-        return Journal(generation=self.generation + 1)
+        return Journal(Recorded((), (), {}, self.time()), self.generation + 1)
 
     def time(self) -> datetime:
-        """The time, by the clock of the store where that is known: it is the store that ends long sleeps."""
+        """The time by Postgres' clock, which ends sleeps and approvals; the worker's may be wrong."""
         return self._read_at + timedelta(seconds=time.monotonic() - self._read)
 
     def visit(self, op: str, kind: str | None, prefixes: tuple[str, ...]) -> None:

@@ -82,13 +82,21 @@ class WorkerProcess:
         while True:
             try:
                 for _ in self._services.log.rings(self.id):
-                    self._executor.heed_commands()
+                    self._look()
             except StoreUnavailable as error:
                 log.warning("No doorbell. %s", error.detail)
                 gevent.sleep(RECONNECT_SECONDS)
             except Exception:
                 log.exception("Commands could not be heeded.")
                 gevent.sleep(RECONNECT_SECONDS)
+
+    def _look(self) -> None:
+        try:
+            self._executor.heed_commands()
+        except StoreUnavailable as error:
+            # Of Postgres: the doorbell's connection is kept, because a new one to Redis would hold every run up until
+            # its epoch is confirmed.
+            log.warning("Commands wait. %s", error.detail)
 
 
 def new_worker_id() -> str:

@@ -5,6 +5,7 @@ have done is in the journal, and is not done again.
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from app import errors
 from app.errors import Fenced, RuntailError
 from app.protocol.ending import Ending
 from app.storage.log_writer import LogWriter
-from app.storage.run_store import RunRecord
+from app.storage.run_store import Recorded, RunRecord
 from app.wiring import Services
 from workers.calls import Calls
 from workers.context import RunContext
@@ -82,7 +83,8 @@ class Stretches:
 
     def _journal(self, run: RunRecord, reason: str | None) -> Journal:
         if reason is None:
-            return Journal()
+            assert run.started_at is not None
+            return Journal(Recorded((), (), {}, run.started_at))
         return Journal(until_reachable(lambda: self._services.journal.recorded(run.id)), run.generation)
 
     def _outcome(self, execution: Execution, emission: Emission, journal: Journal, reason: str | None) -> Outcome:
@@ -93,7 +95,8 @@ class Stretches:
         if run.attempt > self._services.config.run_max_attempts:
             return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
         try:
-            journal = self._heed_version(run, journal)
+            journal = self._heed_version(execution, journal)
+            run = execution.run
         except errors.AgentChanged as changed:
             return Ending.failed(changed)
         self._announce(run, emission, journal, reason)
@@ -117,12 +120,13 @@ class Stretches:
         row = until_reachable(lambda: self._ownership.store.get(run.id))
         return Ending.cancelled((row and row.cancel_reason) or "requested")
 
-    def _heed_version(self, run: RunRecord, journal: Journal) -> Journal:
+    def _heed_version(self, execution: Execution, journal: Journal) -> Journal:
         """The journal to go on with, where the agent is not of the version that the run was last executed with.
 
         :raises AgentChanged: it does not go on with such a run.
         :raises Fenced: another worker owns the run.
         """
+        run = execution.run
         agent = self._agents.get(run.agent)
         if agent is None or agent.version == run.agent_version:
             return journal
@@ -133,6 +137,7 @@ class Stretches:
             generation += 1
             journal = journal.given_up()
         until_reachable(lambda: self._ownership.store.set_version(run.id, run.epoch, agent.version, generation))
+        execution.run = replace(run, agent_version=agent.version, generation=generation)
         return journal
 
     def _announce(self, run: RunRecord, emission: Emission, journal: Journal, reason: str | None) -> None:

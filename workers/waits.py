@@ -4,7 +4,6 @@ To wait for long is to suspend: the agent unwinds, and runs again from the top o
 """
 
 import random
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,11 +64,17 @@ class Waits:
         approval_id = f"apr_{op}"
         known = self._calls.journal.approval(approval_id)
         if known is None:
-            self._ask(op, NewApproval(approval_id, clean_text(label), requires, tool_call_id, _in(expires_in)))
+            self._ask(op, NewApproval(approval_id, clean_text(label), requires, tool_call_id, self._in(expires_in)))
             self._calls.suspend(Wait("approval", approval_id))
         if (known.label, known.requires) != (clean_text(label), requires):
             self._calls.journal.broken(f"Call {op} asked for another approval before.")
         return self._outcome(op, known)
+
+    def _in(self, expires_in: float | timedelta | None) -> datetime | None:
+        if expires_in is None:
+            return None
+        limit = expires_in if isinstance(expires_in, timedelta) else timedelta(seconds=expires_in)
+        return self._calls.journal.time() + limit
 
     def _ask(self, op: str, new: NewApproval) -> None:
         payload = {
@@ -107,8 +112,8 @@ class Waits:
         return new
 
     def now(self) -> datetime:
-        """The time, in UTC, as it was when this call was first made."""
-        seconds: float = self._value("now", time.time())
+        """The time by Postgres' clock, in UTC, as it was when this call was first made."""
+        seconds: float = self._value("now", self._calls.journal.time().timestamp())
         return datetime.fromtimestamp(seconds, UTC)
 
     def random(self) -> float:
@@ -123,9 +128,3 @@ class Waits:
             return record.result
         self._calls.record(op, kind, "", fresh)
         return fresh
-
-
-def _in(expires_in: float | timedelta | None) -> datetime | None:
-    if expires_in is None:
-        return None
-    return datetime.now(UTC) + (expires_in if isinstance(expires_in, timedelta) else timedelta(seconds=expires_in))

@@ -5,6 +5,7 @@ Keys, all of a run in one cluster slot:
     rt:{run_id}:events   stream   entry `n-0` is event n: `t` type, `e` the envelope's text, `o` the op it belongs to
     rt:{run_id}:meta     hash     `epoch` of the owner, `head`: seq of the last event
     rt:{run_id}:windows  hash     the open windows, see `app.storage.leases`; only deleted here
+    rt:ping              string   empty: written to see whether Redis takes writes
 
 Channels, which carry no data:
 
@@ -31,6 +32,7 @@ from app.protocol.events import TERMINAL, Event
 LIVE_EVENTS = 10_000
 """Events of a running run that stay in Redis once they are archived; windows further behind read Postgres."""
 SWEEP_SECONDS = 2.0
+PING_SECONDS = 60
 SOCKET_TIMEOUT_SECONDS = 5
 POOL_WAIT_SECONDS = 5
 
@@ -163,9 +165,9 @@ class EventLog:
                 yield
 
     def ping(self) -> None:
-        """:raises StoreUnavailable: Redis cannot be reached."""
+        """:raises StoreUnavailable: Redis cannot be reached, or takes no writes, as one without memory."""
         with _reachable():
-            self._redis.ping()
+            self._redis.set("rt:ping", "", ex=PING_SECONDS)
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()

@@ -68,9 +68,12 @@ class Ownership:
         return owned[run_id]
 
     def end(self, writer: LogWriter, ending: Ending) -> None:
-        """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed."""
+        """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed.
+
+        :raises Fenced: another owner has the run.
+        """
         open_approvals = any(approval["status"] == "open" for approval in writer.state["approvals"])
-        decided = self.store.decided(writer.run_id) if open_approvals else {}
+        decided = self.store.close_approvals(writer.run_id, writer.epoch) if open_approvals else {}
         for type, payload in list(closing(writer.state, ending, decided)):
             writer.add(type, payload)
         writer.add(ending.type, terminal_payload(writer.state, ending), commit_first=True)

@@ -1,6 +1,5 @@
 """What exploring found, step by step on the real stores. In brackets: the rule of the model (`runs.RULES`)."""
 
-import pytest
 from marshmallow import Schema
 from redis import Redis
 
@@ -9,7 +8,7 @@ from app.protocol.events import Event
 from app.storage.event_log import meta_key, stream_key
 from app.storage.run_store import Checkpoint, OpRecord, RunRecord
 from app.wiring import Services
-from tests.harness import DEV, pending_run
+from tests.harness import DEV, eventually, pending_run
 from tests.waiting import asked, got, waiting
 from workers.context import RunContext
 from workers.emitter import Emitter
@@ -17,10 +16,7 @@ from workers.executor import Executor
 from workers.janitor import Janitor
 from workers.registry import FAIL, RESTART, Agent
 
-open_bug = pytest.mark.xfail(reason="found by exploring, not mended yet", strict=True)
 
-
-@open_bug
 def test_a_waiting_run_ends_although_whoever_cancelled_it_crashed_after_the_request(apart: Services) -> None:
     """[cancel_wakes]"""
     run = waiting(apart)
@@ -30,21 +26,19 @@ def test_a_waiting_run_ends_although_whoever_cancelled_it_crashed_after_the_requ
     assert row.status == "pending", "nobody can decide any more, and nobody will end it"
 
 
-@open_bug
-def test_an_approval_that_is_decided_while_its_run_is_being_ended_is_told_as_decided(apart: Services) -> None:
+def test_nobody_decides_on_a_run_that_is_being_ended(apart: Services) -> None:
     """[end_rereads]"""
     run = asked(apart)
     writer = apart.ownership.adopt(run)
     apart.ownership.end(writer, Ending("failed", error={"code": "run_timeout", "message": "…"}))
     decided = apart.waits.decide(DEV, run.id, "apr_1", "approved", None)
     assert decided is not None
-    assert decided.made
+    assert (decided.made, decided.approval.decision) == (False, "expired")
     apart.ownership.commit_end(writer)
     told = [e.envelope()["payload"]["decision"] for e in _events(apart, run.id) if e.type == "approval.resolved"]
-    assert told == ["approved"]
+    assert told == ["expired"]
 
 
-@open_bug
 def test_an_end_that_redis_loses_before_it_is_marked_published_is_published_again(apart: Services) -> None:
     """[doubt_again]"""
     run = pending_run(apart)
@@ -59,10 +53,14 @@ def test_an_end_that_redis_loses_before_it_is_marked_published_is_published_agai
         redis.delete(stream_key(run.id), meta_key(run.id))
     janitor.publish_ends()  # over a new connection: it doubts what is published; this end is not yet
     apart.store.mark_published(run.id)
-    assert apart.log.head(run.id) == writer.head or not got(apart, run.id).published
+
+    def published_again() -> bool:
+        janitor.publish_ends()
+        return apart.log.head(run.id) == writer.head
+
+    eventually(published_again, 15)
 
 
-@open_bug
 def test_a_run_that_was_restarted_for_a_new_version_is_restarted_once(apart: Services) -> None:
     """The suspension finds an input, and the same owner goes on."""
     made: list[str] = []
@@ -82,7 +80,6 @@ def test_a_run_that_was_restarted_for_a_new_version_is_restarted_once(apart: Ser
     assert made == ["charge"]
 
 
-@open_bug
 def test_a_run_that_began_with_the_new_version_does_not_fail_for_it(apart: Services) -> None:
     """Created while version 1 was registered, first executed with version 2."""
 

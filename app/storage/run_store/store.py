@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.errors import Fenced
+from app.protocol.ending import NOT_DECIDED
 from app.protocol.events import Event, dumps
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import cancelled_early, forget_early_cancels
@@ -47,8 +48,14 @@ UPDATE runs SET status = %s, output = %s, error = %s, usage = %s, state = %s, st
 WHERE id = %s AND epoch = %s AND status = 'running'
 """
 _CLOSE_APPROVALS = """
-UPDATE approvals SET decision = 'expired', comment = 'The run has ended.', decided_at = now()
-WHERE run_id = %s AND decision IS NULL
+UPDATE approvals SET decision = %s, comment = %s, decided_at = now() WHERE run_id = %s AND decision IS NULL
+"""
+_REQUEST_CANCEL = f"""
+UPDATE runs SET cancel_requested = true, cancel_reason = coalesce(cancel_reason, %s), wake_at = NULL,
+                enqueued_at = CASE status WHEN 'waiting' THEN now() ELSE enqueued_at END,
+                requeue_reason = CASE status WHEN 'waiting' THEN 'resumed' ELSE requeue_reason END,
+                status = CASE status WHEN 'waiting' THEN 'pending' ELSE status END
+WHERE id = %s AND finished_at IS NULL RETURNING {RUN_COLUMNS}
 """
 _CLAIM = f"""
 UPDATE runs SET epoch = epoch + 1, status = 'running', owner = %s, wake_at = NULL,
@@ -251,8 +258,6 @@ class RunStore:
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
             _insert_events(db, [(run_id, event) for event in events])
-            if state["approvals"]:
-                db.execute_sql(_CLOSE_APPROVALS, (run_id,))
 
     def suspend(
         self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
@@ -304,16 +309,22 @@ class RunStore:
     # Commands.
 
     def request_cancel(self, run_id: str, reason: str = "requested") -> RunRecord | None:
-        """Set the cancel flag of a run that has not ended. Returns the row as it is after that."""
-        sql = f"""UPDATE runs SET cancel_requested = true, cancel_reason = coalesce(cancel_reason, %s)
-                 WHERE id = %s AND finished_at IS NULL RETURNING {RUN_COLUMNS}"""
-        return self._one(sql, reason, run_id) or self.get(run_id)
+        """Set the cancel flag of a run that has not ended. Returns the row as it is after that.
 
-    def decided(self, run_id: str) -> dict[str, dict[str, str | None]]:
-        """The decisions on a run's approvals, by their ids: {decision, by, comment}."""
-        sql = """SELECT id, decision, decided_by, comment FROM approvals
-                 WHERE run_id = %s AND decision IS NOT NULL"""
-        with self._database.session() as db:
+        A waiting run becomes pending with it: whoever cancels may die before it has ended the run.
+        """
+        return self._one(_REQUEST_CANCEL, reason, run_id) or self.get(run_id)
+
+    def close_approvals(self, run_id: str, epoch: int) -> dict[str, dict[str, str | None]]:
+        """From here on nobody decides on the run, which is about to end: {decision, by, comment} by approval id.
+
+        :raises Fenced: the run is not running under this epoch.
+        """
+        sql = "SELECT id, decision, decided_by, comment FROM approvals WHERE run_id = %s"
+        with self._database.session(atomic=True) as db:
+            if db.execute_sql(_LOCK, (run_id, epoch)).fetchone() is None:
+                raise Fenced(f"{run_id} is not running under epoch {epoch}.")
+            db.execute_sql(_CLOSE_APPROVALS, (NOT_DECIDED["decision"], NOT_DECIDED["comment"], run_id))
             found = db.execute_sql(sql, (run_id,)).fetchall()
         return {id: {"decision": decision, "by": by, "comment": comment} for id, decision, by, comment in found}
 
@@ -374,11 +385,15 @@ class RunStore:
         sql = "UPDATE runs SET published = false WHERE published AND finished_at > now() - make_interval(secs => %s)"
         self._write(sql, seconds)
 
-    def unpublished(self, limit: int) -> list[RunRecord]:
-        """Finished runs whose terminal event is not known to be in Redis, in no order: none may block the others."""
-        sql = f"""SELECT {RUN_COLUMNS} FROM runs WHERE finished_at < now() - interval '2 seconds' AND NOT published
-                 ORDER BY random() LIMIT %s"""
-        return self._many(sql, limit)
+    def unpublished(self, limit: int, seconds: float) -> list[tuple[RunRecord, bool]]:
+        """Finished runs whose terminal event is not known to be in Redis, in no order: none may block the others.
+
+        Each with whether it ended longer ago than so many seconds.
+        """
+        sql = f"""SELECT {RUN_COLUMNS}, finished_at < now() - make_interval(secs => %s) FROM runs
+                  WHERE finished_at < now() - interval '2 seconds' AND NOT published ORDER BY random() LIMIT %s"""
+        with self._database.session() as db:
+            return [(RunRecord(*row), overdue) for *row, overdue in db.execute_sql(sql, (seconds, limit)).fetchall()]
 
     def _one(self, sql: str, *values: Any) -> RunRecord | None:
         found = self._many(sql, *values)
