@@ -18,6 +18,7 @@ from typing import Any
 
 from circus.arbiter import Arbiter
 from circus.exc import ConflictError
+from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
 from circus.watcher import Watcher
 from tornado.ioloop import IOLoop
 
@@ -49,6 +50,16 @@ class Child:
     account: str | None = None
     count: int = 1
     inherits_sockets: bool = False
+
+
+class _Watcher(Watcher):
+    """circus' own drops a child that dies in the middle of its look-around, without saying how it ended."""
+
+    def manage_processes(self) -> Any:
+        for process in list(self.processes.values()):
+            if process.status in (DEAD_OR_ZOMBIE, UNEXISTING):
+                self.reap_process(process.pid)
+        return super().manage_processes()
 
 
 class Supervisor:
@@ -94,7 +105,7 @@ class Supervisor:
 
     def _watcher(self, child: Child) -> Watcher:
         hooks: dict[str, Callable[..., bool]] = {"after_spawn": self._spawned, "after_reap": self._reaped}
-        return Watcher(
+        return _Watcher(
             child.name,
             "/bin/sh",
             args=["-c", EXEC_INTO_LOG, str(self._open_log(child)), *child.argv],
