@@ -6,7 +6,7 @@ of the call that was committed. Then, for every recorded call:
 - the recorded token is that of a row, and of the *last* row of its (run, op): had the call been made once more after
   its record was committed, at whatever moment, there would be a later row;
 - an earlier row is of a call that was in flight when its worker died: there are at most as many as new owners took the
-  run over between the call's `tool.started` and its `tool.completed`;
+  run over after the call ahead of it was recorded, and before this one's `tool.completed`;
 - the token is what `tool.completed` shows and what the agent was given, also in the last stretch, which made the output
   from recorded results: the list of the recorded tokens.
 
@@ -153,10 +153,15 @@ class Evidence:
         return sum(late) + sum(count - 1 for count in self.archive.refunds.values() if count > 1)
 
     def _takeovers_during(self, run_id: str, op: str) -> int:
+        """How often the run changed hands while the call may have been in flight.
+
+        Not before the call ahead of it was recorded. `tool.started` does not tell: it may have been lost with the
+        worker, while Redis was away.
+        """
         events = self.archive.events[run_id]
-        (first,) = [e.seq for e in events if (e.type, e.op) == ("tool.started", op)]
-        (last,) = [e.seq for e in events if (e.type, e.op) == ("tool.completed", op)]
-        return sum(event.type == "run.step" and first < event.seq < last for event in events)
+        done = {event.op: event.seq for event in events if event.type == "tool.completed"}
+        since = max((seq for other, seq in done.items() if _precedes(other, op)), default=0)
+        return sum(event.type == "run.step" and since < event.seq < done[op] for event in events)
 
     # Events.
 
@@ -225,6 +230,13 @@ class Evidence:
 
     def _of_type(self, run_id: str, type: str) -> list[Event]:
         return [event for event in self.archive.events[run_id] if event.type == type]
+
+
+def _precedes(one: str, other: str) -> bool:
+    """Call `other` is made after call `one` has come back: it is further on in the same branch, or within that."""
+    *branch, number = one.split(".")
+    parts = other.split(".")
+    return parts[: len(branch)] == branch and int(number) < int(parts[len(branch)])
 
 
 def _skipped(window: Window, seq: int) -> bool:
