@@ -116,7 +116,16 @@ def apart(environment: dict[str, str]) -> Iterator[Services]:
         services.close()
 
 
-_redis_numbers = itertools.cycle(range(1, 16))
+def _redis_numbers_of_this_job() -> range:
+    """Three jobs of pytest-xdist that use one Redis share its databases out; with embedded servers each has its own."""
+    job = os.environ.get("PYTEST_XDIST_WORKER")
+    if job is None or not os.environ.get("REDIS_URL"):
+        return range(1, 16)
+    first = 1 + 5 * (int(job.removeprefix("gw")) % 3)
+    return range(first, first + 5)
+
+
+_redis_numbers = itertools.cycle(_redis_numbers_of_this_job())
 
 
 @contextmanager

@@ -223,7 +223,7 @@ def test_whoever_publishes_the_end_waits_for_the_erasure_and_then_finds_no_run(
     with ThreadPoolExecutor(2) as pool:
         erasing = pool.submit(apart.store.erase, run.id, elsewhere)
         assert at_it.wait(10)
-        marking = pool.submit(apart.store.mark_published, run.id)
+        marking = pool.submit(apart.store.mark_published, [run.id])
         blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
         eventually(lambda: _query(apart.config.database_url, blocked)[0][0])
         assert not marking.done()

@@ -79,6 +79,7 @@ class Emitter:
             try:
                 turn()
                 pause = FIRST_SECONDS
+                gevent.sleep(0)  # others wait for the connection that a turn has just given back
                 continue
             except StoreUnavailable as error:
                 log.warning("%s Trying again in %.2f s.", error.detail, pause)

@@ -77,9 +77,9 @@ class Executor:
     def execute(self, run_id: str) -> None:
         """Execute a pending run until it ends, waits or goes elsewhere. Does nothing if it is not pending.
 
-        :raises StoreUnavailable: it could not be claimed; the janitor will have it tried again.
+        :raises StoreUnavailable: the worker ends and cannot claim it; a janitor will have it tried again.
         """
-        run = self._ownership.store.claim(run_id, self._worker_id, start=True)
+        run = until_reachable(lambda: self._ownership.store.claim(run_id, self._worker_id, start=True), self._pause)
         if run is None:
             return
         agent = self._agents.get(run.agent)
@@ -126,6 +126,11 @@ class Executor:
         for execution in list(self._executions.values()):
             execution.interrupt(Drained())
         gevent.wait([execution.done for execution in self._executions.values()])
+
+    def _pause(self, seconds: float) -> None:
+        if self._draining:
+            raise StoreUnavailable("Postgres cannot be reached, and the worker is to end.")
+        gevent.sleep(seconds)
 
     def _give_up_stray(self, run: OwnedRun) -> None:
         """The row names this worker, which does not execute it: the answer of a claim was lost, or is on its way."""

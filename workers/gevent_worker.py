@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Pool
-from redis import Redis
+from redis import Redis, RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 from rq.job import Job
@@ -54,7 +54,7 @@ class GeventWorker(SimpleWorker):
         self._executor = executor
         self._pool = Pool(slots)
         self._jobs: dict[str, tuple[GeventWorker, Job]] = {}
-        self._ending = BoundedSemaphore()
+        self._beginning, self._ending = BoundedSemaphore(), BoundedSemaphore()
         self._fetcher: gevent.Greenlet[..., Any] | None = None
         self._stopping = False
 
@@ -93,13 +93,25 @@ class GeventWorker(SimpleWorker):
         current.set(self._executor)
         self._jobs[job.id] = (slot, job)
         try:
-            slot.prepare_execution(job)
-            slot.perform_job(job, queue)
+            if self._prepared(slot, job):
+                slot.perform_job(job, queue)
+            else:
+                job.perform()
         except Exception:
             # RQ's bookkeeping failed, not the run: that has an owner and an end of its own.
             log.warning("RQ could not keep its record of job %s.", job.id, exc_info=True)
         finally:
             self._jobs.pop(job.id, None)
+
+    def _prepared(self, slot: "GeventWorker", job: Job) -> bool:
+        """Whether RQ has taken down that the job begins. What it is about is done in any case."""
+        try:
+            with self._beginning:
+                slot.prepare_execution(job)
+        except RedisError:
+            log.warning("RQ could not take down that job %s begins.", job.id, exc_info=True)
+            return False
+        return True
 
     # RQ holds one connection while it asks for a second one here: any number of slots at once would use up the pool
     # and wait for one another.

@@ -6,9 +6,10 @@ One runs in each worker. They need no leader: every repair is safe to make twice
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gevent
+from gevent.pool import Group
 
 from app.errors import StoreUnavailable
 from app.storage.run_store import OwnerBeat
@@ -38,7 +39,7 @@ class Janitor:
         self._waits = services.waits
         self._queue = services.queue
         self._stream_ttl_seconds = services.config.stream_ttl_seconds
-        self._duties = (self.release_lost, self.wake_due, self.enqueue_forgotten, self.publish_ends, *others)
+        self._others = others
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
         self._looked = time.monotonic()
@@ -48,10 +49,24 @@ class Janitor:
         """When to see to it once more: somebody may have marked an end as published that Redis had just lost."""
 
     def run(self) -> None:
-        """Pass after pass, for ever. A duty that fails keeps no other from being done."""
+        """Pass after pass, for ever. Who has lost its worker waits for no other duty."""
+        loops = Group()
+        for duties in (
+            [self.release_lost],
+            [self.wake_due, self.enqueue_forgotten],
+            [self.publish_ends, *self._others],
+        ):
+            loops.spawn(self._repeat, duties)
+        try:
+            loops.join()
+        finally:
+            loops.kill()
+
+    def _repeat(self, duties: Sequence[Duty]) -> None:
+        """A duty that fails keeps no other from being done."""
         while True:
             gevent.sleep(PASS_SECONDS)
-            for duty in self._duties:
+            for duty in duties:
                 try:
                     duty()
                 except StoreUnavailable as error:
@@ -105,9 +120,12 @@ class Janitor:
         elif time.monotonic() > self._doubt_again:
             self._store.doubt_published(self._stream_ttl_seconds)
             self._doubt_again = math.inf
-        for run, overdue in self._store.unpublished(BATCH, self._stream_ttl_seconds):
-            if overdue:
+        ended = self._store.unpublished(BATCH, self._stream_ttl_seconds)
+        heads = self._ownership.log.heads([run.id for run in ended])
+        behind = [run for run, head in zip(ended, heads, strict=True) if head != run.last_seq and not run.overdue]
+        for run in ended:
+            if run.overdue:
                 self._ownership.log.delete(run.id)  # it would have expired by now, had it got its end
-                self._store.mark_published(run.id)
-            else:
-                self._ownership.publish(run.id, run.epoch)
+        self._store.mark_published([run.id for run in ended if run not in behind])
+        for run in behind:
+            self._ownership.publish(run.id, run.epoch)

@@ -133,6 +133,13 @@ class EventLog:
         with _reachable():
             return int(self._redis.hget(_keys(run_id)[1], "head") or 0)
 
+    def heads(self, run_ids: Sequence[str]) -> list[int]:
+        """As `head`, for many runs in one round trip."""
+        with _reachable(), self._redis.pipeline(transaction=False) as pipeline:
+            for run_id in run_ids:
+                pipeline.hget(meta_key(run_id), "head")
+            return [int(head or 0) for head in pipeline.execute()]
+
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """Events with seq > `after`, in order, at most `limit`. The first need not be `after` + 1: callers check."""
         with _reachable():

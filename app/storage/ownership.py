@@ -124,7 +124,7 @@ class Ownership:
             self.sync(run_id, epoch)
         except Fenced:
             return  # only a claim raises the epoch, and nobody can claim a finished run: another one was erased
-        if not self.store.mark_published(run_id):
+        if run_id not in self.store.mark_published([run_id]):
             self.log.delete(run_id)  # it was erased while its last events were on their way
 
     def finish(self, writer: LogWriter, ending: Ending) -> None:

@@ -28,7 +28,7 @@ KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count":
 TLS_ALERT = b"\x15"
 """The first byte of what ends a connection under TLS."""
 
-_UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded, TimeoutError)
+_UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, TimeoutError)
 
 
 class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries no types
@@ -74,6 +74,8 @@ class Database:
             if isinstance(error.__cause__, UndefinedTable):
                 raise StoreUnavailable("The database has no tables yet: run `runtail migrate`.") from error
             raise
+        except MaxConnectionsExceeded as error:
+            raise StoreUnavailable(f"No connection to Postgres came free within {POOL_WAIT_SECONDS} s.") from error
         except _UNREACHABLE as error:
             self.peewee.close_idle()  # its pool mates are most likely as dead as it is
             raise StoreUnavailable("Postgres cannot be reached.") from error

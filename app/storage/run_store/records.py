@@ -191,6 +191,18 @@ class OwnedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedRun:
+    """What a janitor needs to know of a run that has ended."""
+
+    id: str
+    epoch: int
+    last_seq: int
+    """Of its terminal event."""
+    overdue: bool
+    """It ended so long ago that its stream would have expired."""
+
+
+@dataclass(frozen=True, slots=True)
 class OwnerBeat:
     """An owner of running runs, and its heartbeat counter (None: it has no heartbeat row)."""
 

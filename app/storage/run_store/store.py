@@ -11,7 +11,16 @@ from app.protocol.events import Event, dumps
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
-from app.storage.run_store.records import Checkpoint, NewRun, OwnedRun, OwnerBeat, Principal, RunPosition, RunRecord
+from app.storage.run_store.records import (
+    Checkpoint,
+    EndedRun,
+    NewRun,
+    OwnedRun,
+    OwnerBeat,
+    Principal,
+    RunPosition,
+    RunRecord,
+)
 from app.storage.run_store.retention import erase_runs
 from app.storage.together import Together
 
@@ -293,11 +302,11 @@ class RunStore:
             if db.execute_sql(sql, (version, generation, run_id, epoch)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
 
-    def mark_published(self, run_id: str) -> bool:
-        """Nothing of this finished run is left to append. False: there is no such run."""
+    def mark_published(self, run_ids: Sequence[str]) -> set[str]:
+        """Nothing of these finished runs is left to append. Returns those that there are."""
         with self._database.session() as db:
-            sql = "UPDATE runs SET published = true WHERE id = %s"
-            return bool(db.execute_sql(sql, (run_id,)).rowcount)
+            sql = "UPDATE runs SET published = true WHERE id = ANY (%s) RETURNING id"
+            return {run_id for (run_id,) in db.execute_sql(sql, (list(run_ids),)).fetchall()}
 
     def release(self, run_id: str, epoch: int, reason: str | None, queue: str | None = None) -> RunRecord | None:
         """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more.
@@ -385,15 +394,15 @@ class RunStore:
         sql = "UPDATE runs SET published = false WHERE published AND finished_at > now() - make_interval(secs => %s)"
         self._write(sql, seconds)
 
-    def unpublished(self, limit: int, seconds: float) -> list[tuple[RunRecord, bool]]:
+    def unpublished(self, limit: int, seconds: float) -> list[EndedRun]:
         """Finished runs whose terminal event is not known to be in Redis, in no order: none may block the others.
 
-        Each with whether it ended longer ago than so many seconds.
+        :param seconds: longer ago, and an end is overdue.
         """
-        sql = f"""SELECT {RUN_COLUMNS}, finished_at < now() - make_interval(secs => %s) FROM runs
-                  WHERE finished_at < now() - interval '2 seconds' AND NOT published ORDER BY random() LIMIT %s"""
+        sql = """SELECT id, epoch, state_seq, finished_at < now() - make_interval(secs => %s) FROM runs
+                 WHERE finished_at < now() - interval '2 seconds' AND NOT published ORDER BY random() LIMIT %s"""
         with self._database.session() as db:
-            return [(RunRecord(*row), overdue) for *row, overdue in db.execute_sql(sql, (seconds, limit)).fetchall()]
+            return [EndedRun(*row) for row in db.execute_sql(sql, (seconds, limit)).fetchall()]
 
     def _one(self, sql: str, *values: Any) -> RunRecord | None:
         found = self._many(sql, *values)
