@@ -164,7 +164,8 @@ def test_a_cancel_closes_the_connection_to_the_provider(desk: Desk, provider: Pr
         eventually(lambda: desk.http.get(f"/runs/{run_id}").json()["state"]["answer"]["text"], what="a first word")
         desk.http.post(f"/runs/{run_id}/cancel").raise_for_status()
         connection.settimeout(CLOSED_SECONDS)
-        assert connection.recv(1) == b""
+        while connection.recv(65_536):  # what is left of the request; then it is closed, or this times out
+            pass
     assert desk.reaches(run_id, "cancelled")["error"] is None
 
 

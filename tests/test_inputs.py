@@ -129,7 +129,7 @@ def test_a_run_that_has_ended_or_is_being_cancelled_takes_no_input(web: Stack) -
     run = waiting(web.services)
     web.services.store.request_cancel(run.id)
     problem(send(web, run, "Wait!"), 409, "run_cancelling")
-    assert got(web.services, run.id).status == "waiting"
+    assert got(web.services, run.id).status == "pending", "to be ended"
     ended(web.services, run)
     assert problem(send(web, run, "Wait!"), 409, "run_ended")["detail"] == f"{run.id} is cancelled."
     assert texts(web.services, run) == []

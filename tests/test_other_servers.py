@@ -21,7 +21,7 @@ from tests.raw_client import RawClient
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 ENDLESS = {"count": 100_000, "interval_ms": 20, "type": "custom.tick"}
-QUIET = {"count": 100_000, "interval_ms": 3_600_000, "type": "custom.tick"}
+QUIET = {"count": 100_000, "interval_ms": 59_000, "type": "custom.tick"}
 HEARTBEAT_SECONDS = 2
 """Longer than any pause in the other tests: where a heartbeat comes is not the same everywhere."""
 THE_END = b"\r\n0\r\n\r\n"

@@ -27,9 +27,9 @@ UNAPPENDED_BYTES = 262_144
 """A run whose events that are not in Redis come to more blocks its agent until some are."""
 UNARCHIVED_BYTES = 8_388_608
 """The same for Postgres, which takes them a second later, and may be away for a while."""
-STATE_SECONDS = 1.0
+STATE_SECONDS = 3.0
 STATE_BYTES_PER_SECOND = 200_000
-"""A state of this size is rewritten at most once a second, a larger one proportionally less often."""
+"""A state is rewritten at most so often, a large one less often: whoever reads it folds what came since."""
 SLICE_SECONDS = 0.005
 """An agent that emits without pause lets the others run this often."""
 PAUSE_SECONDS = 0.000_1

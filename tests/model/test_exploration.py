@@ -19,23 +19,14 @@ def _explore(scenario: Scenario, *, stop_at_first: bool = False) -> Exploration:
     return Explorer(World(scenario), stop_at_first=stop_at_first).explore()
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.timeout(1_800 if THOROUGH else 120)
+@pytest.mark.parametrize("name", [*SHORT, *(LONG if THOROUGH else ())])
 def test_with_all_rules_no_interleaving_breaks_an_invariant(name: str) -> None:
-    found = _explore(SHORT[name])
+    found = _explore((SHORT | LONG)[name])
     print(f"\n{name}: {found}")
     assert found.complete
     assert not found.broken, str(found)
     assert found.states > 300
-
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.skipif(not THOROUGH, reason="minutes: make test-model")
-@pytest.mark.parametrize("name", LONG)
-def test_nor_does_one_of_the_long_scenarios(name: str) -> None:
-    found = _explore(LONG[name])
-    print(f"\n{name}: {found}")
-    assert found.complete
-    assert not found.broken, str(found)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -138,14 +138,16 @@ class OneRun(RuleBasedStateMachine):
         self.look()
 
     @precondition(lambda self: self.cancels and len(self.seen) > 2)
-    @rule()
-    def cancel(self) -> None:
+    @rule(dies=st.booleans())
+    def cancel(self, dies: bool) -> None:
+        """Whoever cancels may be killed once the request is committed."""
         self.note("cancel")
         self.cancels -= 1
         row = self.services.store.request_cancel(self.run_id)
         assert row is not None
         if not row.terminal:
             self.cancelled_from = row.epoch + 1
+        if not row.terminal and not dies:
             self.services.ownership.end_unowned(row)
         self.look()
 
@@ -198,6 +200,9 @@ class OneRun(RuleBasedStateMachine):
         self.inspect_end(self.row())
         self.redis.delete(*self.keys)
 
+    def _decided(self, run_id: str) -> bool:
+        return any(approval.decision for approval in self.services.journal.recorded(run_id).approvals)
+
     def help_on(self) -> None:
         row = self.row()
         if alive := self.alive():
@@ -207,7 +212,7 @@ class OneRun(RuleBasedStateMachine):
         elif row.status == "pending":
             self.take_a_job()
         elif row.status == "waiting":
-            assert self.services.store.decided(row.id) == {}, "it waits for a decision that was made"
+            assert not self._decided(row.id), "it waits for a decision that was made"
             assert not row.cancel_requested, "it waits although it was cancelled"
             assert len(self.services.waits.inputs(row.id, 0, 10)) == sum(e.type == "input.received" for e in self.seen)
             self.decide("approved")
