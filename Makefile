@@ -58,7 +58,7 @@ run: $(RUN_STAMP)
 	@$(BIN)/runtail dev --port $(PORT) --data $(DATA)
 
 # Most tests wait for something to happen: several files at a time take half the time.
-TEST_JOBS ?= 3
+TEST_JOBS ?= 4
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)

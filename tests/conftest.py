@@ -117,12 +117,12 @@ def apart(environment: dict[str, str]) -> Iterator[Services]:
 
 
 def _redis_numbers_of_this_job() -> range:
-    """Three jobs of pytest-xdist that use one Redis share its databases out; with embedded servers each has its own."""
+    """The jobs of pytest-xdist that use one Redis share its databases out; with embedded servers each has its own."""
     job = os.environ.get("PYTEST_XDIST_WORKER")
     if job is None or not os.environ.get("REDIS_URL"):
         return range(1, 16)
-    first = 1 + 5 * (int(job.removeprefix("gw")) % 3)
-    return range(first, first + 5)
+    first = 1 + 3 * (int(job.removeprefix("gw")) % 5)
+    return range(first, first + 3)
 
 
 _redis_numbers = itertools.cycle(_redis_numbers_of_this_job())
