@@ -54,16 +54,17 @@ class Waiting:
 
     def run(self, stage: Stage) -> Result:
         """Play it."""
-        with stage.web() as web, stage.worker() as worker, Api(web.port) as api:
+        with stage.web() as web, stage.worker() as worker:
             end(web.port, self._wait(stage, web.port, self.warm_up))
-            before = self._weigh(stage, worker, api, web.port)
+            before = self._weigh(stage, worker, web.port)
             begun = time.monotonic()
             runs = self._wait(stage, web.port, self.runs)
             seconds = time.monotonic() - begun
-            after = self._weigh(stage, worker, api, web.port)
-            decisions = Decisions(web.port, api)
-            for run in runs[:: len(KINDS)][: self.decisions]:
-                decisions.decide(run)
+            after = self._weigh(stage, worker, web.port)
+            with Api(web.port) as api:
+                decisions = Decisions(web.port, api)
+                for run in runs[:: len(KINDS)][: self.decisions]:
+                    decisions.decide(run)
         more = {f"{name}_more": after[name] - before[name] for name in MORE}
         both = (("before", before), ("after", after))
         compared = {f"{name}_{when}": found[name] for name in before for when, found in both}
@@ -81,7 +82,7 @@ class Waiting:
         eventually(lambda: stage.ask(sql, runs) == count, MAKE_SECONDS, what, PAUSE_SECONDS)
         return runs
 
-    def _weigh(self, stage: Stage, worker: Child, api: Api, port: int) -> Figures:
+    def _weigh(self, stage: Stage, worker: Child, port: int) -> Figures:
         """What the worker has, and what it and the stores do while nobody asks for anything."""
         stage.tidy()
         time.sleep(SETTLE_SECONDS)
@@ -96,7 +97,7 @@ class Waiting:
             "redis_connections": connections,
             "rows_read_by_scans_per_s": scanned / self.seconds,
             "worker_rss_mb": usage([worker.pid]).rss / 1e6,
-            **census(api, port),
+            **census(port),
         }
 
 
@@ -106,9 +107,10 @@ def _start(port: int, count: int, clients: int, first: int) -> dict[int, str]:
         return {number: api.start(*KINDS[number % len(KINDS)]) for number in range(first, count, clients)}
 
 
-def census(api: Api, port: int) -> Figures:
+def census(port: int) -> Figures:
     """What is alive in the worker, as an agent in it counts it. The agent's own run is among that."""
-    run = api.start("bench_census", {})
+    with Api(port) as api:
+        run = api.start("bench_census", {})
     with Window(port, run) as window:
         counted: Figures = window.until("run.completed").event["payload"]["output"]
     return counted
