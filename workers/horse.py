@@ -6,11 +6,9 @@ it was taken there. A thread cannot be stopped: it is the parent that stops the 
 (`workers.keeper`).
 """
 
-import ctypes
 import json
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,20 +38,10 @@ from workers.registry import Agent
 
 T = TypeVar("T")
 
-PR_SET_PDEATHSIG = 1
 LIMIT_CHARS = 500
 """Of the sentence that an alarm is sent with: a word to the parent must fit into PIPE_BUF."""
 
 log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None)
-
-
-def live_no_longer_than(parent: int) -> None:
-    """In a fork: be killed by the kernel when the parent is gone (Linux)."""
-    if hasattr(_libc, "prctl"):
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 class Horse:

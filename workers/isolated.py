@@ -25,8 +25,9 @@ from app.wiring import Services
 from workers.executor import current
 from workers.gevent_worker import JOB_HEARTBEAT_SECONDS, RESTART_SECONDS, WORKER_TTL_SECONDS
 from workers.heartbeat import Heartbeat
-from workers.horse import Horse, live_no_longer_than
+from workers.horse import Horse
 from workers.keeper import Keeper
+from workers.lifetime import live_no_longer_than
 from workers.process import RECONNECT_SECONDS, connect_rq, leave, new_worker_id
 from workers.registry import load_agents
 from workers.retry import until_reachable

@@ -4,19 +4,19 @@ Each gets a session of its own, which is killed as a whole when the program ends
 when the worker is killed, the kernel kills the program (Linux; what it has started in turn goes on there).
 """
 
-import ctypes
 import os
 import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import IO
+
+from workers.lifetime import live_no_longer_than
 
 OUTPUT_BYTES = 1_000_000
 """Kept of each of the two outputs; what comes after is read and dropped."""
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 class ProgramTimeout(Exception):
@@ -46,7 +46,7 @@ def run_program(
         cwd=cwd,
         env=None if env is None else dict(env),
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(live_no_longer_than, os.getpid()),
     )
     try:
         threading.Thread(target=_feed, args=(process.stdin, (input or "").encode()), daemon=True).start()
@@ -93,8 +93,3 @@ class _Output:
 def _feed(pipe: IO[bytes], data: bytes) -> None:
     with suppress(BrokenPipeError), pipe:  # a program need not read its input
         pipe.write(data)
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed by the kernel when the thread that started it is gone."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
