@@ -13,12 +13,11 @@ from app.errors import (
     OperatorRequired,
     RunCancelling,
     RunEnded,
-    RunNotFound,
     StoreUnavailable,
     TooManyInputs,
 )
 from app.protocol.ending import NOT_DECIDED
-from app.runs import askable
+from app.runs import askable, no_run
 from app.storage.run_store import ApprovalRecord, Decision, InputRecord, Principal, ToldRun
 from app.wiring import Services
 
@@ -53,7 +52,7 @@ class Commands:
         self._authorise(principal, run_id, approval_id)
         decided = self.services.waits.decide(principal, run_id, approval_id, decision, comment)
         if decided is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         self._tell(decided.run)
         if decided.approval.decision != decision:
             raise _refusal(decided)
@@ -68,7 +67,7 @@ class Commands:
         """
         sent = self.services.waits.add_input(principal, askable(run_id), text, idempotency_key)
         if sent is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         if sent.input is None:
             raise _closed(sent.run) or TooManyInputs(f"{run_id} was sent as many inputs as a run takes.")
         if sent.input.text != text:
@@ -80,13 +79,13 @@ class Commands:
         approval = self.services.waits.find(principal, run_id, approval_id)
         if approval is None:
             if self.services.store.position(principal, run_id) is None:
-                raise _no_run(run_id)
+                raise no_run(run_id)
             raise ApprovalNotFound(f"{run_id} has no approval {approval_id[:100]!r}.")
         owner, by_operator = approval.user_id == principal.user_id, approval.requires == "operator"
         if by_operator and owner and not principal.admin:
             raise OperatorRequired("An administrator of your tenant has to decide this.")
         if not owner and not (by_operator and principal.admin):
-            raise _no_run(run_id)
+            raise no_run(run_id)
 
     def _tell(self, run: ToldRun) -> None:
         """Both are repaired where they fail: the janitor enqueues, an owner looks by itself now and then."""
@@ -97,10 +96,6 @@ class Commands:
                 self.services.log.ring(run.owner)
         except StoreUnavailable as error:
             log.warning("%s has not been told yet what it was sent. %s", run.id, error.detail)
-
-
-def _no_run(run_id: str) -> RunNotFound:
-    return RunNotFound(f"There is no run {run_id[:100]!r}.")
 
 
 def _refusal(decision: Decision) -> RunEnded | RunCancelling | ApprovalResolved:

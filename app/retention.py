@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 
 from app.errors import ConfigError
-from app.storage.erasure import Erasure
-from app.storage.run_store import Leftovers, RetentionStore, Tally
+from app.storage.run_store import Leftovers, Tally
 from app.wiring import Services
 
 HEADINGS = ("", "runs", "events", "ops", "approvals", "inputs", "bytes of events")
@@ -21,16 +20,15 @@ def purge(services: Services, days: int | None, *, dry_run: bool) -> Iterator[st
     days = days or services.config.run_retention_days
     if not days:
         raise ConfigError("RUN_RETENTION_DAYS is 0: runs are kept for ever. Say after how many days to remove them.")
-    store = RetentionStore(services.database)
+    erasure = services.erasure
     if dry_run:
         yield f"Runs that ended more than {days:,} days ago:"
-        yield from _table(store.tally(days))
-        yield _leftovers(store.leftovers())
+        yield from _table(erasure.retention.tally(days))
+        yield _leftovers(erasure.retention.leftovers())
         return
-    erasure = Erasure(services.store, store, services.log, services.queue)
     erased = sum(iter(lambda: erasure.erase_old(days), 0))
     yield f"Runs that ended more than {days:,} days ago: {erased:,} removed."
-    yield _leftovers(store.remove_leftovers())
+    yield _leftovers(erasure.retention.remove_leftovers())
 
 
 def _table(tallies: Sequence[Tally]) -> Iterator[str]:

@@ -25,10 +25,9 @@ from app.identifiers import new_id
 from app.protocol.events import TERMINAL, Event, encode
 from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
-from app.storage.erasure import Erasure
 from app.storage.event_log import Append
-from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
-from app.storage.run_store import AgentRecord, EarlyCancels, NewRun, Principal, RetentionStore, RunPosition, RunRecord
+from app.storage.run_queue import queue_of
+from app.storage.run_store import AgentRecord, NewRun, Principal, RunPosition, RunRecord
 from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
@@ -132,7 +131,7 @@ class Runs:
         """
         run = self.services.store.request_cancel(self.find(principal, run_id).id)
         if run is None:
-            raise RunNotFound(f"There is no run {run_id!r}.")
+            raise no_run(run_id)
         if run.terminal:
             return run
         try:
@@ -148,7 +147,7 @@ class Runs:
         :param kind: `client_run_id` or `idempotency_key`.
         :raises RunNotFound: it was erased at this moment.
         """
-        run_id = EarlyCancels(self.services.database).find_or_note(principal, kind, key)
+        run_id = self.services.early_cancels.find_or_note(principal, kind, key)
         return self.cancel(principal, run_id) if run_id is not None else None
 
     def erase(self, principal: Principal, run_id: str) -> None:
@@ -160,8 +159,7 @@ class Runs:
         run = self.find(principal, run_id)
         if not run.terminal:
             raise NotTerminal(f"{run.id} is {run.status}; cancel it first.")
-        s = self.services
-        Erasure(s.store, RetentionStore(s.database), s.log, s.queue).erase(run)
+        self.services.erasure.erase(run)
 
     def _started_before(self, principal: Principal, request: StartRequest) -> RunRecord | None:
         run = None
@@ -227,9 +225,14 @@ def askable(run_id: str) -> str:
     return "" if "\0" in run_id else run_id
 
 
+def no_run(run_id: str) -> RunNotFound:
+    """There is no such run, or not for who asks."""
+    return RunNotFound(f"There is no run {run_id[:100]!r}.")
+
+
 def _found(run: T | None, run_id: str) -> T:
     if run is None:
-        raise RunNotFound(f"There is no run {run_id[:100]!r}.")
+        raise no_run(run_id)
     return run
 
 
@@ -250,7 +253,7 @@ def _new_run(principal: Principal, request: StartRequest, agent: AgentRecord, ho
         idempotency_key=request.idempotency_key,
         request_hash=request.hash,
         client_run_id=request.client_run_id,
-        queue=ISOLATED_QUEUE if agent.isolation == "process" else QUEUE,
+        queue=queue_of(agent.isolation),
         agent_version=agent.version,
         state=reduce(initial(run_id), created.envelope()),
     )

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from app.config import Config
 from app.hooks import Hooks
+from app.storage.erasure import Erasure
 from app.storage.event_log import EventLog
 from app.storage.history import History
 from app.storage.leases import Leases
 from app.storage.ownership import Ownership
 from app.storage.run_queue import RunQueue
-from app.storage.run_store import Database, JournalStore, Registry, RunStore, Waits
+from app.storage.run_store import Database, EarlyCancels, JournalStore, Registry, RetentionStore, RunStore, Waits
 
 WEB_LOG_CONNECTIONS = 2_000
 """Each request that waits for the end of a run holds one meanwhile; windows hold none."""
@@ -29,10 +30,12 @@ class Services:
     store: RunStore
     journal: JournalStore
     waits: Waits
+    early_cancels: EarlyCancels
     registry: Registry
     log: EventLog
     queue: RunQueue
     ownership: Ownership
+    erasure: Erasure
     history: History
     leases: Leases
     hooks: Hooks
@@ -50,14 +53,25 @@ class Services:
     @classmethod
     def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
-        store, journal, waits = RunStore(database), JournalStore(database), Waits(database)
-        registry = Registry(database)
+        store = RunStore(database)
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         queue = RunQueue(config.redis_url, max_connections=queue_connections)
-        ownership, history = Ownership(store, log), History(store, log)
-        leases = Leases(config.events_redis_url)
-        hooks = Hooks.load()
-        return cls(config, database, store, journal, waits, registry, log, queue, ownership, history, leases, hooks)
+        return cls(
+            config=config,
+            database=database,
+            store=store,
+            journal=JournalStore(database),
+            waits=Waits(database),
+            early_cancels=EarlyCancels(database),
+            registry=Registry(database),
+            log=log,
+            queue=queue,
+            ownership=Ownership(store, log),
+            erasure=Erasure(store, RetentionStore(database), log, queue),
+            history=History(store, log),
+            leases=Leases(config.events_redis_url),
+            hooks=Hooks.load(),
+        )
 
     def close(self) -> None:
         """Close every connection."""

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import gevent
 import pytest
+from gevent.event import Event
 from redis import Redis
 
 from app.errors import Behind, Fenced
@@ -538,3 +540,19 @@ def test_an_owner_is_lost_only_after_it_was_watched_for_the_lease(apart: Service
     run = _row(apart, run_id)
     assert (run.attempt, run.requeue_reason) == (2, "worker_lost")
     assert run_id in apart.queue.waiting()
+
+
+def test_a_lost_owner_is_found_whatever_another_duty_waits_for(apart: Services, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workers.janitor.PASS_SECONDS", 0.02)
+    monkeypatch.setattr("workers.janitor.LEASE_SECONDS", 0.5)
+    run_id = pending_run(apart).id
+    Owner(apart, run_id, f"w-{run_id}").adopt()  # it never beats
+    never = Event()
+    janitor = gevent.spawn(Janitor(apart, never.wait).run)
+    try:
+        with gevent.Timeout(10):
+            while _row(apart, run_id).status == "running":
+                gevent.sleep(0.02)
+    finally:
+        janitor.kill()
+    assert _row(apart, run_id).requeue_reason == "worker_lost"

@@ -24,7 +24,6 @@ from app.storage.run_store import (
     Leftovers,
     NewApproval,
     OpRecord,
-    RetentionStore,
     RunRecord,
     RunStore,
     Tally,
@@ -44,7 +43,7 @@ def erasure(apart: Services) -> Erasure:
     """On databases without a run."""
     apart.queue.redis.flushdb()
     execute(apart.config.database_url, f"TRUNCATE {', '.join(OURS)}, workers, early_cancels")
-    return Erasure(apart.store, RetentionStore(apart.database), apart.log, apart.queue)
+    return apart.erasure
 
 
 def _ended(services: Services, marker: str = "", days_ago: float = 0, ending: Ending | None = None) -> RunRecord:

@@ -15,8 +15,6 @@ from rq.worker import BaseWorker
 
 from app.config import Config
 from app.errors import StoreUnavailable
-from app.storage.erasure import Erasure
-from app.storage.run_store import RetentionStore
 from app.wiring import Services
 from workers.emitter import Emitter
 from workers.executor import Executor
@@ -48,8 +46,7 @@ class WorkerProcess:
         self._heartbeat = Heartbeat(config.database_url, self.id)
         self._watchdog = Watchdog()
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
-        erasure = Erasure(services.store, RetentionStore(services.database), services.log, services.queue)
-        retention = Retention(erasure, config.run_retention_days)
+        retention = Retention(services.erasure, config.run_retention_days)
         self._janitor = Janitor(services, unwatched.cancel, retention.purge)
         self._executor = Executor(services, self._emitter, self._agents, self.id)
 

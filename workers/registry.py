@@ -11,7 +11,7 @@ from marshmallow import RAISE, Schema, ValidationError
 
 from app.errors import InvalidInput
 from app.protocol.payloads import schema_json
-from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
+from app.storage.run_queue import queue_of
 from app.storage.run_store import AgentRecord
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Agent:
     @property
     def queue(self) -> str:
         """The queue whose workers execute it."""
-        return ISOLATED_QUEUE if self.isolation == PROCESS else QUEUE
+        return queue_of(self.isolation)
 
     def load(self, input: dict[str, Any]) -> dict[str, Any]:
         """The input with defaults filled in.

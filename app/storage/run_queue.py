@@ -18,6 +18,11 @@ JOB = "workers.executor.execute"
 NO_TIMEOUT = -1
 
 
+def queue_of(isolation: str) -> str:
+    """The queue whose workers execute agents of that isolation, `gevent` or `process`."""
+    return ISOLATED_QUEUE if isolation == "process" else QUEUE
+
+
 class RunQueue:
     """Enqueue runs by id."""
 

@@ -1,7 +1,7 @@
 """The journal of a run in Postgres: what its calls came to, and what is known of the calls that its log holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,9 @@ INSERT INTO approvals (run_id, id, tenant_id, user_id, agent, tool_call_id, labe
 SELECT id, %s, tenant_id, user_id, agent, %s, %s, %s, %s FROM runs WHERE id = %s
 ON CONFLICT DO NOTHING
 """
+APPROVAL_COLUMNS = ", ".join(field.name for field in fields(ApprovalRecord))
+"""Named, as those of a run are."""
+_APPROVALS = f"SELECT {APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s ORDER BY created_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +54,10 @@ class JournalStore:
         with self._database.session() as db:
             return Recorded(
                 [OpRecord(**row) for row in rows(db.execute_sql(ops, (run_id,)))],
-                [ApprovalRecord(**row) for row in approvals_of(db, run_id)],
+                [ApprovalRecord(*row) for row in db.execute_sql(_APPROVALS, (run_id,)).fetchall()],
                 {(op, type): count for op, type, count in db.execute_sql(events, (run_id,)).fetchall()},
                 db.execute_sql("SELECT now()").fetchone()[0],
             )
-
-
-def approvals_of(db: Any, run_id: str) -> list[dict[str, Any]]:
-    """The rows of a run's approvals, in the order in which they were asked for."""
-    return rows(db.execute_sql("SELECT * FROM approvals WHERE run_id = %s ORDER BY created_at", (run_id,)))
 
 
 def insert_journal(db: Any, checkpoints: Sequence[Checkpoint]) -> None:

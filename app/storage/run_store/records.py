@@ -112,7 +112,7 @@ class OpRecord:
     op: str
     """The call's number in its run, such as `3` or `3.1.2`."""
     kind: str
-    """tool, message, approval, sleep, inputs, now or random."""
+    """tool, message, sleep, inputs, now or random; an approval has a row of its own."""
     name: str
     arguments: Any
     """As JSON, for whoever looks into the journal; what has no JSON form stands as its type."""

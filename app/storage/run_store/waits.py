@@ -5,18 +5,18 @@ transaction that holds what it waited for. Not responsible for who may do what (
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.storage.run_store.database import Database, rows
+from app.storage.run_store.journal import APPROVAL_COLUMNS
 from app.storage.run_store.records import ApprovalRecord, InputRecord, Principal, RunRecord
 from app.storage.run_store.store import RUN_COLUMNS
 
 INPUTS_MAX = 1_000
 """Of one run."""
 
-_APPROVAL_COLUMNS = ", ".join(field.name for field in fields(ApprovalRecord))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WOKEN = "status = 'pending', requeue_reason = 'resumed', enqueued_at = now(), wake_at = NULL"
 
@@ -34,7 +34,7 @@ UPDATE approvals SET decision = CASE WHEN expires_at <= at THEN 'expired' ELSE %
                      decided_by = CASE WHEN expires_at <= at THEN NULL ELSE %s END,
                      comment = CASE WHEN expires_at <= at THEN NULL ELSE %s END, decided_at = at
 FROM (SELECT clock_timestamp() AS at) AS clock
-WHERE run_id = %s AND id = %s AND decision IS NULL RETURNING {_APPROVAL_COLUMNS}
+WHERE run_id = %s AND id = %s AND decision IS NULL RETURNING {APPROVAL_COLUMNS}
 """
 # The CTEs are materialized so that LIMIT and the locks are taken once, whatever the planner makes of the rest.
 _LOCK_EXPIRING = """
@@ -102,7 +102,7 @@ class Waits:
 
     def find(self, principal: Principal, run_id: str, approval_id: str) -> ApprovalRecord | None:
         """One approval, if it is of the principal's tenant."""
-        sql = f"SELECT {_APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s AND id = %s AND tenant_id = %s"
+        sql = f"SELECT {APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s AND id = %s AND tenant_id = %s"
         return next(iter(self._approvals(sql, run_id, approval_id, principal.tenant_id)), None)
 
     def page(
@@ -128,7 +128,7 @@ class Waits:
         if cursor is not None:
             clauses.append("(created_at, run_id, id) < (%s, %s, %s)")
             values += _position(cursor)
-        sql = f"""SELECT {_APPROVAL_COLUMNS} FROM approvals WHERE {" AND ".join(clauses)}
+        sql = f"""SELECT {APPROVAL_COLUMNS} FROM approvals WHERE {" AND ".join(clauses)}
                   ORDER BY created_at DESC, run_id DESC, id DESC LIMIT %s"""
         found = self._approvals(sql, *values, limit + 1)
         return found[:limit], _cursor(found[limit - 1]) if len(found) > limit else None
@@ -151,7 +151,7 @@ class Waits:
                 decided = next(iter(_records(db, _DECIDE, values)), None)
             if decided is not None:
                 return Decision(_woken(db, run), decided, decided.decision == decision)
-            sql = f"SELECT {_APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s AND id = %s"
+            sql = f"SELECT {APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s AND id = %s"
             found = _records(db, sql, (run_id, approval_id))
             return Decision(run, found[0], made=False) if found else None
 
