@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from app.errors import StoreUnavailable, Unauthorized
 from app.storage.run_store import Principal, Registry, hash_key
 
-DEV = Principal(tenant_id="dev", user_id="dev", admin=True)
+DEV = Principal(tenant_id="dev", user_id="dev", admin=True, writer=True)
 KEY_CACHE_SECONDS = 10.0
 """How long a key that was found is not looked up again: for so long a removed key still opens doors."""
 KEY_CACHE_MAX = 10_000

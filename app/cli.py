@@ -277,11 +277,12 @@ def keys() -> None:
 @click.option("--tenant", required=True, help="Whose runs the key reaches: those of this tenant's user.")
 @click.option("--user", required=True)
 @click.option("--admin", is_flag=True, help="The key may administer.")
+@click.option("--write", is_flag=True, help="The key may start external runs, and act for any user of the tenant.")
 @_database_option("URL of the Postgres.", required=True)
-def create_key(tenant: str, user: str, admin: bool, database: str) -> None:
+def create_key(tenant: str, user: str, admin: bool, write: bool, database: str) -> None:
     """Make an API key and print it. It is stored as a hash only, so this is the one time that it can be read."""
     with _explained(), closing(Database(database, pool_size=1)) as opened:
-        click.echo(Registry(opened).create_key(Principal(tenant, user, admin)))
+        click.echo(Registry(opened).create_key(Principal(tenant, user, admin, write)))
 
 
 @main.command()

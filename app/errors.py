@@ -208,6 +208,98 @@ class OperatorRequired(RuntailError):
     title = "An operator has to decide"
 
 
+class OriginNotAllowed(RuntailError):
+    """A page of another origin, which CORS_ORIGINS does not name, wants a WebSocket."""
+
+    code = "origin_not_allowed"
+    status = 403
+    title = "The page's origin is not allowed"
+
+
+class AdminRequired(RuntailError):
+    """The caller's key is not an administrator's."""
+
+    code = "admin_required"
+    status = 403
+    title = "An administrator's key is needed"
+
+
+class ScopeRequired(RuntailError):
+    """The caller's key does not have the scope `write`."""
+
+    code = "scope_required"
+    status = 403
+    title = "The key lacks a scope"
+
+
+class StaleEpoch(RuntailError):
+    """Somebody else writes the run by now, or the epoch is not the one that the token was given for."""
+
+    code = "stale_epoch"
+    status = 403
+    title = "The writer's epoch is over"
+
+
+class ProducerGap(RuntailError):
+    """A batch does not follow the last one that was taken."""
+
+    code = "producer_gap"
+    status = 409
+    title = "A batch is missing"
+
+    def __init__(self, expected: int) -> None:
+        super().__init__(f"The next batch has the number {expected}.")
+        self.expected = expected
+
+
+class ReservedType(RuntailError):
+    """An event whose type only the server writes."""
+
+    code = "reserved_type"
+    status = 422
+    title = "Only the server writes events of this type"
+
+
+class TooManyEvents(RuntailError):
+    """A batch of more events than one request may carry."""
+
+    code = "too_many_events"
+    status = 413
+    title = "Too many events in one batch"
+
+
+class TooManyApprovals(RuntailError):
+    """An external run has asked for as many approvals as a run may."""
+
+    code = "too_many_approvals"
+    status = 409
+    title = "The run has asked for as many approvals as it may"
+
+
+class TooManyRuns(RuntailError):
+    """A window over more runs than one window shows."""
+
+    code = "too_many_runs"
+    status = 422
+    title = "Too many runs for one window"
+
+
+class UpgradeRequired(RuntailError):
+    """The resource is a WebSocket, and this is no handshake."""
+
+    code = "upgrade_required"
+    status = 426
+    title = "This is a WebSocket"
+
+
+class WebSocketUnavailable(RuntailError):
+    """This server, or this connection, cannot carry a WebSocket."""
+
+    code = "websocket_unavailable"
+    status = 501
+    title = "No WebSocket on this connection"
+
+
 class TooManyStreams(RuntailError):
     """The user, the address or the process has as many windows open as it may."""
 
@@ -312,3 +404,17 @@ class WorkerLost(RuntailError):
 
     code = "worker_lost"
     title = "The run's workers were lost"
+
+
+class WriterLost(RuntailError):
+    """The writer of an external run was silent for too long."""
+
+    code = "writer_lost"
+    title = "The run lost its writer"
+
+
+class ExternalFailed(RuntailError):
+    """An external run failed, as its writer said; code and detail are the writer's."""
+
+    code = "external_failed"
+    title = "The run failed"

@@ -16,6 +16,8 @@ class Principal:
     tenant_id: str
     user_id: str
     admin: bool = False
+    writer: bool = False
+    """Its key has the scope `write`: it may start external runs, and act for every user of the tenant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from app.storage.run_store.database import Database, rows
@@ -61,13 +61,13 @@ class Registry:
         """Make an API key for a principal. Only its hash is kept: this is the one time that it can be read."""
         key_id = secrets.token_hex(4)
         key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
-        sql = "INSERT INTO api_keys (id, key_hash, tenant_id, user_id, admin) VALUES (%s, %s, %s, %s, %s)"
-        self._execute(sql, key_id, hash_key(key), principal.tenant_id, principal.user_id, principal.admin)
+        sql = "INSERT INTO api_keys (id, key_hash, tenant_id, user_id, admin, writer) VALUES (%s, %s, %s, %s, %s, %s)"
+        self._execute(sql, key_id, hash_key(key), *astuple(principal))
         return key
 
     def principal(self, key: str) -> Principal | None:
         """Whose key this is, or None."""
-        sql = "SELECT tenant_id, user_id, admin FROM api_keys WHERE key_hash = %s"
+        sql = "SELECT tenant_id, user_id, admin, writer FROM api_keys WHERE key_hash = %s"
         found = self._select(sql, hash_key(key))
         return Principal(**found[0]) if found else None
 

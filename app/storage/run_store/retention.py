@@ -18,7 +18,7 @@ EVENTS_MAX = 20_000
 WORKER_DAYS = 1
 """A worker's row without a heartbeat for so long, and without a run, is of a worker that is gone."""
 
-_TABLES = ("run_events", "run_ops", "approvals", "run_inputs")
+_TABLES = ("run_events", "run_ops", "approvals", "run_inputs", "writers")
 """Of a run's rows, besides the one in `runs`."""
 
 _OLD = "finished_at < now() - make_interval(days => %s)"

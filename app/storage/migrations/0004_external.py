@@ -1,0 +1,32 @@
+"""Runs that somebody else's process writes: who may, and how far it has come."""
+
+from typing import Any
+
+UP = """
+CREATE TABLE writers (
+    run_id text COLLATE "C" NOT NULL,
+    epoch integer NOT NULL,
+    token_hash text,
+    watch_token_hash text,
+    producer_seq integer NOT NULL DEFAULT 0,
+    head integer NOT NULL,
+    inputs_told integer NOT NULL DEFAULT 0,
+    ending json,
+    beats bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (run_id, epoch)
+);
+CREATE INDEX runs_external ON runs (id) WHERE queue = 'external' AND status = 'running';
+ALTER TABLE approvals ADD COLUMN told boolean NOT NULL DEFAULT false;
+ALTER TABLE api_keys ADD COLUMN writer boolean NOT NULL DEFAULT false;
+"""
+
+
+def up(migrator: object, db: Any) -> None:
+    db.execute_sql(UP)
+
+
+def down(migrator: object, db: Any) -> None:
+    db.execute_sql("ALTER TABLE api_keys DROP COLUMN writer")
+    db.execute_sql("ALTER TABLE approvals DROP COLUMN told")
+    db.execute_sql("DROP INDEX runs_external")
+    db.execute_sql("DROP TABLE writers")
