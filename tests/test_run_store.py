@@ -439,3 +439,8 @@ def test_a_page_is_newest_first_and_filtered(store: RunStore, apart: Services) -
     assert [run.id for run in store.page(who, {"session_id": "s0", "agent": "b"}, None, 10)] == [runs[3].id]
     assert store.page(who, {"status": "running"}, None, 10) == []
     assert len(store.page(who, {"since": runs[3].created_at}, None, 10)) == 3
+
+
+def test_ids_of_one_millisecond_sort_as_they_were_made() -> None:
+    ids = [new_id("run") for _ in range(10_000)]
+    assert ids == sorted(set(ids))
