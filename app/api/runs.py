@@ -24,7 +24,7 @@ from app.api.schemas import (
     StartRunSchema,
 )
 from app.api.windows import open_window, reject
-from app.errors import InvalidCursor, StoreUnavailable
+from app.errors import InvalidCursor, InvalidRequest, NotTerminal, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
 from app.storage.run_store import RunPosition, RunRecord
@@ -134,14 +134,16 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     cursor = cursor_of(request.headers.get("Last-Event-ID"), query)
     if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
         raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
-    media_type = accepted_type(*EVENT_TYPES)
+    media_type, speed = accepted_type(*EVENT_TYPES), query["speed"]
+    if speed is not None:
+        _check_playback(run, cursor, media_type)
     if media_type == JSON_TYPE:
         return _page(run, cursor, query["limit"])
     if media_type == NDJSON_TYPE:
-        return open_window(run, cursor, NDJSON)
+        return open_window(run, cursor, NDJSON, speed=speed)
     if run.terminal and cursor == run.state_seq:
         return Response(status=204, headers=VARY)  # the one answer after which an EventSource stays away
-    return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED)
+    return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED, speed=speed)
 
 
 @blueprint.errorhandler(StoreUnavailable)
@@ -152,6 +154,19 @@ def unavailable(error: StoreUnavailable) -> Response:
         return problem(error)
     assert request.view_args is not None
     return reject(error, SSE, request.view_args["run_id"])
+
+
+def _check_playback(run: RunPosition, cursor: int | None, media_type: str) -> None:
+    """Only what has ended, from an event on, as a stream.
+
+    :raises InvalidRequest, NotTerminal, InvalidCursor: it cannot be played back like that.
+    """
+    if media_type == JSON_TYPE:
+        raise InvalidRequest("speed: a JSON page has no timing; ask for server-sent events or NDJSON.")
+    if not run.terminal:
+        raise NotTerminal("Only a run that has ended can be played back; without `speed` it is followed as it goes.")
+    if cursor is FROM_SNAPSHOT:
+        raise InvalidCursor("A playback begins after an event; `latest` is none.")
 
 
 def _text(run: RunRecord) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
 from marshmallow.validate import ContainsNoneOf, Length, OneOf, Range, Regexp
 
+from app.protocol.timing import SPEED_MAX, SPEED_MIN
+
 STATUSES = ("pending", "running", "waiting", "completed", "failed", "cancelled")
 APPROVAL_STATUSES = ("open", "approved", "denied", "expired")
 COMMENT_MAX_CHARS = 2_000
@@ -137,6 +139,11 @@ class EventsQuerySchema(Schema):
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
     limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))
+    speed = fields.Float(
+        load_default=None,
+        validate=Range(SPEED_MIN, SPEED_MAX),
+        metadata={"description": "Play a finished run back with its own timing, so many times as fast."},
+    )
 
 
 class ApprovalSchema(Schema):

@@ -30,8 +30,9 @@ class WindowResponse(Response):
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """The WSGI side."""
         headers = self.get_wsgi_headers(environ).to_wsgi_list()
+        plays_back = self._opening.speed is not None  # which has no place in the hub: it is iterated over
         try:
-            taken = take_over(environ, start_response, self.status, headers)
+            taken = None if plays_back else take_over(environ, start_response, self.status, headers)
         except BaseException:
             self._windows.admission.release(self._opening.ticket, before_the_end=True)
             raise
@@ -51,10 +52,12 @@ def open_window(
     format: Format,
     about: Mapping[str, str] | None = None,
     posted_at: float | None = None,
+    speed: float | None = None,
 ) -> Response:
     """The window's response; for HEAD its head alone.
 
     :param posted_at: as in `Opening`.
+    :param speed: as in `Opening`.
     :raises TooManyStreams: the caller has too many windows open; for SSE and for a posted run the response says so.
     """
     windows, headers = runtail().windows, {**HEADERS, **(about or {})}
@@ -71,7 +74,7 @@ def open_window(
         if format is not NDJSON or posted_at is not None:  # the run that was posted exists: say so
             return reject(error, format, run.id, headers)
         raise
-    return WindowResponse(windows, Opening(run, cursor, format, ticket, posted_at), headers)
+    return WindowResponse(windows, Opening(run, cursor, format, ticket, posted_at, speed), headers)
 
 
 def reject(error: RuntailError, format: Format, run_id: str, headers: Mapping[str, str] = HEADERS) -> Response:

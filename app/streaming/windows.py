@@ -8,6 +8,7 @@ import time
 from _socket import socket as NativeSocket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gevent import monkey
 
@@ -17,6 +18,7 @@ from app.storage.history import History
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Admission, Ticket
 from app.streaming.iterated_window import IteratedWindow
+from app.streaming.playback import PlaybackWindow
 from app.streaming.socket_window import SocketWindow, tune
 from app.streaming.tail import Tail
 from app.streaming.tail_hub import TailHub
@@ -43,6 +45,8 @@ class Opening:
     ticket: Ticket
     posted_at: float | None = None
     """`time.monotonic()` when the run was asked for, where the window is the answer to that."""
+    speed: float | None = None
+    """Play the run, which has ended, back: so many times as fast as it was. The cursor is a seq then."""
 
 
 def _never() -> bool:
@@ -99,7 +103,16 @@ class Windows:
         """
         if sock is not None:
             tune(sock, self.limits)
-        window = IteratedWindow(
+        window = self._iterated(opening, sock)
+        window.posted_at = opening.posted_at
+        self._hub.enter(window)
+        return window
+
+    def _iterated(self, opening: Opening, sock: socket.socket | None) -> IteratedWindow:
+        make: Callable[..., IteratedWindow] = IteratedWindow
+        if opening.speed is not None:
+            make = partial(PlaybackWindow, speed=opening.speed, connection=sock)
+        return make(
             self._tail(opening),
             wire(opening.format, chunked=False),
             opening.cursor,
@@ -109,9 +122,6 @@ class Windows:
             leave=self._left,
             watched=lambda: self._hub.running,
         )
-        window.posted_at = opening.posted_at
-        self._hub.enter(window)
-        return window
 
     def _tail(self, opening: Opening) -> Tail:
         run = opening.run
