@@ -25,10 +25,12 @@ HELP = {
     "clients": "client processes, or connections that start runs",
     "decisions": "decisions, one after the other",
     "events": "events of the run",
+    "event_bytes": "size of an appended event, about",
+    "idle_seconds": "how long windows are idle before they are weighed",
     "joins": "late joiners, one after the other",
     "lag_seconds": "STREAM_MAX_LAG_SECONDS of the server",
     "outage": "seconds between the kill and the new start",
-    "pairs": "pairs without and with stalled windows",
+    "pairs": "pairs of the same load, without and with what is to be noticed",
     "payload_bytes": "size of an event's payload, about",
     "per_run": "deltas a second of each run",
     "posts": "runs to start, one after the other",
@@ -36,12 +38,14 @@ HELP = {
     "rate": "events a second over all runs",
     "rounds": "workers to kill, one after the other",
     "runs": "runs that the windows follow, that stream, or that wait",
+    "sample": "share of the events that the feed is to show",
     "seconds": "how long it is measured",
     "stalled": "windows that never read",
     "streaming": "runs that stream all the time",
     "victims": "runs to cancel, one after the other",
     "warm_up": "how many come before that are not measured",
     "windows": "open windows",
+    "writers": "external writers",
 }
 EXIT_TROUBLE = 2
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPConnection
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from bench.processes import BenchError
@@ -30,18 +31,30 @@ class Api:
         run_id: str = self.post("/runs", {"agent": agent, "input": input})["run_id"]
         return run_id
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Any:
         """POST, and wait for the answer.
 
         :raises BenchError: it is an error.
         """
-        self.send(path, body)
+        self.send(path, body, headers)
         return self.answer()
 
-    def send(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+    def get(self, path: str) -> Any:
+        """GET, and wait for the answer.
+
+        :raises BenchError: it is an error.
+        """
+        self._connection.request("GET", path, headers={"Accept": "application/json"})
+        return self.answer()
+
+    def send(
+        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """POST, without waiting for the answer."""
         text = json.dumps(body or {}).encode()
-        self._connection.request("POST", path, text, {"Content-Type": "application/json"})
+        self._connection.request("POST", path, text, {"Content-Type": "application/json", **headers})
 
     def answer(self) -> Any:
         """The answer to what was sent.

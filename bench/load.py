@@ -26,14 +26,15 @@ MOST = ("max_frames", "max_seq", "ended_ns", "measured_s")
 
 
 def build(source: Path, folder: Path) -> Path:
-    """Compile a C program into the folder, once per content.
+    """Compile a C program into the folder, once per content of it and of the headers beside it.
 
     :raises BenchError: there is no gcc, or it refuses.
     """
     gcc = shutil.which("gcc")
     if gcc is None:
         raise BenchError(f"The benchmarks need gcc to build {source.name}; there is none on PATH.")
-    binary = folder / f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    content = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    binary = folder / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not binary.exists():
         fresh = binary.with_suffix(f".{os.getpid()}")
         done = subprocess.run([gcc, "-O2", "-o", fresh, source], capture_output=True, text=True, check=False)
@@ -56,6 +57,7 @@ class Windows:
     stalled: int = 0
     reconnect: bool = False
     seq: str = "id"
+    websocket: bool = False
     headers: Sequence[str] = field(default=())
 
     def arguments(self) -> list[str]:
@@ -66,6 +68,7 @@ class Windows:
         found += [] if self.since is None else [f"--since={self.since}"]
         found += [] if self.until_seq is None else [f"--until-seq={self.until_seq}"]
         found += ["--reconnect"] if self.reconnect else []
+        found += ["--websocket"] if self.websocket else []
         return [*found, f"--open-seconds={OPEN_SECONDS}"]
 
 

@@ -1,6 +1,6 @@
-/* sseload: opens many SSE windows, checks that each gets every event once and in order, and measures how late.
+/* sseload: opens many windows, checks that each gets every event once and in order, and measures how late.
  *
- * Responsible for the windows' side of a benchmark: connections, HTTP and SSE parsing, coming back with a cursor,
+ * Responsible for the windows' side of a benchmark: connections, HTTP, SSE and WebSocket, coming back with a cursor,
  * readers that stall, counting. Not responsible for writing events, nor for judging the figures.
  *
  *   sseload --port P --windows N --paths FILE [options]
@@ -13,6 +13,7 @@
  *   --since N            cursor to open with; then the first event must be N + 1. Without: whatever comes first
  *   --seq id|data        where an event's seq is: its `id:` line, or `"seq":` in its data (id)
  *   --http10             speak HTTP/1.0
+ *   --websocket          open WebSockets; a seq is where `--seq data` has it, the cursor is the parameter `since_seq`
  *   --until-seq N        a window is complete at that seq (at a terminal event it is in any case)
  *   --seconds S          end so long after all windows are open; all being complete ends it earlier (30)
  *   --open-seconds S     end without them when they are not all open after so long (120)
@@ -28,34 +29,29 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#define MS 1000000LL
-#define SECOND 1000000000LL
+#include "measure.h"
+
 #define READ_BYTES (256 * 1024)
 #define MAX_HEAD_BYTES 16384
 #define NAMED_PATHS 5 /* of windows that are not complete, in the report */
 #define DEFAULT_RETRY_MS 3000 /* what browsers take when the server says nothing */
+#define WS_KEY "dGhlIHNhbXBsZSBub25jZQ==" /* the example of RFC 6455, so that what it makes is known */
+#define WS_ACCEPT "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+#define MAX_CONTROL_BYTES 125
 
 /* Waiting: for its moment to connect. Parked: a stalled window without connection, until `resume`. */
 enum State { WAITING, CONNECTING, HEAD, OPEN, STALLED, PARKED, CLOSED };
 enum Chunk { SIZE, EXTENSION, DATA, DATA_END, LAST, TRAILER, ENDED };
 enum Kind { EVENT, TERMINAL, SNAPSHOT, GAP, REJECTED, CONTROL };
+enum Opcode { TEXT = 1, CLOSE = 8, PING, PONG };
 
 typedef struct {
   int fd;
@@ -75,15 +71,12 @@ typedef struct {
   const char *path;
 } Window;
 
-/* Log-linear: 128 buckets for each doubling. */
-typedef struct { uint64_t bucket[64 * 128], count; int64_t max; } Histogram;
-
 static struct {
   const char *host, *paths;
   int port, windows, addresses, inflight, stalled;
   int64_t since, until_seq;
   double seconds, open_seconds;
-  bool seq_in_data, http10, reconnect, progress;
+  bool seq_in_data, http10, websocket, reconnect, progress;
   char headers[8192];
 } opt = {.host = "127.0.0.1", .addresses = 1, .inflight = 200, .since = -1, .until_seq = -1, .seconds = 30,
          .open_seconds = 120};
@@ -91,7 +84,7 @@ static struct {
 static struct {
   uint64_t opens, refused, aborted, bad_status, no_content, clean_ends, broken_ends, frames, events, gaps, repeats,
       snapshots, gap_frames, rejected, controls, control_ids, unnumbered, heartbeats, bytes, terminal,
-      stalled_closed, stalled_resumed;
+      stalled_closed, stalled_resumed, odd_frames;
 } count;
 
 static Window *windows;
@@ -100,59 +93,6 @@ static int64_t ready_at, level_from, level_seq = -1, next_due = INT64_MAX;
 static Histogram latency, completion, leveling, stall_closing;
 static struct rusage usage_at_ready;
 static char buffer[READ_BYTES];
-
-static int64_t now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * SECOND + t.tv_nsec;
-}
-
-static void die(const char *what) {
-  fprintf(stderr, "sseload: %s: %s\n", what, strerror(errno));
-  exit(1);
-}
-
-/* Histograms. */
-
-static int bucket_of(int64_t ns) {
-  if (ns < 128) return ns < 0 ? 0 : (int)ns;
-  int shift = 63 - __builtin_clzll((uint64_t)ns) - 7;
-  return shift * 128 + (int)(ns >> shift);
-}
-
-static int64_t bound_of(int bucket) {
-  if (bucket < 256) return bucket;
-  int shift = bucket / 128 - 1;
-  return ((int64_t)(bucket - shift * 128 + 1) << shift) - 1;
-}
-
-static void add(Histogram *h, int64_t ns) {
-  h->bucket[bucket_of(ns)]++;
-  h->count++;
-  if (ns > h->max) h->max = ns;
-}
-
-static double quantile_ms(const Histogram *h, double q) {
-  uint64_t rank = (uint64_t)(q * (double)h->count), seen = 0;
-  for (int i = 0; i < 64 * 128; i++)
-    if ((seen += h->bucket[i]) > rank) return (double)bound_of(i) / MS;
-  return (double)h->max / MS;
-}
-
-static void print_histogram(const char *name, const Histogram *h) {
-  printf(",\"%s\":{\"count\":%" PRIu64, name, h->count);
-  if (h->count)
-    printf(",\"p50_ms\":%.3f,\"p95_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f", quantile_ms(h, .5), quantile_ms(h, .95),
-           quantile_ms(h, .99), (double)h->max / MS);
-  printf(",\"histogram\":[");
-  bool first = true;
-  for (int i = 0; i < 64 * 128; i++)
-    if (h->bucket[i]) {
-      printf("%s[%" PRId64 ",%" PRIu64 "]", first ? "" : ",", bound_of(i), h->bucket[i]);
-      first = false;
-    }
-  printf("]}");
-}
 
 /* A window's course. */
 
@@ -207,11 +147,25 @@ static void watch(Window *w, uint32_t events, int op) {
   if (epoll_ctl(epoll, op, w->fd, &e)) die("epoll_ctl");
 }
 
-static void send_request(Window *w, int64_t t) {
-  char request[MAX_HEAD_BYTES], cursor[64] = "";
+static int sse_request(const Window *w, char *request) {
+  char cursor[64] = "";
   if (w->seq >= 0) snprintf(cursor, sizeof cursor, "Last-Event-ID: %" PRId64 "\r\n", w->seq);
-  int n = snprintf(request, sizeof request, "GET %s HTTP/1.%d\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n%s%s\r\n",
-                   w->path, opt.http10 ? 0 : 1, opt.host, opt.port, cursor, opt.headers);
+  return snprintf(request, MAX_HEAD_BYTES, "GET %s HTTP/1.%d\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n%s%s\r\n",
+                  w->path, opt.http10 ? 0 : 1, opt.host, opt.port, cursor, opt.headers);
+}
+
+static int websocket_request(const Window *w, char *request) {
+  char cursor[64] = "";
+  if (w->seq >= 0) snprintf(cursor, sizeof cursor, "?since_seq=%" PRId64, w->seq);
+  return snprintf(request, MAX_HEAD_BYTES,
+                  "GET %s%s HTTP/1.1\r\nHost: %s:%d\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                  "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " WS_KEY "\r\n%s\r\n",
+                  w->path, cursor, opt.host, opt.port, opt.headers);
+}
+
+static void send_request(Window *w, int64_t t) {
+  char request[MAX_HEAD_BYTES];
+  int n = opt.websocket ? websocket_request(w, request) : sse_request(w, request);
   w->state = HEAD;
   if (send(w->fd, request, (size_t)n, MSG_NOSIGNAL) != n) {
     count.aborted++;
@@ -408,8 +362,79 @@ static void ended(Window *w, bool clean, int64_t t) {
   come_back(w, t);
 }
 
+/* WebSocket: frames in, each a whole message. */
+
+static void on_text(Window *w, const char *text, size_t n, int64_t t) {
+  const char *type = memmem(text, n, "\"type\":\"", 8), *quote;
+  if (type && (quote = memchr(type + 8, '"', (size_t)(text + n - type - 8))))
+    w->kind = kind_of(type + 8, (size_t)(quote - type - 8));
+  data(w, text, n);
+  if (w->kind > SNAPSHOT) w->id = -1; /* a seq in its payload is none of its own */
+  dispatch(w, t);
+}
+
+/* One that gets lost shows as an end of the connection. */
+static void send_masked(Window *w, enum Opcode opcode, const char *payload, size_t n) {
+  char frame[6 + MAX_CONTROL_BYTES] = {(char)(0x80 | opcode), (char)(0x80 | n)};
+  for (int i = 2; i < 6; i++) frame[i] = (char)random();
+  for (size_t i = 0; i < n; i++) frame[6 + i] = payload[i] ^ frame[2 + i % 4];
+  send(w->fd, frame, 6 + n, MSG_NOSIGNAL);
+}
+
+static void on_frame(Window *w, enum Opcode opcode, const char *payload, size_t n, int64_t t) {
+  if (opcode == TEXT) {
+    on_text(w, payload, n, t);
+  } else if (opcode == PING && n <= MAX_CONTROL_BYTES) {
+    count.heartbeats++;
+    send_masked(w, PONG, payload, n);
+  } else if (opcode == CLOSE && n <= MAX_CONTROL_BYTES) {
+    int code = n >= 2 ? (unsigned char)payload[0] << 8 | (unsigned char)payload[1] : 0;
+    send_masked(w, CLOSE, payload, n < 2 ? n : 2);
+    ended(w, code == 1000 || code == 1001 || code == 1012, t);
+  } else {
+    count.odd_frames++;
+  }
+}
+
+/* Returns the size of the frame that these bytes begin with, 0 where it has not come in whole. */
+static size_t take_frame(Window *w, const char *bytes, size_t n, int64_t t) {
+  const unsigned char *p = (const unsigned char *)bytes;
+  if (n < 2) return 0;
+  uint64_t size = p[1] & 0x7f;
+  size_t head = size == 126 ? 4 : size == 127 ? 10 : 2;
+  if (n < head) return 0;
+  if (head > 2) size = 0;
+  for (size_t i = 2; i < head; i++) size = size << 8 | p[i];
+  if (p[1] & 0x80) head += 4;
+  if (n < head || n - head < size) return 0;
+  if ((p[0] & 0x70) || !(p[0] & 0x80) || (p[1] & 0x80)) count.odd_frames++; /* compressed, in parts, or masked */
+  else on_frame(w, p[0] & 0x0f, bytes + head, (size_t)size, t);
+  return head + (size_t)size;
+}
+
+static bool is_open(const Window *w) { return w->state == OPEN || w->state == STALLED; }
+
+static void on_websocket(Window *w, const char *bytes, size_t n, int64_t t) {
+  bool carried = w->carried;
+  if (carried) {
+    carry(w, bytes, n);
+    bytes = w->carry;
+    n = w->carried;
+  }
+  for (size_t size; is_open(w) && (size = take_frame(w, bytes, n, t)); bytes += size, n -= size) {
+  }
+  if (!is_open(w)) return; /* whatever follows a close is nothing */
+  if (carried) {
+    memmove(w->carry, bytes, n);
+    w->carried = n;
+  } else if (n) {
+    carry(w, bytes, n);
+  }
+}
+
 static void on_bytes(Window *w, const char *bytes, size_t n, int64_t t) {
-  if (w->chunked) on_chunked(w, bytes, n, t);
+  if (opt.websocket) on_websocket(w, bytes, n, t);
+  else if (w->chunked) on_chunked(w, bytes, n, t);
   else on_body(w, bytes, n, t);
   if (w->chunked && w->chunk == ENDED) ended(w, true, t);
 }
@@ -429,7 +454,7 @@ static void opened(Window *w, int64_t t) {
 }
 
 static void answered(Window *w, int status, int64_t t) {
-  if (status == 200) {
+  if (status == (opt.websocket ? 101 : 200)) {
     opened(w, t);
   } else if (status == 204) { /* "do not come back": it has everything */
     count.no_content++;
@@ -456,12 +481,13 @@ static void on_head(Window *w, const char *bytes, size_t n, int64_t t) {
   end[2] = 0;
   w->chunked = strcasestr(w->carry, "\r\nTransfer-Encoding: chunked") != NULL;
   int status = w->carried > 12 ? atoi(w->carry + 9) : 0;
+  if (status == 101 && !strstr(w->carry, WS_ACCEPT)) status = 0;
   char *body = malloc(rest + 1);
   if (!body) die("malloc");
   memcpy(body, w->carry + head, rest);
   w->carried = 0;
   answered(w, status, t);
-  if (rest && (w->state == OPEN || w->state == STALLED)) on_bytes(w, body, rest, t);
+  if (rest && is_open(w)) on_bytes(w, body, rest, t);
   free(body);
 }
 
@@ -478,7 +504,7 @@ static void on_readable(Window *w) {
     count.aborted++;
     not_answered(w, t);
   } else {
-    ended(w, n == 0 && !w->chunked, t);
+    ended(w, n == 0 && !w->chunked && !opt.websocket, t);
   }
 }
 
@@ -591,10 +617,6 @@ static void run(int64_t started) {
   }
 }
 
-static double cpu_seconds(const struct rusage *u) {
-  return (double)(u->ru_utime.tv_sec + u->ru_stime.tv_sec) + (double)(u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1e6;
-}
-
 static void report(int64_t ended_at) {
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
@@ -606,7 +628,7 @@ static void report(int64_t ended_at) {
     if (w->frames > most) most = w->frames;
     if (w->seq < lowest) lowest = w->seq;
     if (w->seq > highest) highest = w->seq;
-    open += w->state == OPEN || w->state == STALLED;
+    open += is_open(w);
   }
   printf("{\"windows\":%d,\"once_open\":%d,\"failed\":%d,\"open\":%d,\"complete\":%d,\"ready_ns\":%" PRId64
          ",\"ended_ns\":%" PRId64,
@@ -615,7 +637,7 @@ static void report(int64_t ended_at) {
   COUNT(opens); COUNT(refused); COUNT(aborted); COUNT(bad_status); COUNT(no_content); COUNT(clean_ends);
   COUNT(broken_ends); COUNT(frames); COUNT(events); COUNT(gaps); COUNT(repeats); COUNT(snapshots); COUNT(gap_frames);
   COUNT(rejected); COUNT(controls); COUNT(control_ids); COUNT(unnumbered); COUNT(heartbeats); COUNT(bytes);
-  COUNT(terminal); COUNT(stalled_closed); COUNT(stalled_resumed);
+  COUNT(terminal); COUNT(stalled_closed); COUNT(stalled_resumed); COUNT(odd_frames);
   printf(",\"min_frames\":%" PRIu64 ",\"max_frames\":%" PRIu64 ",\"min_seq\":%" PRId64 ",\"max_seq\":%" PRId64, least,
          most, lowest, highest);
   printf(",\"cpu_s\":%.3f,\"measured_s\":%.3f,\"measured_cpu_s\":%.3f", cpu_seconds(&usage),
@@ -659,7 +681,8 @@ static void parse(int argc, char **argv) {
   static const struct option names[] = {
       {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"windows", 1, 0, 'w'}, {"paths", 1, 0, 'f'}, {"header", 1, 0, 'H'},
       {"addresses", 1, 0, 'a'}, {"inflight", 1, 0, 'i'}, {"since", 1, 0, 'c'}, {"seq", 1, 0, 'q'},
-      {"http10", 0, 0, '0'}, {"until-seq", 1, 0, 'u'}, {"seconds", 1, 0, 's'}, {"open-seconds", 1, 0, 'o'},
+      {"http10", 0, 0, '0'}, {"websocket", 0, 0, 'W'}, {"until-seq", 1, 0, 'u'}, {"seconds", 1, 0, 's'},
+      {"open-seconds", 1, 0, 'o'},
       {"reconnect", 0, 0, 'r'}, {"stalled", 1, 0, 'k'}, {"progress", 0, 0, 'g'}, {0, 0, 0, 0}};
   for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (c) {
     case 'h': opt.host = optarg; break;
@@ -672,6 +695,7 @@ static void parse(int argc, char **argv) {
     case 'c': opt.since = atoll(optarg); break;
     case 'q': opt.seq_in_data = !strcmp(optarg, "data"); break;
     case '0': opt.http10 = true; break;
+    case 'W': opt.websocket = opt.seq_in_data = true; break;
     case 'u': opt.until_seq = atoll(optarg); break;
     case 's': opt.seconds = atof(optarg); break;
     case 'o': opt.open_seconds = atof(optarg); break;

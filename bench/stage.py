@@ -173,6 +173,11 @@ class Stage:
             clients: list[dict[str, str]] = client.client_list()
         return Counter(c["cmd"] for c in clients if int(c["addr"].rpartition(":")[2]) in ports)
 
+    def redis_has(self, key: str) -> bool:
+        """Whether Redis has that key now."""
+        with redis.Redis.from_url(self.embedded.redis_url) as client:
+            return bool(client.exists(key))
+
     def transactions(self) -> int:
         """Transactions of the database so far. Waits until its clients have left: only then all of theirs count."""
         self.services.database.close()

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from app import cli
 from bench import report
 from bench.load import SOURCE, Load, Windows, add_up, build
 from bench.pacing import Pace
-from bench.processes import BenchError
+from bench.processes import BenchError, Child, eventually
 from bench.quantiles import quantiles
 from bench.report import Result
 from bench.scenarios import SCENARIOS, Scenario
@@ -35,6 +36,7 @@ from bench.scenarios.slow import Slow
 from bench.scenarios.streaming import Streaming
 from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
+from bench.scenarios.writers import WRITELOAD, Log, judge
 from bench.servers import BASELINES
 from bench.stage import Stage
 from tests.harness import ROOT
@@ -283,6 +285,215 @@ def test_it_comes_back_with_its_cursor_until_the_run_has_ended(folder: Path) -> 
     assert cursors == [b"Last-Event-ID: 0", b"Last-Event-ID: 2", b"Last-Event-ID: 3"]
 
 
+# The load client's WebSockets.
+
+UPGRADED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+
+
+def text_frame(text: bytes) -> bytes:
+    """A text frame as a server sends it."""
+    size = len(text)
+    length = (
+        bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65_536 else b"\x7f" + size.to_bytes(8)
+    )
+    return b"\x81" + length + text
+
+
+def messages(*seqs: int, type: str = "custom.tick", pad: int = 0) -> bytes:
+    """Events as text frames."""
+    payload = b'{"seq":99,"pad":"%b"}' % (b"x" * pad)
+    return b"".join(
+        text_frame(b'{"v":1,"seq":%d,"type":"%b","payload":%b}' % (seq, type.encode(), payload)) for seq in seqs
+    )
+
+
+def closing_frame(code: int) -> bytes:
+    """A close frame."""
+    return b"\x88\x02" + code.to_bytes(2)
+
+
+@pytest.mark.parametrize("pad", [0, 200, 70_000])
+def test_a_websocket_shows_gaps_and_repeats_whatever_the_size_of_its_frames(pad: int, folder: Path) -> None:
+    answer = UPGRADED + messages(1, 2, 2, 5, pad=pad) + closing_frame(1000)
+    found = one_window([answer], folder, since=0, websocket=True)
+    assert (found["events"], found["gaps"], found["repeats"], found["max_seq"]) == (4, 2, 1, 5)
+    assert (found["clean_ends"], found["broken_ends"], found["odd_frames"]) == (1, 0, 0)
+
+
+def test_a_snapshot_over_a_websocket_sets_the_cursor_and_other_control_frames_do_not(folder: Path) -> None:
+    snapshot = text_frame(b'{"v":1,"type":"stream.snapshot","payload":{"seq":7,"state":{}}}')
+    answer = text_frame(b'{"v":1,"type":"stream.answer","payload":{"seq":40}}')
+    stream = UPGRADED + messages(1) + snapshot + answer + messages(8, type="run.completed") + closing_frame(1000)
+    found = one_window([stream], folder, since=0, websocket=True)
+    assert (found["snapshots"], found["controls"], found["gaps"], found["repeats"], found["complete"]) == (
+        1,
+        1,
+        0,
+        0,
+        1,
+    )
+
+
+@pytest.mark.parametrize(("code", "clean", "broken"), [(1001, 1, 0), (1012, 1, 0), (1013, 0, 1), (None, 0, 1)])
+def test_a_websocket_ends_cleanly_by_some_codes_only(code: int | None, clean: int, broken: int, folder: Path) -> None:
+    answer = UPGRADED + messages(1) + (b"" if code is None else closing_frame(code))
+    found = one_window([answer], folder, since=0, websocket=True)
+    assert (found["clean_ends"], found["broken_ends"]) == (clean, broken)
+
+
+@pytest.mark.parametrize("frame", [b"\x01\x02{}", b"\xc1\x02{}", b"\x81\x820000{}", b"\x82\x02{}"])
+def test_frames_in_parts_compressed_masked_or_binary_are_odd(frame: bytes, folder: Path) -> None:
+    found = one_window([UPGRADED + frame + messages(1)], folder, since=0, websocket=True)
+    assert (found["odd_frames"], found["events"]) == (1, 1)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n", UPGRADED.replace(b"s3pP", b"S3PP")])
+def test_an_answer_that_is_no_handshake_opens_no_websocket(answer: bytes, folder: Path) -> None:
+    with serving(answer) as (port, _), Load(Windows(port, ["/"], 1, websocket=True), folder) as load:
+        assert load.result()["bad_status"] == 1
+
+
+def test_a_websocket_answers_pings_and_comes_back_with_its_cursor(folder: Path) -> None:
+    received: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            received.append(connection.recv(65_536))
+            for byte in UPGRADED + messages(1, 2) + b"\x89\x04beat":
+                connection.sendall(bytes([byte]))
+            received.append(connection.recv(10, socket.MSG_WAITALL))
+            connection.sendall(closing_frame(1001))
+            received.append(connection.recv(8, socket.MSG_WAITALL))
+        with listener.accept()[0] as connection:
+            received.append(connection.recv(65_536))
+            connection.sendall(UPGRADED + messages(3, type="run.completed"))
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        found = watched(listener.getsockname()[1], folder, since=0, websocket=True, reconnect=True)
+        thread.join(10)
+    first, pong, close, second = received
+    assert first.startswith(b"GET /?since_seq=0 HTTP/1.1\r\n")
+    assert second.startswith(b"GET /?since_seq=2 HTTP/1.1\r\n")
+    assert (pong[:2], unmasked(pong)) == (b"\x8a\x84", b"beat")
+    assert (close[:2], unmasked(close)) == (b"\x88\x82", (1001).to_bytes(2))
+    assert (found["heartbeats"], found["clean_ends"], found["complete"], found["gaps"]) == (1, 1, 1, 0)
+
+
+def unmasked(frame: bytes) -> bytes:
+    """The payload of a short frame of a client."""
+    return bytes(byte ^ frame[2 + index % 4] for index, byte in enumerate(frame[6:]))
+
+
+# The writers' client.
+
+
+class Taking:
+    """A server that takes appends as external runs do, each connection in a thread; `forgets`: not what it took."""
+
+    def __init__(self, *, forgets: bool = False) -> None:
+        self.requests: list[tuple[int, bytes]] = []
+        """Producer-Seq and the event, as they came."""
+        self._forgets = forgets
+        self._taken = 0
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection, connection.makefile("rb") as requests:
+            while head := list(iter(requests.readline, b"\r\n")):
+                if not head[0]:
+                    return
+                headers = dict(line.rstrip().split(b": ", 1) for line in head[1:])
+                body = requests.read(int(headers.get(b"Content-Length", 0)))
+                connection.sendall(self._answer(int(headers.get(b"Producer-Seq", 0)), body))
+
+    def _answer(self, number: int, body: bytes) -> bytes:
+        with self._lock:
+            self.requests.append((number, body))
+            if number and number <= self._taken and not self._forgets:
+                return b"HTTP/1.1 204 No Content\r\n\r\n"
+            self._taken = number
+        text = b'{"head":%d,"producer_seq":%d}' % (number + 2, number)
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+
+    def close(self) -> None:
+        """Take no more."""
+        self._listener.close()
+
+
+def appended(server: Taking, folder: Path, appends: int, *more: str) -> Child:
+    """The writers' client, started with one writer."""
+    targets = folder / "targets"
+    targets.write_text("/runs/run_1/events rtw_secret 1\n")
+    command = [str(build(WRITELOAD, folder)), f"--port={server.port}", f"--targets={targets}", f"--appends={appends}"]
+    return Child("writeload", [*command, "--warm-up=0", *more], folder)
+
+
+def test_the_writers_client_repeats_is_cut_and_loses_nothing(folder: Path) -> None:
+    with closing(Taking()) as server, appended(server, folder, 400, "--rate=2000", "--event-bytes=150") as client:
+        found = client.result(20)
+    assert (found["appends"], found["repeats"], found["latency"]["count"]) == (400, 40, 396)
+    assert (found["cut_at_once"], found["cut_unread"], found["cut_read"]) == (2, 2, 4)
+    assert found["again_new"] + found["again_known"] == 4
+    assert found["lost_connections"] == 0
+    first = dict(reversed(server.requests))
+    assert sorted(first) == list(range(1, 401))
+    assert all(first[number] == body for number, body in server.requests), "what is sent again has the same bytes"
+    assert {len(body) for body in first.values()} <= set(range(145, 155))
+    assert json.loads(first[17])["payload"]["n"] == 17
+
+
+def test_the_writers_client_keeps_its_pace_and_counts_what_is_late_from_when_it_was_due(folder: Path) -> None:
+    with closing(Taking()) as server:
+        server._lock.acquire()
+        with appended(server, folder, 20, "--rate=200") as client:
+            eventually(lambda: client.heard("measuring"), 10, "The first append")
+            time.sleep(0.3)
+            server._lock.release()
+            found = client.result(20)
+    assert found["latency"]["max_ms"] >= 250
+    assert found["latency"]["p50_ms"] >= 150, "the appends behind the one that hung were due long before"
+    assert found["held_up"] >= 15
+
+
+def test_the_writers_client_can_ask_for_nothing_at_the_same_pace(folder: Path) -> None:
+    with closing(Taking()) as server, appended(server, folder, 50, "--rate=1000", "--get") as client:
+        found = client.result(20)
+    assert (found["appends"], found["repeats"]) == (50, 5)
+    assert {number for number, _ in server.requests} == {0}
+
+
+def test_the_writers_client_stands_for_no_wrong_answer(folder: Path) -> None:
+    wrong = pytest.raises(BenchError, match="number 5, repeated: 200")
+    with closing(Taking(forgets=True)) as server, appended(server, folder, 50, "--rate=1000") as client, wrong:
+        client.result(20)
+
+
+def test_lost_doubled_and_displaced_appends_are_told_apart() -> None:
+    def log(*numbers: int, status: str = "completed") -> Log:
+        tick = {"run_id": "run_1", "type": "custom.tick", "ts": "2026-06-12T12:00:01.234Z"}
+        events = [{**tick, "seq": seq, "payload": {"n": number}} for seq, number in enumerate(numbers, 1)]
+        return Log({"run_id": "run_1", "status": status, "digest": None, "state": {}}, events)
+
+    logs = [log(1, 2, 3), log(1, 3), log(1, 2, 2, 3), log(2, 1, 3, status="failed")]
+    assert judge(logs, 3) == {"lost": 1, "doubled": 1, "out_of_order": 1, "unfinished": 1, "unverified": 4}
+
+
+# The rest.
+
+
 def test_the_sums_of_several_clients_have_the_quantiles_of_all() -> None:
     def result(pairs: list[list[int]], frames: int) -> dict[str, Any]:
         return {"frames": frames, "min_frames": frames, "latency": {"histogram": pairs, "max_ms": frames}}
@@ -296,9 +507,6 @@ def test_a_machine_without_gcc_is_told_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BenchError, match="need gcc"):
         build(SOURCE, tmp_path)
-
-
-# The rest.
 
 
 def test_a_pace_is_even_over_the_runs() -> None:

@@ -6,6 +6,7 @@ from bench.report import Result
 from bench.scenarios.approval import Approval
 from bench.scenarios.cancel import Cancel
 from bench.scenarios.delivery import Fanout, Wide
+from bench.scenarios.feed import FeedBeside
 from bench.scenarios.first_event import FirstEvent
 from bench.scenarios.load_client import LoadClient
 from bench.scenarios.memory import Memory
@@ -15,6 +16,8 @@ from bench.scenarios.slow import Slow
 from bench.scenarios.streaming import Streaming
 from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
+from bench.scenarios.websockets import WebSockets
+from bench.scenarios.writers import Writers
 from bench.stage import Stage
 
 
@@ -41,4 +44,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "approval": Approval,
     "waiting": Waiting,
     "takeover": Takeover,
+    "writers": Writers,
+    "websockets": WebSockets,
+    "feed": FeedBeside,
 }
