@@ -1,0 +1,267 @@
+"""`Runtail`: one server, seen by one caller. Starts, reads, follows and steers runs, and opens those to be written."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+from runtail_client import rq_jobs
+from runtail_client.block import RunBlock
+from runtail_client.connection import Connection
+from runtail_client.errors import RunEnded
+from runtail_client.jobs import as_job
+from runtail_client.sender import Lease, Sender
+from runtail_client.values import given
+from runtail_client.watching import Envelope, Watch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+BUFFER_BYTES = 8_000_000
+"""With so many bytes of events unsent, as when the server is away, the verbs of a run block."""
+EVENTS_PAGE = 1_000
+EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run that was opened to be written, by whoever has `ref`.
+
+    :ivar status: completed, failed or cancelled where it has ended before.
+    :ivar watch_token: reads this run and nothing else: fit to be given to the user's browser. None once it has ended.
+    :ivar watch_url: the stream of its events, with that token.
+    :ivar ref: what the writer needs: `client.run(ref=…)`. A text, so that every queue can carry it.
+    """
+
+    run_id: str
+    status: str
+    session_id: str
+    watch_token: str | None
+    watch_url: str
+    ref: str
+
+
+class Runtail:
+    """Calls to a server. Every method may raise Refused and Unreachable, and repeats what it is safe to repeat.
+
+    Make one per process or module, and use it from any thread. It also works in processes forked after it was made.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        user: str | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+        beat_seconds: float | None = None,
+    ) -> None:
+        """
+        :param url: where the server is, such as http://127.0.0.1:8000.
+        :param key: an API key. To write runs it needs the scope `write`; a server in development mode wants none.
+        :param user: act for this user of the key's tenant, which also needs that scope.
+        :param buffer_bytes: with so many bytes of a run's events unsent its verbs block.
+        :param beat_seconds: how often a run that writes nothing asks the server whether it was cancelled; None: a
+            quarter of the lease, 15 s by default.
+        """
+        self.url = url.rstrip("/")
+        self.user = user
+        self._key = key
+        self._buffer_bytes = buffer_bytes
+        self._beat_seconds = beat_seconds
+        self._connection = Connection(url)
+
+    def for_user(self, user: str | None) -> "Runtail":
+        """The same, acting for another user. It shares this one's connections, and costs next to nothing."""
+        other = Runtail(
+            self.url, self._key, user=user, buffer_bytes=self._buffer_bytes, beat_seconds=self._beat_seconds
+        )
+        other._connection = self._connection
+        return other
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Runs of the server's agents.
+
+    def start(
+        self,
+        agent: str,
+        input: Mapping[str, Any] | None = None,
+        *,
+        session: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        client_run_id: str | None = None,
+        on_disconnect: str | None = None,
+        timeout_s: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Start a run; returns its id. With an idempotency key of your own, the same call again starts no second run.
+
+        :param on_disconnect: `cancel`: it is cancelled once nobody follows it any more.
+        :param timeout_s: it fails after so many seconds.
+        """
+        body = _body(agent, input, session, metadata)
+        body |= given(client_run_id=client_run_id, on_disconnect=on_disconnect, timeout_s=timeout_s)
+        return str(self._post_run(body, idempotency_key or uuid4().hex)["run_id"])
+
+    def read(self, run_id: str) -> dict[str, Any]:
+        """The run, and its `state` as of now."""
+        return self._ask("GET", _path(run_id))
+
+    def events(self, run_id: str, since: int = 0) -> Iterator[Envelope]:
+        """Every event up to now that follows `since`."""
+        while True:
+            query = {"since_seq": since, "limit": EVENTS_PAGE}
+            page = self._ask("GET", _path(run_id, "/events"), {"Accept": "application/json"}, params=query)
+            yield from page["events"]
+            if not page["events"]:
+                return
+            since = page["next_since_seq"]
+
+    def watch(self, run_id: str, since: int = 0, *, watch_token: str | None = None) -> Iterator[Envelope]:
+        """What follows `since`, as it comes, up to the end of the run: every event once and in order.
+
+        Lost connections and restarting servers are waited for. After a `stream.snapshot`, which stands in the place
+        of events, it goes on from that one's seq; other control frames (`stream.…`) may be ignored.
+
+        :param watch_token: of the run; no key is needed then.
+        :raises Unreachable: the server was away for five minutes.
+        """
+        query = given(watch_token=watch_token)
+        headers = {} if watch_token else self._headers()
+        return Watch(self._connection, _path(run_id, "/events"), headers, query, since).envelopes()
+
+    def cancel(self, run_id: str) -> dict[str, Any]:
+        """Ask for the run's cancel; returns the run after that. On a run that has ended this changes nothing."""
+        return self._ask("POST", _path(run_id, "/cancel"))
+
+    def approve(self, run_id: str, approval_id: str, comment: str | None = None) -> dict[str, Any]:
+        """Approve; returns the approval. Again, it is the same decision; after another one Refused, 409."""
+        return self._decide(run_id, approval_id, "approved", comment)
+
+    def deny(self, run_id: str, approval_id: str, comment: str | None = None) -> dict[str, Any]:
+        """Deny; otherwise as `approve`."""
+        return self._decide(run_id, approval_id, "denied", comment)
+
+    def _decide(self, run_id: str, approval_id: str, decision: str, comment: str | None) -> dict[str, Any]:
+        body = {"decision": decision, "comment": comment}
+        return self._ask("POST", _path(run_id, f"/approvals/{quote(approval_id, safe='')}"), json=body)
+
+    def send_input(self, run_id: str, text: str, *, idempotency_key: str | None = None) -> str:
+        """Send the run a message; returns the input's id."""
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        return str(self._ask("POST", _path(run_id, "/input"), headers, json={"text": text})["input_id"])
+
+    # Runs that this process writes.
+
+    def open(
+        self,
+        *,
+        user: str | None = None,
+        session: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Opened:
+        """Open a run for a job that is yet to begin, so that its id is known and it can be watched already.
+
+        :param user: whose run it is; None: this client's.
+        :param input: shown as the run's input, which is all that becomes of it.
+        """
+        ref = self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
+        answer = self._claim(ref)
+        token, events = answer["watch_token"], f"{self.url}{_path(answer['run_id'], '/events')}"
+        watch_url = f"{events}?watch_token={quote(token, safe='')}" if token else events
+        return Opened(answer["run_id"], answer["status"], answer["session_id"], token, watch_url, ref)
+
+    def run(
+        self,
+        *,
+        ref: str | None = None,
+        user: str | None = None,
+        session: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        retried: Callable[[BaseException], bool] | None = None,
+    ) -> RunBlock:
+        """`with client.run(…) as run:` writes a run; see `RunBlock` for how it ends.
+
+        :param ref: of a run that was opened; nothing else but `retried` is given then.
+        :param idempotency_key: the same again is the same run, started over by its next writer.
+        :param retried: tells of an exception that ended the block whether the work will be done again, under the same
+            ref or key; the run is then left open for that.
+        :raises RunEnded: at the beginning of the block: that run has ended already.
+        """
+        ref = ref or self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
+        return RunBlock(lambda: self._sender(ref), *([retried] if retried else []))
+
+    def job(
+        self,
+        function: F | None = None,
+        *,
+        user: str | None = None,
+        session: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        retried: Callable[[BaseException], bool] = rq_jobs.retried,
+    ) -> Any:
+        """Make of `def report(run, …)` a job `report(…)` that writes a run: under RQ, Celery, in a thread, anywhere.
+
+        `report(…, ref=opened.ref)` writes the run that was opened, `report(…)` a new one. What the function returns is
+        the run's output; None: see `Run.output`. Under RQ, a job that is tried again goes on with the same run.
+
+        :param user, session, metadata: of new runs.
+        :param retried: as in `run`. By default: an RQ job that has tries left.
+        """
+
+        def decorate(function: F) -> Any:
+            def block(ref: str | None) -> RunBlock:
+                own = ref or self._ref(user, _body(EXTERNAL, None, session, metadata), rq_jobs.key())
+                return self.run(ref=own, retried=retried)
+
+            return as_job(function, block, lambda run_id: self.read(run_id)["output"])
+
+        return decorate if function is None else decorate(function)
+
+    def _ref(self, user: str | None, body: Mapping[str, Any], key: str | None) -> str:
+        return json.dumps({"key": key or uuid4().hex, "user": user or self.user, "body": body})
+
+    def _claim(self, ref: str) -> dict[str, Any]:
+        about = json.loads(ref)
+        return self.for_user(about["user"])._post_run(about["body"], about["key"])
+
+    def _sender(self, ref: str) -> Sender:
+        answer = self._claim(ref)
+        if answer["writer_token"] is None:
+            raise RunEnded(answer["run_id"], answer["status"])
+        lease = Lease(answer["run_id"], answer["writer_token"], answer["epoch"], answer["lease_seconds"])
+        return Sender(self._connection, lease, self._buffer_bytes, self._beat_seconds)
+
+    def _post_run(self, body: Mapping[str, Any], key: str) -> dict[str, Any]:
+        return self._ask("POST", "/runs", {"Idempotency-Key": key}, json=body)
+
+    def _ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, **request: Any) -> dict[str, Any]:
+        return self._connection.ask(method, path, {**self._headers(), **(headers or {})}, **request)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        return {**headers, **({"Runtail-User": self.user} if self.user else {})}
+
+
+def _body(
+    agent: str, input: Mapping[str, Any] | None, session: str | None, metadata: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {"agent": agent, "input": dict(input or {}), **given(session_id=session, metadata=metadata)}
+
+
+def _path(run_id: str, rest: str = "") -> str:
+    return f"/runs/{quote(run_id, safe='')}{rest}"

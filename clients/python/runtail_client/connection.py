@@ -1,0 +1,121 @@
+"""Requests to one server, from whichever process asks. Knows retries and problem documents, no routes."""
+
+import ipaddress
+import os
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from runtail_client.errors import Refused, Unreachable
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 35.0
+"""Above the longest that the server takes over an answer."""
+ATTEMPTS = 4
+"""Of a request that may be made again, which every one here may: it changes nothing, or carries a key."""
+FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
+"""Seconds between attempts; each pause is twice the one before, less up to half of it by chance."""
+
+
+class Connection:
+    """The way to one server.
+
+    Its sockets are made by the process that uses them, and so it works in processes forked from the one that made it.
+    """
+
+    def __init__(self, url: str) -> None:
+        """:param url: where the server is, such as http://127.0.0.1:8000."""
+        self.url = url.rstrip("/")
+        self._made: tuple[int, httpx.Client] | None = None
+
+    @property
+    def http(self) -> httpx.Client:
+        """This process' own client."""
+        made, pid = self._made, os.getpid()
+        if made is None or made[0] != pid:
+            # One that was inherited is left alone: closing it would say goodbye on the parent's connections.
+            made = self._made = (pid, self._make())
+        return made[1]
+
+    def _make(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=1.0),
+            trust_env=not _is_loopback(self.url),  # a proxy of the environment does not know this machine's loopback
+        )
+
+    def close(self) -> None:
+        """Close this process' sockets. A later request opens new ones."""
+        made, self._made = self._made, None
+        if made is not None and made[0] == os.getpid():
+            made[1].close()
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str], **request: Any) -> dict[str, Any]:
+        """A JSON answer. Asked again where it got lost, or the server cannot give it just now.
+
+        :raises Refused, Unreachable: at the last attempt too.
+        """
+        for pause in pauses(ATTEMPTS - 1):
+            try:
+                return self._ask_once(method, path, headers, request)
+            except Unreachable:
+                time.sleep(pause)
+            except Refused as error:
+                if not error.passing:
+                    raise
+                time.sleep(max(pause, min(error.retry_after, LAST_PAUSE)))
+        return self._ask_once(method, path, headers, request)
+
+    def _ask_once(
+        self, method: str, path: str, headers: Mapping[str, str], request: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        try:
+            answer = self.http.request(method, path, headers=headers, **request)
+            if not answer.is_success:
+                raise refusal(answer)
+            found: dict[str, Any] = answer.json()
+            return found
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise Unreachable(f"{self.url} cannot be reached: {reason(error)}") from error
+        except ValueError as error:
+            raise Unreachable(f"{self.url} is no Runtail server: its answer is not JSON.") from error
+
+
+def pauses(times: int) -> list[float]:
+    """Seconds to wait between attempts."""
+    return [jittered(min(LAST_PAUSE, FIRST_PAUSE * 2**n)) for n in range(times)]
+
+
+def jittered(seconds: float) -> float:
+    """So long, less up to half of it by chance: clients that lost the server together do not come back together."""
+    return seconds * random.uniform(0.5, 1)
+
+
+def refusal(answer: httpx.Response) -> Refused:
+    """The error that an answer is."""
+    after = answer.headers.get("Retry-After", "")
+    seconds = float(after) if after.isascii() and after.isdigit() else 0.0
+    try:
+        problem = answer.json()
+        return Refused(answer.status_code, str(problem["code"]), str(problem["detail"]), seconds)
+    except (ValueError, KeyError, TypeError):  # from a proxy, or another server
+        code, detail = f"http_{answer.status_code}", f"The server answered {answer.status_code}."
+        return Refused(answer.status_code, code, detail, seconds)
+
+
+def reason(error: Exception) -> str:
+    """A sentence about a failed request."""
+    return f"{str(error).strip().rstrip('.') or type(error).__name__}."
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,99 @@
+"""The events that a writer has made and not yet sent: coalesces text, cuts batches. No threads, no sockets."""
+
+import time
+from collections import deque
+
+from runtail_client.errors import InvalidEvent
+from runtail_client.values import dumps
+
+DELTA_SECONDS = 0.040
+"""Text that follows faster than this leaves together."""
+DELTA_CHARS = 2_048
+"""… unless it comes to this much."""
+BATCH_EVENTS = 500
+BATCH_BYTES = 256_000
+EVENT_BYTES = 900_000
+"""A larger event is refused: with its batch it has to fit into a request, 1 MB by default."""
+
+
+class Outbox:
+    """Lines of NDJSON, and text of open messages that waits for more of it. The caller sees to locking."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """Of the lines."""
+        self._lines: deque[bytes] = deque()
+        self._texts: dict[str, list[str]] = {}
+        self._chars = 0
+        self._settled_at = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._lines or self._texts)
+
+    def add(self, line: bytes) -> None:
+        """Add an event; the text that came before it goes before it."""
+        if self._texts:
+            self.settle()
+        self._add(line)
+
+    def write(self, message_id: str, text: str) -> bool:
+        """Add text to a message. Returns whether that makes something due which was not."""
+        first = not self._texts
+        texts = self._texts.get(message_id)
+        if texts is None:
+            texts = self._texts[message_id] = []
+        texts.append(text)
+        self._chars += len(text)
+        if self._chars >= DELTA_CHARS:
+            self.settle()
+            return True
+        return first
+
+    def settle(self) -> None:
+        """Make events of the text that waits."""
+        for message_id, texts in self._texts.items():
+            self._add(event_line("message.delta", {"message_id": message_id, "text": "".join(texts)}))
+        self._texts.clear()
+        self._chars = 0
+        self._settled_at = time.monotonic()
+
+    def due_in(self) -> float | None:
+        """Seconds until there is something to send; None: there is nothing."""
+        if self._lines:
+            return 0.0
+        if self._texts:
+            return max(0.0, self._settled_at + DELTA_SECONDS - time.monotonic())
+        return None
+
+    def take(self) -> bytes:
+        """Take the next batch, which has at least one event where something is due."""
+        if not self._lines:
+            self.settle()
+        batch = [self._lines.popleft()]
+        size = len(batch[0])
+        while self._lines and len(batch) < BATCH_EVENTS and size + len(self._lines[0]) <= BATCH_BYTES:
+            batch.append(self._lines.popleft())
+            size += len(batch[-1])
+        self.bytes -= size
+        return b"".join(batch)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._lines.clear()
+        self._texts.clear()
+        self.bytes = self._chars = 0
+
+    def _add(self, line: bytes) -> None:
+        self._lines.append(line)
+        self.bytes += len(line)
+
+
+def event_line(type: str, payload: object) -> bytes:
+    """The line of an event whose payload is clean.
+
+    :raises InvalidEvent: it is too large.
+    """
+    line = f'{{"type":{dumps(type)},"payload":{dumps(payload)}}}\n'.encode()
+    if len(line) > EVENT_BYTES:
+        raise InvalidEvent(f"{type}: an event of {len(line)} bytes is too large; at most {EVENT_BYTES} are taken.")
+    return line
