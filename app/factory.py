@@ -7,12 +7,13 @@ from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app.api import approvals, inputs, meta, problems, runs
+from app.api import approvals, external, inputs, meta, problems, runs
 from app.api.context import Runtail
 from app.auth import Authenticator
 from app.commands import Commands
 from app.config import Config
 from app.console import page
+from app.external import External
 from app.runs import Runs
 from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
@@ -44,11 +45,12 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         authenticator=Authenticator(services.registry, config.dev),
         runs=Runs(services),
         commands=Commands(services),
+        external=External(services),
         windows=_windows(config, services),
     )
     api = problems.Api(app)
-    for blueprint in (runs.blueprint, approvals.blueprint, inputs.blueprint, meta.blueprint):
-        api.register_blueprint(blueprint)
+    for module in (runs, external, approvals, inputs, meta):
+        api.register_blueprint(module.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Runtail"}))
     problems.register(app)

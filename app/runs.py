@@ -86,12 +86,13 @@ class Runs:
         :raises InvalidInput: the input does not fit the agent's schema.
         :raises IdempotencyConflict: the key, or the client's id, was used with another request.
         """
-        run = self._started_before(principal, request)
+        run = self.started_before(principal, request)
         while run is None:
-            new, created = _new_run(principal, request, self._agent(request), self.services.hooks)
+            agent = self._agent(request)
+            new, created = new_run(principal, request, queue_of(agent.isolation), agent.version, self.services.hooks)
             made = self.services.store.create(new, created)
             # None: the same key or id, at the same time.
-            run = self._announce(made, created) if made else self._started_before(principal, request)
+            run = self._announce(made, created) if made else self.started_before(principal, request)
         return run
 
     def find(self, principal: Principal, run_id: str) -> RunRecord:
@@ -161,7 +162,11 @@ class Runs:
             raise NotTerminal(f"{run.id} is {run.status}; cancel it first.")
         self.services.erasure.erase(run)
 
-    def _started_before(self, principal: Principal, request: StartRequest) -> RunRecord | None:
+    def started_before(self, principal: Principal, request: StartRequest) -> RunRecord | None:
+        """The run that an earlier request, equal to this one, has started under one of its names.
+
+        :raises IdempotencyConflict: the key, or the client's id, was used with another request.
+        """
         run = None
         if request.client_run_id is not None:
             by_id = {"client_run_id": request.client_run_id}
@@ -236,7 +241,10 @@ def _found(run: T | None, run_id: str) -> T:
     return run
 
 
-def _new_run(principal: Principal, request: StartRequest, agent: AgentRecord, hooks: Hooks) -> tuple[NewRun, Event]:
+def new_run(
+    principal: Principal, request: StartRequest, queue: str, agent_version: str | None, hooks: Hooks
+) -> tuple[NewRun, Event]:
+    """What is asked for as a run of its own, with its first event."""
     run_id, session_id = new_id("run"), request.session_id or new_id("ses")
     shown = preview(request.input)["preview"]
     payload = {"agent": request.agent, "input_preview": shown, "session_id": session_id}
@@ -253,8 +261,8 @@ def _new_run(principal: Principal, request: StartRequest, agent: AgentRecord, ho
         idempotency_key=request.idempotency_key,
         request_hash=request.hash,
         client_run_id=request.client_run_id,
-        queue=queue_of(agent.isolation),
-        agent_version=agent.version,
+        queue=queue,
+        agent_version=agent_version,
         state=reduce(initial(run_id), created.envelope()),
     )
     return new, created

@@ -10,7 +10,17 @@ from app.storage.history import History
 from app.storage.leases import Leases
 from app.storage.ownership import Ownership
 from app.storage.run_queue import RunQueue
-from app.storage.run_store import Database, EarlyCancels, JournalStore, Registry, RetentionStore, RunStore, Waits
+from app.storage.run_store import (
+    BatchStore,
+    Database,
+    EarlyCancels,
+    ExternalStore,
+    JournalStore,
+    Registry,
+    RetentionStore,
+    RunStore,
+    Waits,
+)
 
 WEB_LOG_CONNECTIONS = 2_000
 """Each request that waits for the end of a run holds one meanwhile; windows hold none."""
@@ -31,6 +41,8 @@ class Services:
     journal: JournalStore
     waits: Waits
     early_cancels: EarlyCancels
+    external: ExternalStore
+    batches: BatchStore
     registry: Registry
     log: EventLog
     queue: RunQueue
@@ -63,6 +75,8 @@ class Services:
             journal=JournalStore(database),
             waits=Waits(database),
             early_cancels=EarlyCancels(database),
+            external=ExternalStore(database),
+            batches=BatchStore(database),
             registry=Registry(database),
             log=log,
             queue=queue,

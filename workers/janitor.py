@@ -32,14 +32,18 @@ log = logging.getLogger(__name__)
 class Janitor:
     """One pass each PASS_SECONDS."""
 
-    def __init__(self, services: Services, *others: Duty) -> None:
-        """:param others: what else is to be done in each pass."""
+    def __init__(self, services: Services, *others: Duty, apart: Sequence[Duty] = ()) -> None:
+        """
+        :param others: what else is to be done in each pass.
+        :param apart: likewise, but each may take long, and keeps no other waiting.
+        """
         self._store = services.store
         self._ownership = services.ownership
         self._waits = services.waits
         self._queue = services.queue
         self._stream_ttl_seconds = services.config.stream_ttl_seconds
         self._others = others
+        self._apart = apart
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
         self._looked = time.monotonic()
@@ -55,6 +59,7 @@ class Janitor:
             [self.release_lost],
             [self.wake_due, self.enqueue_forgotten],
             [self.publish_ends, *self._others],
+            *([duty] for duty in self._apart),
         ):
             loops.spawn(self._repeat, duties)
         try:

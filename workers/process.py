@@ -18,6 +18,7 @@ from app.errors import StoreUnavailable
 from app.wiring import Services
 from workers.emitter import Emitter
 from workers.executor import Executor
+from workers.external import LostWriters
 from workers.gevent_worker import GeventWorker
 from workers.heartbeat import Heartbeat
 from workers.janitor import Janitor
@@ -47,7 +48,8 @@ class WorkerProcess:
         self._watchdog = Watchdog()
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
         retention = Retention(services.erasure, config.run_retention_days)
-        self._janitor = Janitor(services, unwatched.cancel, retention.purge)
+        lost_writers = LostWriters(services)
+        self._janitor = Janitor(services, unwatched.cancel, retention.purge, apart=[lost_writers.end])
         self._executor = Executor(services, self._emitter, self._agents, self.id)
 
     def run(self) -> None:

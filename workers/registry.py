@@ -12,7 +12,7 @@ from marshmallow import RAISE, Schema, ValidationError
 from app.errors import InvalidInput
 from app.protocol.payloads import schema_json
 from app.storage.run_queue import queue_of
-from app.storage.run_store import AgentRecord
+from app.storage.run_store import EXTERNAL, AgentRecord
 
 if TYPE_CHECKING:
     from workers.context import RunContext
@@ -75,6 +75,8 @@ def agent(
     """
     if isolation not in (GEVENT, PROCESS) or on_version_change not in (RESUME, RESTART, FAIL):
         raise ValueError(f"The agent {name!r} has no valid isolation or on_version_change.")
+    if name == EXTERNAL:
+        raise ValueError(f"{name!r} is the agent of runs that no worker executes; give yours another name.")
 
     def declare(function: Callable[["RunContext"], object]) -> Agent:
         return Agent(name, function, input, version, isolation, on_version_change)

@@ -10,10 +10,17 @@ from flask import current_app, g, request
 from app.api.parsing import StrictParser
 from app.auth import Authenticator, Caller
 from app.commands import Commands
-from app.runs import Runs
+from app.errors import InvalidRequest, ScopeRequired
+from app.external import External
+from app.runs import Runs, no_run
 from app.storage.run_store import Principal
 from app.streaming.windows import Windows
 from app.wiring import Services
+
+USER_HEADER = "Runtail-User"
+USER_MAX_CHARS = 128
+WATCHED = "runs.events"
+"""The one endpoint that a `watch_token` opens."""
 
 _PORT = re.compile(r":\d*\Z")
 
@@ -32,6 +39,7 @@ class Runtail:
     authenticator: Authenticator
     runs: Runs
     commands: Commands
+    external: External
     windows: Windows
 
 
@@ -44,12 +52,45 @@ def principal() -> Principal:
     """Who makes this request.
 
     :raises Unauthorized: nobody we know.
+    :raises ScopeRequired: `Runtail-User` names another user, and the key may not act for any.
+    :raises RunNotFound: the `watch_token` is not this run's.
     """
     if "principal" not in g:
-        host = _PORT.sub("", request.host)
-        caller = Caller(request.headers.get("Authorization"), request.remote_addr, host)
-        g.principal = runtail().authenticator.principal(caller)
+        g.principal = _watcher() or _acting(_caller())
     return cast(Principal, g.principal)
+
+
+def _caller() -> Principal:
+    host = _PORT.sub("", request.host)
+    return runtail().authenticator.principal(Caller(request.headers.get("Authorization"), request.remote_addr, host))
+
+
+def _acting(caller: Principal) -> Principal:
+    """The user that the caller acts for."""
+    sent = request.headers.get(USER_HEADER)
+    if sent is None:
+        return caller
+    if not caller.writer:
+        raise ScopeRequired(f"A key that may send {USER_HEADER} is made by `runtail keys create --write`.")
+    try:
+        user = sent.encode("latin-1").decode()  # WSGI has every byte as a character
+    except UnicodeError:
+        user = ""
+    if not (0 < len(user) <= USER_MAX_CHARS and user.isprintable()):
+        raise InvalidRequest(f"{USER_HEADER}: 1 to {USER_MAX_CHARS} printable characters in UTF-8.")
+    return Principal(caller.tenant_id, user, admin=False, writer=True)
+
+
+def _watcher() -> Principal | None:
+    """The user whose run is read, for who has the run's token to watch it and no key."""
+    token = request.args.get("watch_token")
+    if token is None or request.endpoint != WATCHED or "Authorization" in request.headers:
+        return None
+    run_id = cast(dict[str, str], request.view_args)["run_id"]
+    found = runtail().external.watcher(run_id, token)
+    if found is None:
+        raise no_run(run_id)
+    return found
 
 
 def require_principal() -> None:

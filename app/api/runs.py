@@ -27,7 +27,7 @@ from app.api.windows import open_window, reject
 from app.errors import InvalidCursor, InvalidRequest, NotTerminal, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
-from app.storage.run_store import RunPosition, RunRecord
+from app.storage.run_store import EXTERNAL, RunPosition, RunRecord
 from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED
 
 VARY = {"Vary": "Accept"}
@@ -52,9 +52,11 @@ class RunsView(MethodView):
         JSON waits up to N seconds, at most 25, for the run to end.
         """
         posted_at = time.monotonic()
+        if body["agent"] == EXTERNAL:
+            return _start_external(StartRequest(**body, **headers))
         media_type = accepted_type(JSON_TYPE, SSE_TYPE, NDJSON_TYPE)
         run = runtail().runs.start(principal(), StartRequest(**body, **headers))
-        about = {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
+        about = _about(run)
         if media_type != JSON_TYPE:
             return open_window(run, 0, NDJSON if media_type == NDJSON_TYPE else SSE, about, posted_at)
         if seconds := preferred_wait():
@@ -62,7 +64,7 @@ class RunsView(MethodView):
             run = runtail().runs.await_end(run, seconds)
             if run.terminal:
                 return Response(_text(run), headers=about, mimetype=JSON_TYPE)
-        return {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}, about
+        return _started(run), about
 
     @blueprint.arguments(ListQuerySchema(), location="query")
     @blueprint.response(200, RunPageSchema)
@@ -191,6 +193,27 @@ def _page(run: RunPosition, cursor: int | None, limit: int) -> Response:
     rest = json.dumps(about)
     text = f'{{"events": [{", ".join(event.text for event in found)}], {rest[1:]}\n'
     return Response(text, mimetype=JSON_TYPE, headers=VARY)
+def _start_external(start: StartRequest) -> tuple[dict[str, Any], dict[str, str]]:
+    """The run, and the tokens of who is to write it, which nobody will see again."""
+    accepted_type(JSON_TYPE)
+    started = runtail().external.start(principal(), start)
+    writer = {
+        "writer_token": started.tokens and started.tokens.writer,
+        "watch_token": started.tokens and started.tokens.watch,
+        "epoch": started.tokens and started.run.epoch,
+        "lease_seconds": runtail().services.config.external_lease_seconds,
+    }
+    return {**_started(started.run), **writer}, _about(started.run)
+
+
+def _started(run: RunRecord) -> dict[str, Any]:
+    return {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}
+
+
+def _about(run: RunRecord) -> dict[str, str]:
+    return {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
+
+
 
 
 def _cancel(run_id: str) -> tuple[RunRecord, int]:

@@ -78,6 +78,10 @@ class StartedSchema(Schema):
     status = fields.String(validate=OneOf(STATUSES))
     session_id = fields.String()
     urls = fields.Nested(UrlsSchema)
+    writer_token = fields.String(allow_none=True, metadata={"description": "Of an external run; null once it ended."})
+    watch_token = fields.String(allow_none=True, metadata={"description": "Of an external run; null once it ended."})
+    epoch = fields.Integer(allow_none=True, metadata={"description": "Of an external run; null once it ended."})
+    lease_seconds = fields.Integer(metadata={"description": "Of an external run."})
 
 
 class RunSchema(Schema):
@@ -138,6 +142,7 @@ class EventsQuerySchema(Schema):
     since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
+    watch_token = fields.String(metadata={"description": "Of an external run, in place of a key."})
     limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))
     speed = fields.Float(
         load_default=None,

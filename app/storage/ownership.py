@@ -51,9 +51,14 @@ class Ownership:
         """
         self.log.raise_epoch(run.id, run.epoch)
         self.sync(run.id, run.epoch)
-        archived = self._archive_rest(run)
+        self._archive_rest(run)
+        return self.open_archived(run)
+
+    def open_archived(self, run: RunRecord) -> LogWriter:
+        """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive."""
         state = fold((e.envelope() for e in self._archive_after(run.id, run.state_seq)), run.state)
-        return LogWriter(run.id, run.epoch, state, appended=archived, archived=archived)
+        head = state["last_seq"]
+        return LogWriter(run.id, run.epoch, state, appended=head, archived=head)
 
     def confirm(self, run_id: str, epoch: int) -> bool:
         """Ask Postgres whether the run is still ours, because Redis may have lost a later owner's epoch.
@@ -149,14 +154,13 @@ class Ownership:
                 head = behind.head
         return head
 
-    def _archive_rest(self, run: RunRecord) -> int:
+    def _archive_rest(self, run: RunRecord) -> None:
         """Archive what Redis holds beyond the archive: the earlier owner's last, un-archived events."""
         archived = self.store.archived_head(run.id)
         while events := self.log.read(run.id, archived, CHUNK):
             if run.id not in self.store.archive([Checkpoint(run.id, run.epoch, events)]):
                 raise Fenced(f"{run.id} is not running under epoch {run.epoch}.")
             archived = events[-1].seq
-        return archived
 
     def _archive_after(self, run_id: str, seq: int) -> Iterator[Event]:
         while events := self.store.events(run_id, seq, CHUNK):

@@ -1,4 +1,7 @@
-"""Runs that somebody else's process writes: who may, and how far it has come."""
+"""Runs that somebody else's process writes: who may, and how far it has come.
+
+Every append updates a row of `writers`: half of each page is left free for that.
+"""
 
 from typing import Any
 
@@ -14,7 +17,7 @@ CREATE TABLE writers (
     ending json,
     beats bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (run_id, epoch)
-);
+) WITH (fillfactor = 50);
 CREATE INDEX runs_external ON runs (id) WHERE queue = 'external' AND status = 'running';
 ALTER TABLE approvals ADD COLUMN told boolean NOT NULL DEFAULT false;
 ALTER TABLE api_keys ADD COLUMN writer boolean NOT NULL DEFAULT false;

@@ -1,7 +1,9 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
+from app.storage.run_store.batches import Batch, BatchStore, Taken
 from app.storage.run_store.database import Database, migrate
 from app.storage.run_store.early import EarlyCancels
+from app.storage.run_store.external import EXTERNAL, ExternalStore, Hashes, WriterBeat
 from app.storage.run_store.journal import JournalStore, Recorded
 from app.storage.run_store.records import (
     ApprovalRecord,
@@ -22,12 +24,17 @@ from app.storage.run_store.store import RunStore
 from app.storage.run_store.waits import Decision, SentInput, ToldRun, Waits
 
 __all__ = [
+    "EXTERNAL",
     "AgentRecord",
     "ApprovalRecord",
+    "Batch",
+    "BatchStore",
     "Checkpoint",
     "Database",
     "Decision",
     "EarlyCancels",
+    "ExternalStore",
+    "Hashes",
     "InputRecord",
     "JournalStore",
     "Leftovers",
@@ -44,9 +51,11 @@ __all__ = [
     "RunRecord",
     "RunStore",
     "SentInput",
+    "Taken",
     "Tally",
     "ToldRun",
     "Waits",
+    "WriterBeat",
     "hash_key",
     "migrate",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.protocol.events import dumps
 from app.storage.run_store.database import Database, rows
-from app.storage.run_store.records import ApprovalRecord, Checkpoint, OpRecord
+from app.storage.run_store.records import ApprovalRecord, Checkpoint, NewApproval, OpRecord
 
 _INSERT_OPS = """
 INSERT INTO run_ops (run_id, op, epoch, kind, name, arguments, fingerprint, failed, result)
@@ -71,5 +71,10 @@ def insert_journal(db: Any, checkpoints: Sequence[Checkpoint]) -> None:
         db.execute_sql(_INSERT_OPS, [list(column) for column in zip(*recorded, strict=True)])
     for checkpoint in checkpoints:
         for new in checkpoint.approvals:
-            values = (new.id, new.tool_call_id, new.label, new.requires, new.expires_at, checkpoint.run_id)
-            db.execute_sql(_INSERT_APPROVAL, values)
+            insert_approval(db, checkpoint.run_id, new)
+
+
+def insert_approval(db: Any, run_id: str, new: NewApproval) -> None:
+    """Within a transaction that has locked the run: write down what it asks for."""
+    values = (new.id, new.tool_call_id, new.label, new.requires, new.expires_at, run_id)
+    db.execute_sql(_INSERT_APPROVAL, values)

@@ -33,7 +33,7 @@ _INSERT_RUN = f"""
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
                   idempotency_key, request_hash, client_run_id, queue, agent_version, status, state, state_seq,
                   cancel_requested, cancel_reason)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, 1, %s, %s)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
 """
 _INSERT_EVENTS = """
@@ -116,14 +116,10 @@ class RunStore:
             *(new.queue, new.agent_version, dumps(new.state)),
         )
         with self._database.session(atomic=True) as db:
-            early = cancelled_early(db, new)
-            inserted = db.execute_sql(_INSERT_RUN, (*values, early, "requested" if early else None)).fetchone()
-            if inserted is None:
-                return None
-            _insert_events(db, [(new.id, created)])
-            if early:
-                forget_early_cancels(db, new)
-            return RunRecord(*inserted)
+            run = insert_run(db, new)
+            if run is not None:
+                insert_events(db, [(new.id, created)])
+            return run
 
     # Read.
 
@@ -238,7 +234,7 @@ class RunStore:
         with self._database.session(atomic=True) as db:
             owned = _lock_owned(db, {c.run_id: c.epoch for c in checkpoints})
             mine = [c for c in checkpoints if c.run_id in owned]
-            _insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
+            insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
             insert_journal(db, mine)
             due = [c for c in mine if c.state is not None]
             if due:
@@ -266,7 +262,7 @@ class RunStore:
         with self._database.session(atomic=True) as db:
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
-            _insert_events(db, [(run_id, event) for event in events])
+            insert_events(db, [(run_id, event) for event in events])
 
     def suspend(
         self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
@@ -283,7 +279,7 @@ class RunStore:
         with self._database.session(atomic=True) as db:
             if db.execute_sql(_LOCK, (last.run_id, last.epoch)).fetchone() is None:
                 raise Fenced(f"{last.run_id} is not running under epoch {last.epoch}.")
-            _insert_events(db, [(last.run_id, event) for event in last.events])
+            insert_events(db, [(last.run_id, event) for event in last.events])
             insert_journal(db, [last])
             waited_for = (inputs_seen, list(approval_ids), last.run_id)
             (arrived,) = db.execute_sql(_HAS_ARRIVED, waited_for).fetchone()
@@ -361,9 +357,9 @@ class RunStore:
     # What the janitor looks at.
 
     def owner_beats(self) -> list[OwnerBeat]:
-        """The owners of running runs, each with its heartbeat counter."""
+        """The owners of running runs, each with its heartbeat counter. A run that is written from outside has none."""
         sql = """SELECT DISTINCT r.owner, w.beats FROM runs r LEFT JOIN workers w ON w.id = r.owner
-                 WHERE r.status = 'running'"""
+                 WHERE r.status = 'running' AND r.owner IS NOT NULL"""
         with self._database.session() as db:
             return [OwnerBeat(*row) for row in db.execute_sql(sql).fetchall()]
 
@@ -415,13 +411,35 @@ class RunStore:
     def _write(self, sql: str, *values: Any) -> None:
         with self._database.session() as db:
             db.execute_sql(sql, values)
+def insert_run(db: Any, new: NewRun) -> RunRecord | None:
+    """Within a transaction: a pending run. A cancel that came before it is requested with it.
+
+    None: the principal has a run with its idempotency key, or its client's id.
+    """
+    who = new.principal
+    early = cancelled_early(db, new)
+    values = (
+        *(new.id, who.tenant_id, who.user_id, new.session_id, new.agent, dumps(new.input), dumps(new.metadata)),
+        *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, new.client_run_id),
+        *(new.queue, new.agent_version, dumps(new.state), new.state["last_seq"]),
+        *(early, "requested" if early else None),
+    )
+    inserted = db.execute_sql(_INSERT_RUN, values).fetchone()
+    if inserted is None:
+        return None
+    if early:
+        forget_early_cancels(db, new)
+    return RunRecord(*inserted)
+
+
 
 
 def _lock_owned(db: Any, epochs: Mapping[str, int]) -> dict[str, bool]:
     return dict(db.execute_sql(_LOCK_OWNED, (list(epochs), list(epochs.values()))).fetchall())
 
 
-def _insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> None:
+def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> None:
+    """Within a transaction that has locked the runs: archive the events, each with its run's id."""
     columns = list(zip(*((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events), strict=True))
     if columns:
         db.execute_sql(_INSERT_EVENTS, [list(column) for column in columns])

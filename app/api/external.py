@@ -1,0 +1,144 @@
+"""`/runs/{run_id}/events`, `/heartbeat`, `/finish` as the writer of an external run calls them.
+
+Its calls carry a token of the run, no API key. The path is short, because it is taken for each batch of events: plain
+views, no schemas.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import gevent
+from flask import Response, request
+
+from app.api.context import Blueprint, runtail
+from app.api.negotiation import JSON_TYPE, NDJSON_TYPE
+from app.api.parsing import loads, parse
+from app.api.problems import problem
+from app.api.schemas import RunSchema
+from app.errors import (
+    BadRequest,
+    InvalidJson,
+    InvalidRequest,
+    ProducerGap,
+    TooDeep,
+    TooManyEvents,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from app.external import Writer, wanted_of
+from app.protocol.events import dumps
+from app.storage.run_store import Taken
+
+EVENTS_MAX = 1_000
+"""Of one batch."""
+BODY_SECONDS = 30.0
+"""In which a body has to arrive."""
+NUMBER_MAX = 2**31 - 1
+
+blueprint = Blueprint("external", __name__, description="Writing runs from outside")
+
+
+@blueprint.route("/runs/<run_id>/events", methods=["POST"])
+def append(run_id: str) -> Response:
+    """Append a batch of events to an external run: one JSON object {type, payload} per line."""
+    writer = _writer(run_id)
+    if request.mimetype != NDJSON_TYPE:
+        raise UnsupportedMediaType(f"Send the events as `Content-Type: {NDJSON_TYPE}`, one per line.")
+    producer_seq, inputs_after = _number("Producer-Seq"), _inputs_after()
+    events = _events(_body())
+    taken = runtail().external.append(writer, producer_seq, events, inputs_after)
+    return Response(status=204) if taken.repeated else _answer(taken)
+
+
+@blueprint.route("/runs/<run_id>/heartbeat", methods=["POST"])
+def heartbeat(run_id: str) -> Response:
+    """Show that the writer of an external run is there. Answers with what it has to know."""
+    return _answer(runtail().external.beat(_writer(run_id), _inputs_after()))
+
+
+@blueprint.route("/runs/<run_id>/finish", methods=["POST"])
+@blueprint.response(200, RunSchema)
+def finish(run_id: str) -> Any:
+    """End an external run: {"status": "completed" | "failed" | "cancelled"}, with its output or its error."""
+    writer = _writer(run_id)
+    if not request.is_json:
+        raise UnsupportedMediaType(f"Send the body as `Content-Type: {JSON_TYPE}`.")
+    producer_seq = _number("Producer-Seq")
+    wanted = wanted_of(parse(_body()), runtail().services.hooks)
+    return runtail().external.finish(writer, producer_seq, wanted)
+
+
+@blueprint.errorhandler(ProducerGap)
+def gap(error: ProducerGap) -> Response:
+    """409, with the number of the next batch."""
+    return problem(error, expected=error.expected)
+
+
+def _writer(run_id: str) -> Writer:
+    """Who calls: from somebody unknown not even a body is read.
+
+    :raises Unauthorized, RunNotFound, StaleEpoch, InvalidRequest: nobody who writes this run.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorized("Send `Authorization: Bearer WRITER_TOKEN`, as the start of the run gave it.")
+    return runtail().external.authorise(run_id, token.strip(), _number("Producer-Epoch"))
+
+
+def _number(name: str) -> int:
+    """The number, from 1 on, that a header holds."""
+    text = request.headers.get(name, "")
+    if text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= NUMBER_MAX:
+        return int(text)
+    raise InvalidRequest(f"{name}: a whole number from 1 to {NUMBER_MAX}.")
+
+
+def _inputs_after() -> int:
+    text = request.args.get("inputs_after", "0")
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return int(text)
+    raise InvalidRequest("inputs_after: a whole number.")
+
+
+def _body() -> bytes:
+    """
+    :raises BadRequest: it does not arrive in time.
+    """
+    late = gevent.Timeout(BODY_SECONDS, BadRequest(f"The body did not arrive within {BODY_SECONDS:.0f} s."))
+    with late:
+        body = request.get_data(cache=False)
+        if request.content_length is None:
+            request.stream.read(1)  # werkzeug cuts a body of unknown length at the limit; only reading on is refused
+        return body
+
+
+def _events(body: bytes) -> list[Any]:
+    """The JSON of each line; empty lines are none."""
+    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
+    if not lines:
+        raise InvalidRequest("A batch has at least one event.")
+    if len(lines) > EVENTS_MAX:
+        raise TooManyEvents(f"A batch has at most {EVENTS_MAX} events.")
+    return list(_parsed(lines))
+
+
+def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterable[Any]:
+    for number, line in lines:
+        try:
+            yield loads(line)
+        except (InvalidJson, TooDeep) as error:
+            raise type(error)(f"Line {number}: {error.detail}") from None
+
+
+def _answer(taken: Taken) -> Response:
+    body = {
+        "head": taken.head,
+        "producer_seq": taken.producer_seq,
+        "cancel_requested": taken.cancel_requested,
+        "inputs": [{"input_id": f"inp_{input.n}", "text": input.text} for input in taken.inputs],
+        "decisions": [
+            {"approval_id": d.approval_id, "decision": d.decision, "by": d.by, "comment": d.comment}
+            for d in taken.decisions
+        ],
+    }
+    return Response(dumps(body) + "\n", mimetype=JSON_TYPE)

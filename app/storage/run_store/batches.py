@@ -1,0 +1,329 @@
+"""What writers of external runs bring: everything that comes in at the same moment is one transaction.
+
+Responsible for who may append what (the epoch, the number of the batch), for the seqs, and for telling the log of
+inputs and decisions. What one batch does wrong fails it alone. Not responsible for payloads, which are valid, clean
+and hooked, but for those that are made here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import (
+    InvalidEvent,
+    ProducerGap,
+    RunEnded,
+    RunNotFound,
+    RuntailError,
+    StaleEpoch,
+    TooManyApprovals,
+)
+from app.protocol.events import Event, encode, timestamp
+from app.storage.run_store.database import Database
+from app.storage.run_store.journal import insert_approval
+from app.storage.run_store.records import InputRecord, NewApproval
+from app.storage.run_store.store import insert_events
+
+APPROVALS_MAX = 100
+"""That one external run may ask for: every answer holds all that were decided."""
+INPUTS_AT_ONCE = 100
+"""In one answer, and told to the log in one transaction."""
+STATE_EVENTS = 1_000
+"""So many events after the stored state it is due to be stored anew; a large state is later,"""
+STATE_BYTES_PER_EVENT = 100
+"""by an event for each so many of its bytes, so that storing it costs no more than its events do."""
+
+Payload = dict[str, Any]
+
+_LOCK = """
+SELECT id, epoch, finished_at IS NOT NULL, cancel_requested, state_seq, pg_column_size(state)
+FROM runs WHERE id = ANY (%s) AND queue = 'external' ORDER BY id FOR NO KEY UPDATE
+"""
+# A statement of its own: one that had to wait for a lock would see the other tables as they were before it waited.
+_READ = """
+SELECT w.run_id, w.producer_seq, w.head, w.inputs_told, w.ending IS NOT NULL,
+       (SELECT coalesce(max(n), 0) FROM run_inputs i WHERE i.run_id = w.run_id),
+       EXISTS (SELECT FROM approvals a WHERE a.run_id = w.run_id)
+FROM unnest(%s::text[], %s::int[]) AS locked (id, epoch)
+JOIN writers w ON w.run_id = locked.id AND w.epoch = locked.epoch
+"""
+_APPROVALS = """
+SELECT run_id, id, tool_call_id, label, requires, decision, decided_by, comment, told
+FROM approvals WHERE run_id = ANY (%s) ORDER BY decided_at, id
+"""
+_INPUTS = """
+SELECT id, after, run_id, n, text FROM unnest(%s::text[], %s::int[]) AS asked (id, after)
+CROSS JOIN LATERAL (SELECT run_id, n, text FROM run_inputs WHERE run_id = asked.id AND n > asked.after
+                    ORDER BY n LIMIT %s) AS input ORDER BY id, after, n
+"""
+_UPDATE_WRITERS = """
+UPDATE writers w SET producer_seq = new.producer_seq, head = new.head, inputs_told = new.inputs_told, beats = beats + 1
+FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[], %s::int[])
+    AS new (run_id, epoch, producer_seq, head, inputs_told)
+WHERE w.run_id = new.run_id AND w.epoch = new.epoch
+"""
+_TOLD = """
+UPDATE approvals a SET told = true FROM unnest(%s::text[], %s::text[]) AS told (run_id, id)
+WHERE a.run_id = told.run_id AND a.id = told.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one call of a writer brings."""
+
+    run_id: str
+    epoch: int
+    """Of the token that it came with."""
+    producer_seq: int | None
+    """None: a heartbeat, which brings no events."""
+    events: Sequence[tuple[str, Payload]]
+    approvals: Sequence[NewApproval]
+    """Those that the events ask for."""
+    inputs_after: int
+    """The writer knows so many inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of an approval, as the writer is told."""
+
+    approval_id: str
+    decision: str
+    by: str | None
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to a batch that was taken, now or before."""
+
+    head: int
+    producer_seq: int
+    """Of the last batch that was taken."""
+    cancel_requested: bool
+    inputs: Sequence[InputRecord]
+    decisions: Sequence[Decided]
+    repeated: bool
+    """It was taken before; nothing is doubled."""
+    state_due: bool
+    """The run's stored state is to be brought up to date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a transaction has added to one run's log."""
+
+    run_id: str
+    epoch: int
+    events: Sequence[Event]
+
+
+class _Approval:
+    """One that the run has asked for."""
+
+    __slots__ = ("asked", "decided", "told")
+
+    def __init__(self, asked: tuple[Any, ...], decided: Decided | None, told: bool) -> None:
+        self.asked = asked
+        """Tool call, label, who decides: what somebody has decided on."""
+        self.decided = decided
+        self.told = told
+
+
+class _Hold:
+    """A run that the transaction has locked, and what becomes of it."""
+
+    def __init__(self, row: Sequence[Any]) -> None:
+        self.run_id, self.epoch, self.ended, self.cancel_requested, self.state_seq, self.state_bytes = row
+        self.producer_seq = self.head = self.inputs_told = self.inputs = 0
+        self.has_approvals = False
+        self.approvals: dict[str, _Approval] = {}
+        self.new_approvals: list[NewApproval] = []
+        self.newly_told: list[str] = []
+        self.events: list[Event] = []
+        self.touched = False
+        """Its writer has shown that it is there."""
+        self.error: RuntailError | None = None
+        """Nothing of what was brought for it is taken."""
+
+    def read(self, row: Sequence[Any]) -> None:
+        """How far its writer has come."""
+        self.producer_seq, self.head, self.inputs_told, ending, self.inputs, self.has_approvals = row
+        self.ended |= ending
+
+    def refusal(self, batch: Batch) -> RuntailError | None:
+        """Why the batch is not taken; None: it is."""
+        if self.ended:
+            return RunEnded(f"{self.run_id} has ended.")
+        if batch.epoch != self.epoch:
+            return StaleEpoch(f"{self.run_id} is written under the epoch {self.epoch}.")
+        if batch.producer_seq is None or batch.producer_seq <= self.producer_seq:
+            return None
+        if batch.producer_seq > self.producer_seq + 1:
+            return ProducerGap(self.producer_seq + 1)
+        return self._refused_approval(batch.approvals)
+
+    def _refused_approval(self, approvals: Sequence[NewApproval]) -> RuntailError | None:
+        known = {id: approval.asked for id, approval in self.approvals.items()}
+        for new in approvals:
+            if known.setdefault(new.id, _asked(new)) != _asked(new):
+                return InvalidEvent(f"The approval {new.id!r} was asked for before, as something else.")
+        return TooManyApprovals() if len(known) > APPROVALS_MAX else None
+
+    def take(self, batch: Batch, ts: str) -> bool:
+        """Take what the batch brings; False: it was taken before, or is a heartbeat."""
+        self.touched = True
+        if batch.producer_seq is None or batch.producer_seq <= self.producer_seq:
+            return False
+        self.producer_seq = batch.producer_seq
+        for type, payload in batch.events:
+            self._add(type, payload, ts)
+        for new in batch.approvals:
+            known = self.approvals.get(new.id)
+            if known is None:
+                self.approvals[new.id] = _Approval(_asked(new), None, told=False)
+                self.new_approvals.append(new)
+            else:
+                known.told = False  # the log has it open again: tell it again
+        return True
+
+    def tell(self, inputs: Sequence[InputRecord], hook: Callable[[str, Payload], Payload], ts: str) -> None:
+        """Tell the log what the user has said meanwhile."""
+        for input in inputs:
+            self._add("input.received", hook("input.received", {"input_id": f"inp_{input.n}", "text": input.text}), ts)
+            self.inputs_told = input.n
+        for approval in self.approvals.values():
+            if approval.decided is not None and not approval.told:
+                told = approval.decided
+                outcome = {"decision": told.decision, "by": told.by, "comment": told.comment}
+                payload = {"approval_id": told.approval_id, **outcome}
+                self._add("approval.resolved", hook("approval.resolved", payload), ts)
+                self.newly_told.append(told.approval_id)
+
+    def answer(self, batch: Batch, inputs: Sequence[InputRecord], repeated: bool) -> Taken:
+        """What the writer is told."""
+        return Taken(
+            self.head,
+            self.producer_seq,
+            self.cancel_requested,
+            [input for input in inputs if input.n <= self.inputs_told],
+            [approval.decided for approval in self.approvals.values() if approval.decided is not None],
+            repeated,
+            self.head - self.state_seq >= STATE_EVENTS + self.state_bytes // STATE_BYTES_PER_EVENT,
+        )
+
+    def _add(self, type: str, payload: Payload, ts: str) -> None:
+        self.head += 1
+        self.events.append(encode(self.run_id, self.head, type, payload, ts))
+
+
+class BatchStore:
+    """Takes batches. May raise StoreUnavailable: whether they were taken is then unknown, and they may be repeated."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def take(
+        self, batches: Sequence[Batch], hook: Callable[[str, Payload], Payload]
+    ) -> tuple[list[Taken | RuntailError], list[Written]]:
+        """Commit batches of any number of runs, those of one run in order.
+
+        Returns for each batch the answer, or why it is not taken; and what was added to which log.
+
+        :param hook: makes the payload that goes out of one that is made here; what it raises fails the run's batches.
+        """
+        ts = timestamp()
+        with self._database.session(atomic=True) as db:
+            holds = _lock(db, sorted({batch.run_id for batch in batches}))
+            outcomes = [_judge(holds.get(batch.run_id), batch, ts) for batch in batches]
+            touched = [hold for hold in holds.values() if hold.touched]
+            inputs = _inputs(db, touched, [b for b, o in zip(batches, outcomes, strict=True) if isinstance(o, bool)])
+            for hold in touched:
+                _tell(hold, inputs, hook, ts)
+            changed = [hold for hold in touched if hold.error is None]
+            _write(db, changed)
+        answers = [_answer(holds, batch, outcome, inputs) for batch, outcome in zip(batches, outcomes, strict=True)]
+        return answers, [Written(hold.run_id, hold.epoch, hold.events) for hold in changed if hold.events]
+
+
+def _asked(new: NewApproval) -> tuple[Any, ...]:
+    return (new.tool_call_id, new.label, new.requires)
+
+
+def _lock(db: Any, run_ids: Sequence[str]) -> dict[str, _Hold]:
+    """The runs, locked in the order of their ids, as nobody may wait for us who we wait for."""
+    holds = {row[0]: _Hold(row) for row in db.execute_sql(_LOCK, (list(run_ids),)).fetchall()}
+    epochs = [hold.epoch for hold in holds.values()]
+    for run_id, *row in db.execute_sql(_READ, (list(holds), epochs)).fetchall():
+        holds[run_id].read(row)
+    if asking := [hold.run_id for hold in holds.values() if hold.has_approvals]:
+        for row in db.execute_sql(_APPROVALS, (asking,)).fetchall():
+            run_id, id, tool_call_id, label, requires, decision, by, comment, told = row
+            decided = Decided(id, decision, by, comment) if decision is not None else None
+            holds[run_id].approvals[id] = _Approval((tool_call_id, label, requires), decided, told)
+    return holds
+
+
+def _judge(hold: _Hold | None, batch: Batch, ts: str) -> RuntailError | bool:
+    """Take the batch, or say why not. True: it is new."""
+    if hold is None:
+        return RunNotFound(f"There is no run {batch.run_id!r}.")
+    return hold.refusal(batch) or hold.take(batch, ts)
+
+
+def _inputs(
+    db: Any, holds: Iterable[_Hold], batches: Iterable[Batch]
+) -> Mapping[tuple[str, int], Sequence[InputRecord]]:
+    """The inputs that are new to the log or to a writer, by run and what they follow."""
+    sent = {hold.run_id: hold.inputs for hold in holds}
+    asked = {(hold.run_id, hold.inputs_told) for hold in holds}
+    asked |= {(batch.run_id, batch.inputs_after) for batch in batches}
+    wanted = [(run_id, after) for run_id, after in asked if after < sent[run_id]]
+    found: dict[tuple[str, int], list[InputRecord]] = {}
+    if wanted:
+        columns = [list(column) for column in zip(*wanted, strict=True)]
+        for run_id, after, *input in db.execute_sql(_INPUTS, (*columns, INPUTS_AT_ONCE)).fetchall():
+            found.setdefault((run_id, after), []).append(InputRecord(*input))
+    return found
+
+
+def _tell(
+    hold: _Hold,
+    inputs: Mapping[tuple[str, int], Sequence[InputRecord]],
+    hook: Callable[[str, Payload], Payload],
+    ts: str,
+) -> None:
+    try:
+        hold.tell(inputs.get((hold.run_id, hold.inputs_told), ()), hook, ts)
+    except RuntailError as error:
+        hold.error = error
+
+
+def _write(db: Any, holds: Sequence[_Hold]) -> None:
+    for hold in holds:
+        for new in hold.new_approvals:
+            insert_approval(db, hold.run_id, new)
+    insert_events(db, _events(holds))
+    if holds:
+        columns = zip(*((h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told) for h in holds), strict=True)
+        db.execute_sql(_UPDATE_WRITERS, [list(column) for column in columns])
+    if told := [(hold.run_id, id) for hold in holds for id in hold.newly_told]:
+        db.execute_sql(_TOLD, [list(column) for column in zip(*told, strict=True)])
+
+
+def _events(holds: Iterable[_Hold]) -> Iterator[tuple[str, Event]]:
+    return ((hold.run_id, event) for hold in holds for event in hold.events)
+
+
+def _answer(
+    holds: Mapping[str, _Hold],
+    batch: Batch,
+    outcome: RuntailError | bool,
+    inputs: Mapping[tuple[str, int], Sequence[InputRecord]],
+) -> Taken | RuntailError:
+    if not isinstance(outcome, bool):
+        return outcome
+    hold = holds[batch.run_id]
+    repeated = not outcome and batch.producer_seq is not None
+    return hold.error or hold.answer(batch, inputs.get((batch.run_id, batch.inputs_after), ()), repeated)

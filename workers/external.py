@@ -1,0 +1,85 @@
+"""Ends the external runs whose writer is lost, or does not heed their cancel.
+
+One is in each worker, as a duty of its janitor; they need no leader, because a run is taken over under the epoch and
+the counter that were seen. A counter stands still only as far as it was observed without a break: what was seen is
+forgotten when Postgres was away, and when this process stood still.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+from app.errors import StoreUnavailable
+from app.external import External
+from app.storage.run_store import WriterBeat
+from app.wiring import Services
+
+ENDING_SECONDS = 5.0
+"""A run that was taken over to end it, and has not ended for so long, is not being ended any more."""
+STOOD_STILL_SECONDS = 3.0
+"""Between two looks: this process, and most likely others with it, stood still."""
+
+log = logging.getLogger(__name__)
+
+
+class LostWriters:
+    """Call `end` about every second."""
+
+    def __init__(self, services: Services) -> None:
+        self._store = services.external
+        self._external = External(services)
+        self._lease_seconds = services.config.external_lease_seconds
+        self._seen: dict[tuple[str, int, int], float] = {}
+        """Signs of life as first seen here, by our own monotonic clock."""
+        self._cancelling: dict[str, float] = {}
+        """Runs whose cancel is requested, since when as seen here."""
+        self._looked = time.monotonic()
+
+    def end(self) -> None:
+        """End what is lost.
+
+        :raises StoreUnavailable: Postgres cannot be reached; what is not ended is found again.
+        """
+        for beat, heedless in self._due(self._look()):
+            try:
+                if self._external.end_lost(beat, heedless=heedless):
+                    log.warning("%s has lost its writer%s.", beat.run_id, ", which did not heed" * heedless)
+            except StoreUnavailable:
+                raise
+            except Exception:  # one run that cannot be ended keeps no other from it
+                log.exception("%s has lost its writer, and could not be ended.", beat.run_id)
+
+    def _look(self) -> list[WriterBeat]:
+        try:
+            beats = self._store.beats()
+        except StoreUnavailable:
+            self._forget()  # nobody may be called lost for a time in which no sign of life could be seen
+            raise
+        now = time.monotonic()
+        if now - self._looked > STOOD_STILL_SECONDS:
+            self._forget()
+        self._looked = now
+        signs = map(_sign, beats)
+        self._seen = {sign: self._seen.get(sign, now) for sign in signs}
+        cancelling = [beat.run_id for beat in beats if beat.cancel_requested]
+        self._cancelling = {run_id: self._cancelling.get(run_id, now) for run_id in cancelling}
+        return beats
+
+    def _due(self, beats: Sequence[WriterBeat]) -> Iterator[tuple[WriterBeat, bool]]:
+        """Those that are to be ended, and whether they are although their writers are there."""
+        now = time.monotonic()
+        for beat in beats:
+            silent = now - self._seen[_sign(beat)]
+            if silent > (min(ENDING_SECONDS, self._lease_seconds) if beat.ending else self._lease_seconds):
+                yield beat, False
+            elif not beat.ending and now - self._cancelling.get(beat.run_id, now) > self._lease_seconds:
+                yield beat, True
+
+    def _forget(self) -> None:
+        self._seen.clear()
+        self._cancelling.clear()
+
+
+def _sign(beat: WriterBeat) -> tuple[str, int, int]:
+    """What changes whenever a writer shows that it is there."""
+    return (beat.run_id, beat.epoch, beat.beats)
