@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from app.errors import InvalidCursor
+from app.storage.run_store import RunPosition
 
 FROM_SNAPSHOT: Final = None
 """The cursor `latest`: begin with a snapshot at the head."""
@@ -21,3 +22,14 @@ def cursor_of(last_event_id: str | None, query: Mapping[str, str]) -> int | None
     if not (text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX):
         raise InvalidCursor(f"A cursor is the seq of an event, or `latest`; not {text[:40]!r}.")
     return int(text)
+
+
+def cursor_within(run: RunPosition, last_event_id: str | None, query: Mapping[str, str]) -> int | None:
+    """As `cursor_of`, for a run.
+
+    :raises InvalidCursor: it lies beyond the end of the run, too.
+    """
+    cursor = cursor_of(last_event_id, query)
+    if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
+        raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
+    return cursor

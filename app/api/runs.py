@@ -8,7 +8,7 @@ from flask import Response, json, request, url_for
 from flask.views import MethodView
 
 from app.api.context import Blueprint, principal, require_principal, runtail
-from app.api.cursors import FROM_SNAPSHOT, cursor_of
+from app.api.cursors import FROM_SNAPSHOT, cursor_within
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, preferred_wait
 from app.api.problems import problem
 from app.api.schemas import (
@@ -133,9 +133,7 @@ def erase(run_id: str) -> None:
 def events(query: dict[str, Any], run_id: str) -> Response:
     """Follow a run from a cursor, by `Accept`: server-sent events, NDJSON, or a JSON page."""
     run = runtail().runs.position(principal(), run_id)
-    cursor = cursor_of(request.headers.get("Last-Event-ID"), query)
-    if run.terminal and cursor is not FROM_SNAPSHOT and cursor > run.state_seq:
-        raise InvalidCursor(f"The run ended at seq {run.state_seq}.")
+    cursor = cursor_within(run, request.headers.get("Last-Event-ID"), query)
     media_type, speed = accepted_type(*EVENT_TYPES), query["speed"]
     if speed is not None:
         _check_playback(run, cursor, media_type)

@@ -151,6 +151,22 @@ class EventsQuerySchema(Schema):
     )
 
 
+class SeveralEventsQuerySchema(Schema):
+    """Query of GET /events."""
+
+    runs = fields.String(required=True, metadata={"description": "Ids of runs, with commas between them."})
+    since = fields.String(metadata={"description": "Cursor: `run:seq,run:seq`, or `latest`."})
+    last_event_id = fields.String(metadata={"description": "As since; wins over it."})
+    named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
+
+
+class WebSocketQuerySchema(Schema):
+    """Query of GET /runs/{run_id}/ws."""
+
+    since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
+    last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
+
+
 class ApprovalSchema(Schema):
     """Something that a run waits for somebody to decide, or that somebody has decided."""
 

@@ -65,6 +65,7 @@ def _fits_preview(value: Any) -> None:
 # MAY_…: the field may be absent. …_OR_NULL: present or not, it may be null.
 
 TEXT = fields.String(required=True)
+TEXT_OR_NULL = fields.String(required=True, allow_none=True)
 MAY_TEXT = fields.String()
 MAY_TEXT_OR_NULL = fields.String(allow_none=True)
 COUNT = fields.Integer(required=True, strict=True, validate=Range(min=0))
@@ -77,10 +78,12 @@ FLAG = StrictBoolean(required=True)
 ANY = fields.Raw(required=True, allow_none=True)
 OBJECT = fields.Dict(required=True)
 OBJECT_OR_NULL = fields.Dict(required=True, allow_none=True)
+MAY_OBJECT = fields.Dict()
 TEXTS = fields.List(fields.String(), required=True)
 PREVIEW = fields.Raw(required=True, allow_none=True, validate=_fits_preview)
 SUMMARY = fields.String(validate=Length(max=SUMMARY_MAX_CHARS))
 ERROR = fields.Nested(_payload("Error", code=TEXT, message=TEXT), required=True)
+MAY_PROBLEM = fields.Nested(_payload("Problem", code=TEXT, detail=TEXT))
 PLAN = fields.List(fields.Nested(_payload("PlanStep", id=TEXT, title=TEXT)), required=True)
 
 
@@ -151,7 +154,11 @@ _CONTROL_FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
     "stream.gap": {"requested": COUNT, "earliest": COUNT, "head": COUNT},
     "stream.rejected": {"code": TEXT, "retry_ms": COUNT},
     "stream.expired": {},
-}
+    "stream.answer": {
+        "command": TEXT_OR_NULL, "id": TEXT_OR_NULL, "ok": FLAG, "status": COUNT,
+        "result": MAY_OBJECT, "error": MAY_PROBLEM,
+    },
+}  # fmt: skip
 
 SCHEMAS: dict[str, type[Schema]] = {name: _payload(name, **members) for name, members in _FIELDS.items()}
 CONTROL_SCHEMAS: dict[str, type[Schema]] = {

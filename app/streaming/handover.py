@@ -40,3 +40,9 @@ def take_over(
     native = NativeSocket(fileno=sock.detach())
     native.setblocking(False)
     return native, response.chunked
+
+
+def heard_already(start_response: Callable[..., Any]) -> bytes:
+    """What the client of a connection that was taken over has sent behind its request, and gunicorn has read."""
+    response = start_response.__self__  # type: ignore[attr-defined]
+    return bytes(response.req.unreader.buf.getvalue())

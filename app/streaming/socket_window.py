@@ -23,6 +23,7 @@ from app.streaming.window import HEALING_SECONDS, Closing, Leave, Limits, Place,
 from app.streaming.wire import Wire
 
 READABLE, WRITABLE = 1, 2
+READ_BYTES = 4_096
 JUNK_BYTES = 65_536
 """What a client may say on a connection on which it has nothing to say."""
 UNSENT_BYTES = 32_768
@@ -215,9 +216,16 @@ class SocketWindow(Window):
         why, body = self.farewell if self.farewell and not self.over else (Closing.ENDED, b"")
         if not self._said:
             self._said = True
-            last = (self.wire.wrap(body) if body else b"") + self.wire.end
+            last = self._last_bytes(why, body)
             if last and not self._write(last):
                 return
+        self.finish(why)
+
+    def _last_bytes(self, why: Closing, body: bytes) -> bytes:
+        return (self.wire.wrap(body) if body else b"") + self.wire.end
+
+    def finish(self, why: Closing) -> None:
+        """The socket has taken all there is to say."""
         self.close(why)
 
     def lose(self) -> None:
@@ -236,7 +244,7 @@ class SocketWindow(Window):
         """As in `Window`; also gives up on a client that reads too slowly."""
         if self._rest is not None and now - self._marked_at > self._limits.max_lag_seconds:
             metrics.LAG_CLOSES.inc()
-            return self.reset(Closing.LAGGED)
+            return self._give_up()
         if self.live:
             self.quiet_since = max(self.quiet_since, self.tail.active_at)
         super().visit(now)
@@ -247,35 +255,46 @@ class SocketWindow(Window):
     def beat(self, now: float) -> None:
         """As in `Window`."""
         if self._rest is None and not self._reading:
-            self._send_heartbeat(now)
+            self._interject(self.wire.wrap(self.wire.format.heartbeat))
             self.stir()
 
-    def _send_heartbeat(self, now: float) -> None:
-        beat = self.wire.wrap(self.wire.format.heartbeat)
+    def _interject(self, data: bytes) -> None:
+        """Send what is no event, while nothing else is under way."""
         if not self.live:
-            self._write(beat)
+            self._write(data)
             return
-        self.quiet_since = now
+        self.quiet_since = time.monotonic()
         try:
-            sent = self.send(beat)
+            sent = self.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
             return self.close(Closing.LEFT)
-        if sent < len(beat):
-            self.fall_behind(memoryview(beat)[sent:])
+        if sent < len(data):
+            self.fall_behind(memoryview(data)[sent:])
 
     def _hear(self) -> None:
         """The client has said something, or has gone: half a connection counts as none."""
         try:
-            said = len(self._socket.recv(4_096))
+            said = self._socket.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            said = 0
-        self._junk += said
-        if not said or self._junk > JUNK_BYTES:
+            said = b""
+        if said:
+            self.listen(said)
+        else:
             self.close(Closing.LEFT)
+
+    def listen(self, said: bytes) -> None:
+        """The client has said this, and has nothing to say."""
+        self._junk += len(said)
+        if self._junk > JUNK_BYTES:
+            self.close(Closing.LEFT)
+
+    def _give_up(self) -> None:
+        """The client reads too slowly."""
+        self.reset(Closing.LAGGED)
 
     def reset(self, why: Closing) -> None:
         """Close at once; what the kernel still has for the client is dropped."""
@@ -327,4 +346,4 @@ def hand_out(tail: Tail, wire: Wire, chunk: bytes) -> None:
             window.fall_behind(memoryview(chunk)[sent:], said_all=tail.ended)
     if tail.ended:
         for window in list(tail.live[wire]):
-            window.close(Closing.ENDED)
+            window.finish(Closing.ENDED)

@@ -23,6 +23,7 @@ from app.streaming.socket_window import SocketWindow, tune
 from app.streaming.tail import Tail
 from app.streaming.tail_hub import TailHub
 from app.streaming.window import Closing, Limits, Window
+from app.streaming.websocket_window import CarryOut, WebSocketWindow
 from app.streaming.wire import Format, wire
 
 DRAIN_RETRY_MS = (100, 1_000)
@@ -83,7 +84,23 @@ class Windows:
     def open_on(self, native: NativeSocket, opening: Opening, *, chunked: bool) -> None:
         """Open a window on a connection that is ours; the head of the response has been sent. Never blocks."""
         tune(native, self.limits)
-        window = SocketWindow(
+        self._hub.enter(self._on_socket(SocketWindow, native, opening, chunked=chunked))
+
+    def open_websocket_on(self, native: NativeSocket, heard: bytes, opening: Opening, carry_out: CarryOut) -> None:
+        """As `open_on`.
+
+        :param heard: what the client has sent already.
+        :param carry_out: called in a greenlet for each command.
+        """
+        window = self._on_socket(partial(WebSocketWindow, carry_out=carry_out), native, opening, chunked=False)
+        self._hub.enter(window)
+        if heard:
+            window.listen(heard)
+
+    def _on_socket(
+        self, make: Callable[..., SocketWindow], native: NativeSocket, opening: Opening, *, chunked: bool
+    ) -> SocketWindow:
+        window = make(
             native,
             self._tail(opening),
             wire(opening.format, chunked=chunked),
@@ -94,7 +111,7 @@ class Windows:
             leave=self._left,
         )
         window.posted_at = opening.posted_at
-        self._hub.enter(window)
+        return window
 
     def iterate(self, opening: Opening, sock: socket.socket | None) -> IteratedWindow:
         """Open a window as an iterator of bytes, which whoever sends them closes.

@@ -9,6 +9,8 @@ from app.protocol.events import Event
 
 RETRY_MS: Final = 1_000
 """After how long an SSE client comes back from a lost connection."""
+NORMAL_CLOSURE: Final = 1000
+"""Code of the close frame after the terminal event."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +27,8 @@ class Format:
     """Says after how many milliseconds to come back."""
     capped: bool
     """A window far behind gets a snapshot instead of the events."""
+    ending: bytes = b""
+    """Says that the run has ended, where the end of the body does not say it."""
 
 
 def _sse(named: bool) -> Format:
@@ -51,6 +55,16 @@ NDJSON: Final = Format(
     retry=lambda ms: b"",
     capped=False,
 )
+WEBSOCKET: Final = Format(
+    mimetype="application/json",
+    opening=b"",
+    heartbeat=framing.WEBSOCKET_PING,
+    event=framing.websocket,
+    control=lambda type, text, seq: framing.websocket_text(text),
+    retry=lambda ms: b"",
+    capped=True,
+    ending=framing.websocket_close(NORMAL_CLOSURE),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,10 +81,11 @@ class Wire:
     @property
     def end(self) -> bytes:
         """What ends the body in order; plain bodies end with the connection."""
-        return b"0\r\n\r\n" if self.chunked else b""
+        return b"0\r\n\r\n" if self.chunked else self.format.ending
 
 
 _WIRES: Final = {(f, chunked): Wire(f, chunked) for f in (SSE, SSE_UNNAMED, NDJSON) for chunked in (True, False)}
+_WIRES[WEBSOCKET, False] = Wire(WEBSOCKET, False)
 
 
 def wire(format: Format, *, chunked: bool) -> Wire:
