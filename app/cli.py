@@ -8,37 +8,28 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from functools import wraps
-from http import HTTPStatus
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import click
 
-from app.client import Client, Refused, Unreachable
+from app.cli_evidence import export, replay, verify
+from app.cli_parts import EXIT_BY_STATUS, EXIT_INTERRUPTED, Trouble, database_option, explained, with_client
+from app.client import Client
 from app.config import Config
-from app.errors import ConfigError, RuntailError
-from app.plain import one_line, printable
+from app.errors import ConfigError
+from app.plain import one_line
 from app.protocol.reducer import Envelope, State, initial, reduce
 from app.render import view
 from app.retention import purge
-from app.storage.run_store import Database, Principal, Registry, RunStore
+from app.storage.run_store import Database, Principal, Registry
 from app.storage.run_store import migrate as migrate_database
-from app.verification import Claim, Mismatch
-from app.verification import verify as verify_log
 from app.wiring import Services
 
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail[embedded]'."
-URL = "http://127.0.0.1:8000"
-LOG_PAGE = 1_000
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-EXIT_BY_STATUS = {"completed": 0, "failed": 1, "cancelled": 3}
-EXIT_TROUBLE = 2
-EXIT_INTERRUPTED = 130
-EXIT_TOO_LATE = 1
 EXIT_CODES = """\b
 Exit codes:
   0    the run completed
@@ -46,26 +37,11 @@ Exit codes:
   2    wrong usage, or the server refused or could not be reached
   3    the run was cancelled
   130  Ctrl-C: nobody watches any more, the run goes on"""
-
 COMMAND_EXIT_CODES = """\b
 Exit codes:
   0    it is committed
   1    too late: decided otherwise, expired, or the run takes no more
   2    wrong usage, or the server refused or could not be reached"""
-
-P = ParamSpec("P")
-
-
-class Trouble(click.ClickException):
-    """Ends the command with a sentence on stderr."""
-
-    exit_code = EXIT_TROUBLE
-
-
-class TooLate(click.ClickException):
-    """The same, where somebody or something else came first."""
-
-    exit_code = EXIT_TOO_LATE
 
 
 @click.group()
@@ -76,39 +52,9 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows "?"
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Errors as sentences."""
-    try:
-        yield
-    except Refused as error:
-        if error.status == HTTPStatus.CONFLICT:
-            raise TooLate(printable(error)) from error
-        hint = " Give a key with --key or RUNTAIL_KEY." if error.code == "unauthorized" else ""
-        raise Trouble(printable(error) + hint) from error
-    except Unreachable as error:
-        raise Trouble(printable(error)) from error
-    except RuntailError as error:
-        raise Trouble(f"{printable(error.detail)} ({error.code})") from error
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
-    """Options that say which server; the command gets a client of it."""
-
-    @click.option("--url", envvar="RUNTAIL_URL", default=URL, show_default=True, show_envvar=True, help="The server.")
-    @click.option("--key", envvar="RUNTAIL_KEY", show_envvar=True, help="API key; none in development mode.")
-    @wraps(command)
-    def with_client(url: str, key: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
-        with _explained(), Client(url, key) as client:
-            command(client, *args, **kwargs)
-
-    return with_client
-
-
-def _database_option(help: str, *, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option("--database", envvar="DATABASE_URL", show_envvar=True, required=required, help=help)
+main.add_command(export)
+main.add_command(verify)
+main.add_command(replay)
 
 
 def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
@@ -125,7 +71,7 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
 @click.argument("agent")
 @click.option("--input", callback=_json_object, default="{}", metavar="JSON", help="A JSON object; - reads stdin.")
 @click.option("--follow", is_flag=True, help="Watch the run to its end.")
-@_with_client
+@with_client
 def start(client: Client, agent: str, input: dict[str, Any], follow: bool) -> None:
     """Start a run of AGENT. Prints its id, or with --follow the run as it goes."""
     run_id = client.start(agent, input)
@@ -137,7 +83,7 @@ def start(client: Client, agent: str, input: dict[str, Any], follow: bool) -> No
 @main.command(epilog=EXIT_CODES)
 @click.argument("run_id", metavar="RUN")
 @click.option("--since", type=click.IntRange(0), default=0, metavar="N", help="Lines begin after event N.")
-@_with_client
+@with_client
 def tail(client: Client, run_id: str, since: int) -> None:
     """Watch a run to its end: live in a terminal, as lines in a pipe. A lost server is waited for."""
     client.read(run_id)  # says at once what is wrong with the id, the key or the server
@@ -167,7 +113,7 @@ def _fold(state: State, envelope: Envelope) -> State:
 
 @main.command()
 @click.argument("run_id", metavar="RUN")
-@_with_client
+@with_client
 def cancel(client: Client, run_id: str) -> None:
     """Cancel a run. A run that has ended stays as it is."""
     run = client.cancel(run_id)
@@ -177,14 +123,14 @@ def cancel(client: Client, run_id: str) -> None:
 
 def _decision(command: Callable[[Client, str, str | None, str | None], None]) -> click.Command:
     """A command on one approval of a run."""
-    with_client = _with_client(command)
+    decide = with_client(command)
     for parameter in (
         click.option("--comment", metavar="TEXT", help="Why; kept with the decision."),
         click.argument("approval_id", metavar="[APPROVAL]", required=False),
         click.argument("run_id", metavar="RUN"),
     ):
-        with_client = parameter(with_client)
-    return main.command(epilog=COMMAND_EXIT_CODES)(with_client)
+        decide = parameter(decide)
+    return main.command(epilog=COMMAND_EXIT_CODES)(decide)
 
 
 @_decision
@@ -215,7 +161,7 @@ def _open_approval(client: Client, run_id: str) -> str:
 
 
 @main.command()
-@_with_client
+@with_client
 def approvals(client: Client) -> None:
     """List the open approvals, newest first: run, approval, who has to decide what."""
     for approval in client.approvals("open"):
@@ -227,45 +173,10 @@ def approvals(client: Client) -> None:
 @main.command("input", epilog=COMMAND_EXIT_CODES)
 @click.argument("run_id", metavar="RUN")
 @click.argument("text")
-@_with_client
+@with_client
 def send_input(client: Client, run_id: str, text: str) -> None:
     """Send a run TEXT while it goes on or waits."""
     click.echo(f"{run_id} was sent {client.send_input(run_id, text)}.")
-
-
-@main.command()
-@click.argument("run_id", metavar="RUN")
-@_database_option("URL of a Postgres to read instead of the API.", required=False)
-@_with_client
-def verify(client: Client, run_id: str, database: str | None) -> None:
-    """Recompute a finished run's digest and state from its log. Exit code 0: they are what is stored; 1: not."""
-    try:
-        if database:
-            events, digest = _verify_archive(database, run_id)
-        else:
-            run = client.read(run_id)
-            claim = Claim(run["status"], run["digest"], run["state"])
-            events, digest = verify_log(run_id, client.events(run_id), claim)
-    except Mismatch as mismatch:
-        raise click.ClickException(printable(mismatch)) from mismatch
-    source = "Postgres" if database else "the API"
-    click.echo(f"{run_id} is as it says: {events} events from {source}, digest {digest}.")
-
-
-def _verify_archive(url: str, run_id: str) -> tuple[int, str]:
-    with closing(Database(url, pool_size=1)) as database:
-        store = RunStore(database)
-        run = store.get(run_id)
-        if run is None:
-            raise Trouble(f"There is no run {run_id!r} in the database.")
-        return verify_log(run_id, _archive(store, run_id), Claim(run.status, run.digest, run.state))
-
-
-def _archive(store: RunStore, run_id: str) -> Iterator[Envelope]:
-    seq = 0
-    while events := store.events(run_id, seq, LOG_PAGE):
-        yield from (event.envelope() for event in events)
-        seq = events[-1].seq
 
 
 @main.group()
@@ -278,10 +189,10 @@ def keys() -> None:
 @click.option("--user", required=True)
 @click.option("--admin", is_flag=True, help="The key may administer.")
 @click.option("--write", is_flag=True, help="The key may start external runs, and act for any user of the tenant.")
-@_database_option("URL of the Postgres.", required=True)
+@database_option("URL of the Postgres.", required=True)
 def create_key(tenant: str, user: str, admin: bool, write: bool, database: str) -> None:
     """Make an API key and print it. It is stored as a hash only, so this is the one time that it can be read."""
-    with _explained(), closing(Database(database, pool_size=1)) as opened:
+    with explained(), closing(Database(database, pool_size=1)) as opened:
         click.echo(Registry(opened).create_key(Principal(tenant, user, admin, write)))
 
 
@@ -330,7 +241,7 @@ def bench(arguments: tuple[str, ...]) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def retention(days: int | None, dry_run: bool) -> None:
     """Remove the runs that ended more than N days ago from DATABASE_URL and REDIS_URL, as workers do by themselves."""
-    with _explained(), closing(Services.for_worker(Config.from_env())) as services:
+    with explained(), closing(Services.for_worker(Config.from_env())) as services:
         for line in purge(services, days, dry_run=dry_run):
             click.echo(line)
 
@@ -338,7 +249,7 @@ def retention(days: int | None, dry_run: bool) -> None:
 @main.command()
 def migrate() -> None:
     """Bring the database of DATABASE_URL to the current schema."""
-    with _explained():
+    with explained():
         migrate_database(Config.from_env().database_url)
 
 

@@ -145,23 +145,32 @@ class Client:
 
         :param on_trouble: told the reason when the connection is lost, None when it is back.
         """
+        with closing(self.follow_lines(run_id, since, on_trouble)) as lines:
+            for envelope, _ in lines:
+                yield envelope
+
+    def follow_lines(
+        self, run_id: str, since: int = 0, on_trouble: Callable[[str | None], None] = lambda _: None
+    ) -> Generator[tuple[Envelope, bytes], None, None]:
+        """As `follow`, each envelope with its own bytes, verbatim."""
         cursor, outage = since, _Outage(on_trouble)
         while True:
             try:
                 with closing(self._window(run_id, cursor)) as window:
-                    for envelope in window:
+                    for line in window:
+                        envelope = _parsed(line)
                         outage.over(progress=envelope is not None)
                         if envelope is None:
                             continue
                         cursor = _cursor_after(envelope, cursor)
-                        yield envelope
+                        yield envelope, line
                         if _is_last(envelope):
                             return
             except _Interrupted as interruption:
                 outage.wait(interruption)
 
-    def _window(self, run_id: str, cursor: int) -> Generator[Envelope | None, None, None]:
-        """One connection: what follows the cursor, None for a heartbeat. Ends only by raising.
+    def _window(self, run_id: str, cursor: int) -> Generator[bytes, None, None]:
+        """One connection: the lines that follow the cursor, empty ones for heartbeats. Ends only by raising.
 
         :raises _Interrupted: the connection or the server did not last.
         """
@@ -176,12 +185,9 @@ class Client:
                     answer.read()
                     refused = _refusal(answer)
                     raise _Interrupted(str(refused), refused.retry_after) if refused.passing else refused
-                for line in _lines(answer.iter_bytes()):
-                    yield json.loads(line) if line.strip() else None
+                yield from map(bytes.strip, _lines(answer.iter_bytes()))
         except httpx.RequestError as error:
             raise _Interrupted(f"The connection was lost: {_reason(error)}") from error
-        except ValueError as error:
-            raise _Interrupted("What came is not NDJSON.") from error
         raise _Interrupted("The server ended the stream.", orderly=True)
 
     def _insist(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -245,6 +251,18 @@ class _Outage:
         self._since = self._since or now
         time.sleep(max(interruption.wait, _jittered(self._delay)))
         self._delay = min(self._delay * 2, LAST_RETRY_SECONDS)
+
+
+def _parsed(line: bytes) -> Envelope | None:
+    """The line's envelope; None for a heartbeat.
+
+    :raises _Interrupted: it is neither.
+    """
+    try:
+        envelope: Envelope | None = json.loads(line) if line else None
+    except ValueError as error:
+        raise _Interrupted("What came is not NDJSON.") from error
+    return envelope
 
 
 def _cursor_after(envelope: Envelope, cursor: int) -> int:
