@@ -21,7 +21,7 @@ VENV_STAMP := $(VENV)/.made
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
-PIP_INPUTS := pyproject.toml requirements.txt requirements-dev.txt
+PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
 .PHONY: install run test test-chaos test-model lint format bench lock test-browser test-proxy clean
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ $(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	$(INSTALL) '.[embedded,dev,bench]'
+	$(INSTALL) '.[embedded,dev,bench]' -e clients/python
 	@touch $@
 
 $(BROWSER_STAMP): $(DEV_STAMP)

@@ -281,15 +281,18 @@ class Run:
         expires_in: float | timedelta | None = None,
         requires: str = "owner",
         tool_call_id: str | None = None,
+        id: str | None = None,
     ) -> Approval:
         """Ask for a decision and wait for it. This thread waits, and the process has to live until then.
 
+        :param id: a name of your own, of [A-Za-z0-9_.-]. A writer that starts over and asks the same under the same
+            name gets the decision that was made before; without one it asks anew.
         :param expires_in: seconds, or a timedelta, after which nobody can decide any more; None: never.
         :param requires: who decides: the run's `owner`, or an `operator`, who is an administrator of the tenant.
         """
         if requires not in ("owner", "operator"):
             raise ValueError(f"An approval is given by owner or operator, not {requires!r}.")
-        approval_id = self._new_id("apr")
+        approval_id = id or self._new_id("apr")
         payload = {"approval_id": approval_id, "label": label, "requires": requires, **given(tool_call_id=tool_call_id)}
         seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
         if seconds is not None:
