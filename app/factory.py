@@ -7,7 +7,7 @@ from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app.api import approvals, external, inputs, meta, problems, runs
+from app.api import approvals, external, inputs, meta, multi, problems, runs, websocket
 from app.api.context import Runtail
 from app.auth import Authenticator
 from app.commands import Commands
@@ -49,7 +49,7 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         windows=_windows(config, services),
     )
     api = problems.Api(app)
-    for module in (runs, external, approvals, inputs, meta):
+    for module in (runs, external, multi, websocket, approvals, inputs, meta):
         api.register_blueprint(module.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Runtail"}))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -107,6 +107,14 @@ class Runs:
         :raises RunNotFound: there is no such run, or it is somebody else's.
         """
         return _found(self.services.store.position(principal, askable(run_id)), run_id)
+
+    def positions(self, principal: Principal, run_ids: Sequence[str]) -> list[RunPosition]:
+        """As `position`, of several runs in one query.
+
+        :raises RunNotFound: one of them is not there, or is somebody else's.
+        """
+        found = self.services.store.positions(principal, list(map(askable, run_ids)))
+        return [_found(position, run_id) for position, run_id in zip(found, run_ids, strict=True)]
 
     def await_end(self, run: RunRecord, seconds: float) -> RunRecord:
         """The run once it has ended; after so long, or where the log cannot be followed, as it is then."""

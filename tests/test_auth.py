@@ -69,6 +69,7 @@ PROTECTED = [
     ("GET", f"/runs/{UNKNOWN}"),
     ("DELETE", f"/runs/{UNKNOWN}"),
     ("GET", f"/runs/{UNKNOWN}/events"),
+    ("GET", f"/events?runs={UNKNOWN}"),
     ("POST", f"/runs/{UNKNOWN}/cancel"),
     ("POST", "/runs/cancel"),
     ("POST", f"/runs/{UNKNOWN}/input"),

@@ -1,6 +1,6 @@
-"""A client's cursor, from wherever it was given."""
+"""A client's cursor, from wherever it was given: of one run, or of several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from app.errors import InvalidCursor
@@ -19,6 +19,28 @@ def cursor_of(last_event_id: str | None, query: Mapping[str, str]) -> int | None
     text = last_event_id or query.get("last_event_id") or query.get("since_seq") or "0"
     if text == "latest":
         return FROM_SNAPSHOT
+    return _seq(text)
+
+
+def cursors_of(last_event_id: str | None, query: Mapping[str, str], run_ids: Sequence[str]) -> dict[str, int | None]:
+    """The cursor of each run, by a list `run:seq,run:seq`: the `Last-Event-ID` header, else `last_event_id`, else
+    `since`. A run that is not named begins at 0.
+
+    :raises InvalidCursor: another run is named, or one twice; or a seq is none.
+    """
+    text = last_event_id or query.get("last_event_id") or query.get("since") or ""
+    if text == "latest":
+        return dict.fromkeys(run_ids, FROM_SNAPSHOT)
+    cursors: dict[str, int | None] = {}
+    for place in text.split(",") if text else ():
+        run_id, _, seq = place.rpartition(":")
+        if run_id not in run_ids or run_id in cursors:
+            raise InvalidCursor(f"A cursor names each of the runs at most once, and no other; not as {place[:60]!r}.")
+        cursors[run_id] = _seq(seq)
+    return {run_id: cursors.get(run_id, 0) for run_id in run_ids}
+
+
+def _seq(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX):
         raise InvalidCursor(f"A cursor is the seq of an event, or `latest`; not {text[:40]!r}.")
     return int(text)

@@ -1,7 +1,9 @@
 """Windows as responses: who may open one, and on what it is opened."""
 
 import random
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flask import Response, request
@@ -9,14 +11,19 @@ from flask import Response, request
 from app.api.context import principal, runtail
 from app.errors import RuntailError, TooManyStreams
 from app.storage.run_store import RunPosition, RunRecord
+from app.streaming.admission import Ticket
 from app.streaming.gunicorn_worker import HANDED_OVER
 from app.streaming.handover import take_over
+from app.streaming.iterated_window import Iterated
+from app.streaming.multi_window import NO_RUN
 from app.streaming.windows import DRAIN_RETRY_MS, Opening, Windows, rejection
 from app.streaming.wire import NDJSON, Format
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Accept"}
 REJECTED_RETRY_MS = (2_000, 5_000)
 """When those come back who were not let in: not all at the same moment."""
+
+Open = Callable[[socket.socket | None], Iterated]
 
 
 class WindowResponse(Response):
@@ -46,6 +53,51 @@ class WindowResponse(Response):
         return super().__call__(environ, start_response)
 
 
+class IteratedResponse(Response):
+    """Its body is iterated over, on whatever connection it is."""
+
+    def __init__(self, format: Format, headers: Mapping[str, str], open: Open, give_up: Callable[[], None]) -> None:
+        """
+        :param open: opens what is iterated over, given the socket where it is known.
+        :param give_up: called where it cannot be opened.
+        """
+        super().__init__(iter(()), content_type=_content_type(format), headers=headers)
+        self._open = open
+        self._give_up = give_up
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """The WSGI side."""
+        try:
+            body = self._open(environ.get("gunicorn.socket"))
+        except BaseException:
+            self._give_up()
+            raise
+        self.response = body
+        self.call_on_close(body.close)
+        return super().__call__(environ, start_response)
+
+
+def open_iterated(format: Format, run_ids: Sequence[str], open: Callable[[Ticket], Open]) -> Response:
+    """The response of a window that is iterated over, as `open_window` has it for one run.
+
+    :param run_ids: the runs that it shows and that count as watched.
+    :param open: given the window's ticket, what opens it.
+    :raises TooManyStreams: the caller has too many windows open; for SSE the response says so.
+    """
+    windows = runtail().windows
+    if (response := _without_window(windows, format, HEADERS)) is not None:
+        return response
+    windows.start()
+    try:
+        ticket = windows.admission.admit(principal(), request.remote_addr or "", *run_ids)
+    except TooManyStreams as error:
+        if format is not NDJSON:
+            return reject(error, format, NO_RUN)
+        raise
+    give_up = partial(windows.admission.release, ticket, before_the_end=True)
+    return IteratedResponse(format, HEADERS, open(ticket), give_up)
+
+
 def open_window(
     run: RunPosition | RunRecord,
     cursor: int | None,
@@ -61,12 +113,8 @@ def open_window(
     :raises TooManyStreams: the caller has too many windows open; for SSE and for a posted run the response says so.
     """
     windows, headers = runtail().windows, {**HEADERS, **(about or {})}
-    if request.method == "HEAD":
-        return Response(content_type=_content_type(format), headers=headers)
-    if windows.draining():
-        return Response(
-            format.retry(random.randint(*DRAIN_RETRY_MS)), content_type=_content_type(format), headers=headers
-        )
+    if (response := _without_window(windows, format, headers)) is not None:
+        return response
     windows.start()
     try:
         ticket = windows.admission.admit(principal(), request.remote_addr or "", run.id)
@@ -75,6 +123,16 @@ def open_window(
             return reject(error, format, run.id, headers)
         raise
     return WindowResponse(windows, Opening(run, cursor, format, ticket, posted_at, speed), headers)
+
+
+def _without_window(windows: Windows, format: Format, headers: Mapping[str, str]) -> Response | None:
+    """The answer to a request that gets no window, and is not to: HEAD, or the process ends. None: open one."""
+    if request.method == "HEAD":
+        return Response(content_type=_content_type(format), headers=headers)
+    if windows.draining():
+        retry = format.retry(random.randint(*DRAIN_RETRY_MS))
+        return Response(retry, content_type=_content_type(format), headers=headers)
+    return None
 
 
 def reject(error: RuntailError, format: Format, run_id: str, headers: Mapping[str, str] = HEADERS) -> Response:

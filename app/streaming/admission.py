@@ -10,7 +10,7 @@ Not responsible for who may see a run (`app.runs`), or for how a refusal is sent
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from itertools import chain, islice
@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 class Ticket:
     """What one window holds until it is released. An empty subject is not limited, and not counted."""
 
-    run_id: str
+    run_ids: tuple[str, ...]
+    """The runs that it shows, each of which counts as watched."""
     user: str
     address: str
 
@@ -72,13 +73,15 @@ class Admission:
         self._retry_at = 0.0
         self._closed = False
 
-    def admit(self, principal: Principal, address: str, run_id: str) -> Ticket:
+    def admit(self, principal: Principal, address: str, *run_ids: str) -> Ticket:
         """Count a window in, before its first byte; waits for Redis once. The caller releases the ticket.
+
+        A window counts once against the limits, however many runs it shows.
 
         :param address: of the client; empty where it is not known, which no limit applies to.
         :raises TooManyStreams: one of the limits is reached; the detail says which.
         """
-        ticket = self._ticket(principal, address, run_id)
+        ticket = self._ticket(principal, address, run_ids)
         limits = self._limits(ticket)
         with self._counting:
             self._count_in(limits)
@@ -91,23 +94,26 @@ class Admission:
                 metrics.REJECTED_WINDOWS.labels(error.code).inc()
             raise
         with self._counting:
-            self._add(ticket.run_id, 1)
-            self._changed[ticket.run_id] = self._changed.get(ticket.run_id, 0) + 1
-            self._left.pop(ticket.run_id, None)  # somebody came back
+            for run_id in ticket.run_ids:
+                self._add(run_id, 1)
+                self._changed[run_id] = self._changed.get(run_id, 0) + 1
+                self._left.pop(run_id, None)  # somebody came back
         metrics.OPEN_WINDOWS.inc()
         return ticket
 
-    def release(self, ticket: Ticket, *, before_the_end: bool) -> None:
+    def release(self, ticket: Ticket, *, before_the_end: bool, ended: Container[str] = ()) -> None:
         """Count a window out. Only memory: it never waits.
 
         :param before_the_end: the window has not delivered its run's terminal event.
+        :param ended: of several runs those whose terminal event it has delivered.
         """
         with self._counting:
             self._count_out(self._limits(ticket))
-            self._add(ticket.run_id, -1)
-            self._changed.setdefault(ticket.run_id, 0)
-            if before_the_end:
-                self._left[ticket.run_id] = self._left.get(ticket.run_id, 0) + 1
+            for run_id in ticket.run_ids:
+                self._add(run_id, -1)
+                self._changed.setdefault(run_id, 0)
+                if before_the_end and run_id not in ended:
+                    self._left[run_id] = self._left.get(run_id, 0) + 1
         metrics.OPEN_WINDOWS.dec()
 
     def run(self) -> None:
@@ -141,10 +147,10 @@ class Admission:
 
     # Limits.
 
-    def _ticket(self, principal: Principal, address: str, run_id: str) -> Ticket:
+    def _ticket(self, principal: Principal, address: str, run_ids: Iterable[str]) -> Ticket:
         user = f"user:{quote(principal.tenant_id, '')}:{quote(principal.user_id, '')}" if self._max_per_user else ""
         network = f"address:{_network(address)}" if self._max_per_address and address else ""
-        return Ticket(intern(run_id), intern(user), intern(network))
+        return Ticket(tuple(map(intern, run_ids)), intern(user), intern(network))
 
     def _limits(self, ticket: Ticket) -> list[tuple[str, int]]:
         limits = ((ticket.user, self._max_per_user), (ticket.address, self._max_per_address))

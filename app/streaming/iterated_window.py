@@ -1,6 +1,7 @@
 """A window as the body of a response: where the connection cannot be taken over (TLS, HTTP/2, another server).
 
-The same bytes as on a socket of its own, at the cost of a greenlet, or a thread, for each window.
+The same bytes as on a socket of its own, at the cost of a greenlet, or a thread, for each window. `Iterated` is what
+every window that is iterated over has in common.
 """
 
 import logging
@@ -12,7 +13,7 @@ from app.errors import StoreUnavailable
 from app.storage.history import History
 from app.streaming.admission import Ticket
 from app.streaming.tail import Tail
-from app.streaming.window import Closing, Leave, Limits, Place, Window
+from app.streaming.window import Closing, Leave, Limits, Window
 from app.streaming.wire import Wire
 
 POLL_SECONDS = 0.1
@@ -22,7 +23,41 @@ WAIT_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class IteratedWindow(Window):
+class Iterated:
+    """The order in which a body is sent: its opening, what comes next, heartbeats meanwhile, its last bytes."""
+
+    __slots__ = ()
+
+    wire: Wire
+    over: bool
+    farewell: tuple[Closing, bytes] | None
+    _limits: Limits
+
+    def _next(self) -> bytes:
+        """The next bytes; empty after a wait."""
+        raise NotImplementedError
+
+    def close(self, why: Closing = Closing.LEFT) -> None:
+        """Whoever sends the response has stopped. A second call does nothing."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.wire.format.opening
+        quiet_since = time.monotonic()
+        while not (self.over or self.farewell):
+            if body := self._next():
+                quiet_since = time.monotonic()
+                yield body
+            elif time.monotonic() - quiet_since >= self._limits.heartbeat_seconds:
+                quiet_since = time.monotonic()
+                yield self.wire.format.heartbeat
+        why, last = self.farewell if self.farewell and not self.over else (Closing.ENDED, b"")
+        if last:
+            yield last
+        self.close(why)
+
+
+class IteratedWindow(Iterated, Window):
     """A window that whoever sends the response iterates over."""
 
     __slots__ = ("_history", "_leave", "_stirred", "_watched")
@@ -57,32 +92,11 @@ class IteratedWindow(Window):
         """As in `Window`; the iteration sees to its heartbeats itself."""
         self.stir()
 
-    def __iter__(self) -> Iterator[bytes]:
-        yield self.wire.format.opening
-        while not (self.over or self.farewell):
-            if body := self._next():
-                self.quiet_since = time.monotonic()
-                yield body
-            elif time.monotonic() - self.quiet_since >= self._limits.heartbeat_seconds:
-                self.quiet_since = time.monotonic()
-                yield self.wire.format.heartbeat
-        why, last = self.farewell if self.farewell and not self.over else (Closing.ENDED, b"")
-        if last:
-            yield last
-        self.close(why)
-
     def _next(self) -> bytes:
-        """The next bytes; empty after a wait."""
+        """As in `Iterated`."""
         self._stirred.clear()
-        if self.place() is Place.BEHIND:
-            try:
-                if body := self.from_memory() or self.from_storage(self._history):
-                    return body
-            except StoreUnavailable as error:
-                log.warning("A window of %s waits. %s", self.tail.run_id, error.detail)
-        elif self.place() is Place.LEVEL:
-            self.levelled()
-            self.over = self.tail.ended
+        if frames := self.next_frames(self._history):
+            return b"".join(frames)
         if not self.over:
             self._wait()
         return b""
@@ -92,10 +106,7 @@ class IteratedWindow(Window):
             self._stirred.wait(WAIT_SECONDS)
             return
         time.sleep(POLL_SECONDS)
-        try:
-            self.tail.head, self.tail.ready = self._history.head(self.tail.run_id), True
-        except StoreUnavailable as error:
-            log.warning("A window of %s waits. %s", self.tail.run_id, error.detail)
+        look_up(self.tail, self._history)
         now = time.monotonic()
         if now >= self.expires_at:
             self.visit(now)
@@ -106,3 +117,11 @@ class IteratedWindow(Window):
             self.closed = True
             self.tail.leave(self)
             self._leave(self, why)
+
+
+def look_up(tail: Tail, history: History) -> None:
+    """Where no hub runs: learn how far the run has got."""
+    try:
+        tail.head, tail.ready = history.head(tail.run_id), True
+    except StoreUnavailable as error:
+        log.warning("Windows of %s wait. %s", tail.run_id, error.detail)

@@ -4,6 +4,7 @@ Responsible for order, snapshots and gaps. Not responsible for connections (`soc
 when something is new (`tail_hub`). The caller has authorised the client; a window never changes the run.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from app import metrics
+from app.errors import StoreUnavailable
 from app.protocol.events import TERMINAL, control
 from app.protocol.reducer import ENDED
 from app.storage.history import History
 from app.streaming.admission import Ticket
 from app.streaming.tail import Tail
-from app.streaming.wire import Wire
+from app.streaming.wire import Format, Wire
 
 HEALING_SECONDS = 5.0
 """How long a cursor beyond the head of a live run waits for the log to catch up."""
@@ -26,6 +28,8 @@ PAGE_BYTES = 128_000
 JITTER = 0.1
 """Of a window's longest time: windows that were opened together do not all come back together."""
 ROTATION_RETRY_MS = 100
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,11 @@ class Limits:
     max_seconds: float
     replay_max_events: int
     replay_max_bytes: int
+
+    def expiry(self) -> float:
+        """When a window that is opened now is to end, by `time.monotonic()`."""
+        longest = self.max_seconds * random.uniform(1 - JITTER, 1 + JITTER)
+        return time.monotonic() + longest if longest else float("inf")
 
 
 class Place(Enum):
@@ -100,8 +109,7 @@ class Window:
         self.quiet_since = now
         self.posted_at: float | None = None
         """When the run was asked for, where this window is the answer to that."""
-        longest = limits.max_seconds * random.uniform(1 - JITTER, 1 + JITTER)
-        self.expires_at = now + longest if longest else float("inf")
+        self.expires_at = limits.expiry()
         self.look_at = 0.0
         """Before that moment nothing is due. A window that is not live is looked at each time."""
         self._limits = limits
@@ -147,47 +155,70 @@ class Window:
         """The window is level: what it will have missed from here on is counted anew."""
         self._replayed, self._page = 0, FIRST_PAGE
 
+    def next_frames(self, history: History) -> list[bytes]:
+        """What comes next, frame by frame, as far as it is there. May block. For windows that nothing is handed to."""
+        place = self.place()
+        if place is Place.LEVEL:
+            self.levelled()
+            self.over = self.tail.ended
+        if place is not Place.BEHIND:
+            return []
+        try:
+            return self._frames_in_memory() or self._frames_in_storage(history)
+        except StoreUnavailable as error:
+            log.warning("A window of %s waits. %s", self.tail.run_id, error.detail)
+            return []
+
     def from_memory(self) -> bytes:
         """What follows the cursor, as far as it is in the ring; empty: ask storage. Moves the cursor."""
-        ring = self.tail.rings.get(self.wire.format)
-        if ring is None or self.cursor is None or self.gap is not None or self._beyond_cap():
-            return b""
-        frames = ring.after(self.cursor)
-        self.cursor += len(frames)
-        self.over = self.tail.ended and self.cursor == self.tail.head
-        return self._counted(b"".join(frames))
+        return b"".join(self._frames_in_memory())
 
     def from_storage(self, history: History) -> bytes:
         """What follows the cursor: a page of events, or a snapshot. Moves the cursor. Empty: there is nothing (yet).
 
         :raises StoreUnavailable: it cannot be read now; the cursor is where it was.
         """
+        return b"".join(self._frames_in_storage(history))
+
+    def _frames_in_memory(self) -> list[bytes]:
+        ring = self.tail.rings.get(self.wire.format)
+        if ring is None or self.cursor is None or self.gap is not None or self._beyond_cap():
+            return []
+        frames = ring.after(self.cursor)
+        self.cursor += len(frames)
+        self.over = self.tail.ended and self.cursor == self.tail.head
+        return self._counted(frames)
+
+    def _frames_in_storage(self, history: History) -> list[bytes]:
         if self.gap is not None:
-            return b"" if self.tail.uncertain else self._gap(history)
+            return [] if self.tail.uncertain else self._gap(history)
         if self.cursor is None:
-            return self._snapshot(history, "latest")
+            return _present(self._snapshot(history, "latest"))
         if self._beyond_cap():
-            return self._snapshot(history, "replay_cap")
+            return _present(self._snapshot(history, "replay_cap"))
         events = history.after(self.tail.run_id, self.cursor, self._page)
         if not events:
             self.over = history.is_over(self.tail.run_id, self.cursor)
-            return b""
+            return []
         if events[0].seq != self.cursor + 1:
-            return self._snapshot(history, "gap")
+            return _present(self._snapshot(history, "gap"))
         self.cursor = events[-1].seq
         self.over = events[-1].type in TERMINAL
-        return self._counted(b"".join(map(self.wire.format.event, events)))
+        return self._counted(list(map(self.wire.format.event, events)))
 
-    def _counted(self, body: bytes) -> bytes:
+    def _counted(self, frames: list[bytes]) -> list[bytes]:
+        if not frames:
+            return frames
         if not self._replayed:
             metrics.REPLAYS.inc()
         if self.posted_at is not None:
             metrics.FIRST_EVENT.observe(time.monotonic() - self.posted_at)
             self.posted_at = None
-        self._replayed += len(body)
-        growth = 4 if len(body) < PAGE_BYTES / 4 else 1 if len(body) < PAGE_BYTES else 0.25
+        size = sum(map(len, frames))
+        self._replayed += size
+        growth = 4 if size < PAGE_BYTES / 4 else 1 if size < PAGE_BYTES else 0.25
         self._page = max(1, min(int(self._page * growth), LARGEST_PAGE))
-        return body
+        return frames
 
     def _beyond_cap(self) -> bool:
         limits = self._limits
@@ -197,10 +228,10 @@ class Window:
         too_many = 0 < limits.replay_max_events < missed
         return too_many or (missed > 0 and 0 < limits.replay_max_bytes <= self._replayed)
 
-    def _gap(self, history: History) -> bytes:
+    def _gap(self, history: History) -> list[bytes]:
         run_id, lost = self.tail.run_id, self.gap
         text = control(run_id, "stream.gap", {"requested": lost, "earliest": 1, "head": history.head(run_id)})
-        return self.wire.format.control("stream.gap", text, None) + self._snapshot(history, "gap")
+        return _present(self.wire.format.control("stream.gap", text, None), self._snapshot(history, "gap"))
 
     def _snapshot(self, history: History, reason: str) -> bytes:
         run = history.store.get(self.tail.run_id)
@@ -238,12 +269,20 @@ class Window:
 
     def say_farewell(self, why: Closing, retry_ms: int) -> None:
         """End in order, at the next boundary between events; the client comes back after `retry_ms`."""
-        format = self.wire.format
-        body = format.retry(retry_ms)
-        if why is Closing.ROTATED:
-            body = format.control("stream.expired", control(self.tail.run_id, "stream.expired", {}), None) + body
-        self.farewell = why, body
+        self.farewell = why, last_words(self.wire.format, self.tail.run_id, why, retry_ms)
         self.stir()
+
+
+def _present(*frames: bytes) -> list[bytes]:
+    return [frame for frame in frames if frame]
+
+
+def last_words(format: Format, run_id: str, why: Closing, retry_ms: int) -> bytes:
+    """The last bytes of a window that ends before its run does. `run_id`: empty where it is not about one run."""
+    retry = format.retry(retry_ms)
+    if why is not Closing.ROTATED:
+        return retry
+    return format.control("stream.expired", control(run_id, "stream.expired", {}), None) + retry
 
 
 Leave = Callable[[Window, Closing], None]

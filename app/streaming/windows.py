@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from _socket import socket as NativeSocket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,12 +18,13 @@ from app.storage.history import History
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Admission, Ticket
 from app.streaming.iterated_window import IteratedWindow
+from app.streaming.multi_window import MultiWindow
 from app.streaming.playback import PlaybackWindow
 from app.streaming.socket_window import SocketWindow, tune
 from app.streaming.tail import Tail
 from app.streaming.tail_hub import TailHub
-from app.streaming.window import Closing, Limits, Window
 from app.streaming.websocket_window import CarryOut, WebSocketWindow
+from app.streaming.window import Closing, Limits, Window
 from app.streaming.wire import Format, wire
 
 DRAIN_RETRY_MS = (100, 1_000)
@@ -83,7 +84,6 @@ class Windows:
 
     def open_on(self, native: NativeSocket, opening: Opening, *, chunked: bool) -> None:
         """Open a window on a connection that is ours; the head of the response has been sent. Never blocks."""
-        tune(native, self.limits)
         self._hub.enter(self._on_socket(SocketWindow, native, opening, chunked=chunked))
 
     def open_websocket_on(self, native: NativeSocket, heard: bytes, opening: Opening, carry_out: CarryOut) -> None:
@@ -100,6 +100,7 @@ class Windows:
     def _on_socket(
         self, make: Callable[..., SocketWindow], native: NativeSocket, opening: Opening, *, chunked: bool
     ) -> SocketWindow:
+        tune(native, self.limits)
         window = make(
             native,
             self._tail(opening),
@@ -140,6 +141,26 @@ class Windows:
             watched=lambda: self._hub.running,
         )
 
+    def iterate_several(self, openings: Sequence[Opening], sock: socket.socket | None) -> MultiWindow:
+        """As `iterate`, for one window onto several runs.
+
+        :param openings: one for each run, with the same format and the same ticket.
+        """
+        if sock is not None:
+            tune(sock, self.limits)
+        window = MultiWindow(
+            wire(openings[0].format, chunked=False),
+            self.limits,
+            openings[0].ticket,
+            history=self._history,
+            leave=self._left_several,
+            watched=lambda: self._hub.running,
+        )
+        for opening in openings:
+            member = window.add(self._tail(opening), opening.cursor, leave=lambda member, _: self._hub.leave(member))
+            self._hub.enter(member)
+        return window
+
     def _tail(self, opening: Opening) -> Tail:
         run = opening.run
         if run.terminal:
@@ -152,6 +173,11 @@ class Windows:
         if why is Closing.ROTATED:
             metrics.ROTATIONS.inc()
         log.debug("A window of %s was closed at %s: %s.", window.tail.run_id, window.cursor, why.value)
+
+    def _left_several(self, window: MultiWindow, why: Closing) -> None:
+        self.admission.release(window.ticket, before_the_end=why is Closing.LEFT, ended=window.ended)
+        if why is Closing.ROTATED:
+            metrics.ROTATIONS.inc()
 
     # The end of the process.
 

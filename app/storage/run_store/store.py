@@ -139,6 +139,10 @@ class RunStore:
         """
         return self._positions.ask((run_id, principal.tenant_id, principal.user_id))
 
+    def positions(self, principal: Principal, run_ids: Sequence[str]) -> list[RunPosition | None]:
+        """As `position`, of several runs in one query, in order."""
+        return self._find_positions([(run_id, principal.tenant_id, principal.user_id) for run_id in run_ids])
+
     def _find_positions(self, wanted: Sequence[tuple[str, str, str]]) -> list[RunPosition | None]:
         sql = """SELECT id, tenant_id, user_id, finished_at IS NOT NULL, state_seq FROM runs
                  JOIN unnest(%s::text[], %s::text[], %s::text[]) AS wanted (id, tenant_id, user_id)
