@@ -5,7 +5,7 @@ inputs and decisions. What one batch does wrong fails it alone. Not responsible 
 and hooked, but for those that are made here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ from app.errors import (
     TooManyApprovals,
 )
 from app.protocol.events import Event, encode, timestamp
-from app.storage.run_store.database import Database
+from app.storage.run_store.database import BEGIN, Database
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
-from app.storage.run_store.store import insert_events
+from app.storage.run_store.store import INSERT_EVENTS
 
 APPROVALS_MAX = 100
 """That one external run may ask for: every answer holds all that were decided."""
@@ -35,17 +35,15 @@ STATE_BYTES_PER_EVENT = 100
 
 Payload = dict[str, Any]
 
-_LOCK = """
-SELECT id, epoch, finished_at IS NOT NULL, cancel_requested, state_seq, pg_column_size(state)
-FROM runs WHERE id = ANY (%s) AND queue = 'external' ORDER BY id FOR NO KEY UPDATE
-"""
-# A statement of its own: one that had to wait for a lock would see the other tables as they were before it waited.
-_READ = """
-SELECT w.run_id, w.producer_seq, w.head, w.inputs_told, w.ending IS NOT NULL,
-       (SELECT coalesce(max(n), 0) FROM run_inputs i WHERE i.run_id = w.run_id),
-       EXISTS (SELECT FROM approvals a WHERE a.run_id = w.run_id)
-FROM unnest(%s::text[], %s::int[]) AS locked (id, epoch)
-JOIN writers w ON w.run_id = locked.id AND w.epoch = locked.epoch
+# One round trip. Three statements all the same: one that had to wait for a lock would see the other tables as they were
+# before it waited.
+_OPEN = f"""{BEGIN};
+SELECT FROM runs WHERE id = ANY (%s) AND queue = 'external' ORDER BY id FOR NO KEY UPDATE;
+SELECT r.id, r.epoch, r.finished_at IS NOT NULL OR w.ending IS NOT NULL, r.cancel_requested, r.state_seq,
+       pg_column_size(r.state), w.producer_seq, w.head, w.inputs_told,
+       (SELECT coalesce(max(n), 0) FROM run_inputs i WHERE i.run_id = r.id),
+       EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id)
+FROM runs r JOIN writers w ON w.run_id = r.id AND w.epoch = r.epoch WHERE r.id = ANY (%s) AND r.queue = 'external'
 """
 _APPROVALS = """
 SELECT run_id, id, tool_call_id, label, requires, decision, decided_by, comment, told
@@ -135,9 +133,8 @@ class _Hold:
     """A run that the transaction has locked, and what becomes of it."""
 
     def __init__(self, row: Sequence[Any]) -> None:
-        self.run_id, self.epoch, self.ended, self.cancel_requested, self.state_seq, self.state_bytes = row
-        self.producer_seq = self.head = self.inputs_told = self.inputs = 0
-        self.has_approvals = False
+        self.run_id, self.epoch, self.ended, self.cancel_requested, self.state_seq, self.state_bytes = row[:6]
+        self.producer_seq, self.head, self.inputs_told, self.inputs, self.has_approvals = row[6:]
         self.approvals: dict[str, _Approval] = {}
         self.new_approvals: list[NewApproval] = []
         self.newly_told: list[str] = []
@@ -146,11 +143,6 @@ class _Hold:
         """Its writer has shown that it is there."""
         self.error: RuntailError | None = None
         """Nothing of what was brought for it is taken."""
-
-    def read(self, row: Sequence[Any]) -> None:
-        """How far its writer has come."""
-        self.producer_seq, self.head, self.inputs_told, ending, self.inputs, self.has_approvals = row
-        self.ended |= ending
 
     def refusal(self, batch: Batch) -> RuntailError | None:
         """Why the batch is not taken; None: it is."""
@@ -234,15 +226,15 @@ class BatchStore:
         :param hook: makes the payload that goes out of one that is made here; what it raises fails the run's batches.
         """
         ts = timestamp()
-        with self._database.session(atomic=True) as db:
-            holds = _lock(db, sorted({batch.run_id for batch in batches}))
+        with self._database.session() as db:  # which begins and commits along with the first and the last query
+            holds = _open(db, sorted({batch.run_id for batch in batches}))
             outcomes = [_judge(holds.get(batch.run_id), batch, ts) for batch in batches]
             touched = [hold for hold in holds.values() if hold.touched]
             inputs = _inputs(db, touched, [b for b, o in zip(batches, outcomes, strict=True) if isinstance(o, bool)])
             for hold in touched:
                 _tell(hold, inputs, hook, ts)
             changed = [hold for hold in touched if hold.error is None]
-            _write(db, changed)
+            _commit(db, changed)
         answers = [_answer(holds, batch, outcome, inputs) for batch, outcome in zip(batches, outcomes, strict=True)]
         return answers, [Written(hold.run_id, hold.epoch, hold.events) for hold in changed if hold.events]
 
@@ -251,12 +243,10 @@ def _asked(new: NewApproval) -> tuple[Any, ...]:
     return (new.tool_call_id, new.label, new.requires)
 
 
-def _lock(db: Any, run_ids: Sequence[str]) -> dict[str, _Hold]:
-    """The runs, locked in the order of their ids, as nobody may wait for us who we wait for."""
-    holds = {row[0]: _Hold(row) for row in db.execute_sql(_LOCK, (list(run_ids),)).fetchall()}
-    epochs = [hold.epoch for hold in holds.values()]
-    for run_id, *row in db.execute_sql(_READ, (list(holds), epochs)).fetchall():
-        holds[run_id].read(row)
+def _open(db: Any, run_ids: Sequence[str]) -> dict[str, _Hold]:
+    """Begin, with the runs locked in the order of their ids: so nobody waits for us whom we wait for."""
+    ids = list(run_ids)
+    holds = {row[0]: _Hold(row) for row in db.execute_sql(_OPEN, (ids, ids)).fetchall()}
     if asking := [hold.run_id for hold in holds.values() if hold.has_approvals]:
         for row in db.execute_sql(_APPROVALS, (asking,)).fetchall():
             run_id, id, tool_call_id, label, requires, decision, by, comment, told = row
@@ -282,8 +272,7 @@ def _inputs(
     wanted = [(run_id, after) for run_id, after in asked if after < sent[run_id]]
     found: dict[tuple[str, int], list[InputRecord]] = {}
     if wanted:
-        columns = [list(column) for column in zip(*wanted, strict=True)]
-        for run_id, after, *input in db.execute_sql(_INPUTS, (*columns, INPUTS_AT_ONCE)).fetchall():
+        for run_id, after, *input in db.execute_sql(_INPUTS, (*_columns(wanted), INPUTS_AT_ONCE)).fetchall():
             found.setdefault((run_id, after), []).append(InputRecord(*input))
     return found
 
@@ -300,20 +289,22 @@ def _tell(
         hold.error = error
 
 
-def _write(db: Any, holds: Sequence[_Hold]) -> None:
+def _commit(db: Any, holds: Sequence[_Hold]) -> None:
+    """Write down what has become of the runs, and commit."""
     for hold in holds:
         for new in hold.new_approvals:
             insert_approval(db, hold.run_id, new)
-    insert_events(db, _events(holds))
-    if holds:
-        columns = zip(*((h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told) for h in holds), strict=True)
-        db.execute_sql(_UPDATE_WRITERS, [list(column) for column in columns])
     if told := [(hold.run_id, id) for hold in holds for id in hold.newly_told]:
-        db.execute_sql(_TOLD, [list(column) for column in zip(*told, strict=True)])
+        db.execute_sql(_TOLD, _columns(told))
+    events = [(hold.run_id, e.seq, e.type, e.op, e.text) for hold in holds for e in hold.events]
+    writers = [(h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told) for h in holds]
+    statements = [(INSERT_EVENTS, events)] * bool(events) + [(_UPDATE_WRITERS, writers)] * bool(writers)
+    values = [column for _, rows in statements for column in _columns(rows)]
+    db.execute_sql("; ".join([*(sql for sql, _ in statements), "COMMIT"]), values)
 
 
-def _events(holds: Iterable[_Hold]) -> Iterator[tuple[str, Event]]:
-    return ((hold.run_id, event) for hold in holds for event in hold.events)
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _answer(

@@ -36,7 +36,7 @@ INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
 """
-_INSERT_EVENTS = """
+INSERT_EVENTS = """
 INSERT INTO run_events (run_id, seq, type, ts, op, e)
 SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
 FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
@@ -446,4 +446,4 @@ def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> None:
     """Within a transaction that has locked the runs: archive the events, each with its run's id."""
     columns = list(zip(*((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events), strict=True))
     if columns:
-        db.execute_sql(_INSERT_EVENTS, [list(column) for column in columns])
+        db.execute_sql(INSERT_EVENTS, [list(column) for column in columns])
