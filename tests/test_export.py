@@ -81,6 +81,14 @@ def test_the_seal_is_what_the_protocol_document_says() -> None:
     }
 
 
+def test_the_document_s_seal_is_that_of_its_worked_example() -> None:
+    document = (ROOT / "docs" / "protocol.md").read_text()
+    example = document.partition("#### Worked example")[2].partition("```json\n")[2].partition("```")[0]
+    lines = split(example.encode())
+    assert check(sealed(lines)).events == 12
+    assert f"```json\n{sealed(lines)[-1].decode()}```" in document
+
+
 def test_a_file_in_order_is_told_by_its_run_its_events_and_its_digest() -> None:
     found = json.loads(LOG[-1])["payload"]["digest"]
     assert check(FILE) == Checked(RUN, len(LOG), found, sealed=True)
