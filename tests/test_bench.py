@@ -36,7 +36,8 @@ from bench.scenarios.slow import Slow
 from bench.scenarios.streaming import Streaming
 from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
-from bench.scenarios.writers import WRITELOAD, Log, judge
+from bench.scenarios.websockets import WebSockets
+from bench.scenarios.writers import WRITELOAD, Log, Writers, judge
 from bench.servers import BASELINES
 from bench.stage import Stage
 from tests.harness import ROOT
@@ -157,6 +158,17 @@ def test_slow_readers_are_closed_and_come_back_complete(stage: Stage) -> None:
     assert figures["delivered"] == 1
 
 
+def test_websockets_are_weighed_and_followed_beside_sse(stage: Stage) -> None:
+    scenario = WebSockets(windows=20, runs=10, rate=100, seconds=0.4, idle_seconds=0.1, warm_up=2)
+    figures = played(stage, scenario)["figures"]["runtail"]
+    for kind in ("sse", "websocket"):
+        assert figures[f"{kind}_frames"] == 80
+        assert figures[f"{kind}_missing"] == figures[f"{kind}_gaps"] == figures[f"{kind}_repeats"] == 0
+        assert 1 <= figures[f"{kind}_files_per_window"] < 1.5
+        assert 0 < figures[f"{kind}_p50_ms"] <= figures[f"{kind}_p99_ms"]
+    assert figures["websocket_odd_frames"] == 0
+
+
 def test_a_baseline_that_is_none_is_refused(stage: Stage) -> None:
     with pytest.raises(BenchError, match="flask-sse, nchan, not sidekiq"):
         Fanout(baselines="sidekiq").run(stage)
@@ -193,6 +205,22 @@ def test_waiting_runs_leave_nothing_in_the_worker(stage: Stage) -> None:
     assert figures["greenlets_more"] == figures["started_jobs_more"] == figures["owned_runs_after"] == 0
     assert figures["executions_after"] == 1
     assert figures["resumed_p50_ms"] > 0
+
+
+def test_external_writers_lose_nothing(stage: Stage) -> None:
+    written = played(stage, Writers(writers=4, rate=200, seconds=2, processes=1))
+    figures = written["figures"]["runtail"]
+    assert figures["appends"] == written["figures"]["healthz"]["appends"] == 400
+    assert {name: figures[name] for name in ("lost", "doubled", "out_of_order", "unfinished", "unverified")} == {
+        "lost": 0,
+        "doubled": 0,
+        "out_of_order": 0,
+        "unfinished": 0,
+        "unverified": 0,
+    }
+    assert figures["repeats"] == 40
+    assert figures["again_new"] + figures["again_known"] == figures["cut_at_once"] + figures["cut_unread"] > 0
+    assert written["ratios"]["healthz"]["p50_ms"] > 0
 
 
 def test_every_run_of_a_killed_worker_is_taken_over(stage: Stage) -> None:

@@ -34,7 +34,7 @@ class WebSockets:
     seconds: float = 10
     idle_seconds: float = 20
     payload_bytes: int = 120
-    warm_up: int = 500
+    warm_up: int = 1_000
 
     def run(self, stage: Stage) -> Result:
         """Play it."""
