@@ -1,0 +1,53 @@
+"""Jobs that a plain `rq worker` executes, of a module such as an application has it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from runtail_client import Run, Runtail
+
+client = Runtail(os.environ["RUNTAIL_URL"], beat_seconds=0.1)
+
+
+@client.job
+def report(run: Run, month: str) -> str:
+    """Succeeds."""
+    rows = run.tool("query", len, month, label="Reading the books")
+    return run.stream([f"{rows} letters ", f"in {month}."])
+
+
+@client.job(user="carol", session="ses_carol")
+def fragile(run: Run, folder: str) -> str:
+    """Fails at its first try."""
+    run.stream(["Trying. "])
+    if _first_time(folder):
+        raise ConnectionError("hunter2")
+    return run.stream(["Done."])
+
+
+@client.job
+def killed(run: Run, folder: str) -> str:
+    """Is killed at its first try, in the middle of a sentence."""
+    with run.message() as message:
+        message.write("It is ")
+        if _first_time(folder):
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        message.write("grey.")
+    return message.text
+
+
+@client.job
+def endless(run: Run) -> None:
+    """Goes on until it is cancelled."""
+    while True:
+        run.emit("custom.tick", {})
+        run.sleep(0.05)
+
+
+def _first_time(folder: str) -> bool:
+    mark = Path(folder) / "tried"
+    before = mark.exists()
+    mark.touch()
+    return not before
