@@ -37,9 +37,8 @@ class WindowResponse(Response):
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """The WSGI side."""
         headers = self.get_wsgi_headers(environ).to_wsgi_list()
-        plays_back = self._opening.speed is not None  # which has no place in the hub: it is iterated over
         try:
-            taken = None if plays_back else take_over(environ, start_response, self.status, headers)
+            taken = take_over(environ, start_response, self.status, headers)
         except BaseException:
             self._windows.admission.release(self._opening.ticket, before_the_end=True)
             raise
@@ -122,7 +121,11 @@ def open_window(
         if format is not NDJSON or posted_at is not None:  # the run that was posted exists: say so
             return reject(error, format, run.id, headers)
         raise
-    return WindowResponse(windows, Opening(run, cursor, format, ticket, posted_at, speed), headers)
+    opening = Opening(run, cursor, format, ticket, posted_at, speed)
+    if speed is None:
+        return WindowResponse(windows, opening, headers)
+    give_up = partial(windows.admission.release, ticket, before_the_end=True)
+    return IteratedResponse(format, headers, partial(windows.iterate, opening), give_up)
 
 
 def _without_window(windows: Windows, format: Format, headers: Mapping[str, str]) -> Response | None:
