@@ -49,6 +49,7 @@ class Config:
     on_disconnect_grace_seconds: int = 30
     """How long a run with `on_disconnect: cancel` may be without a window."""
     external_lease_seconds: int = 60
+    external_claim_seconds: int = 86_400
     """How long the writer of an external run may be silent; then the run has lost it."""
     run_max_attempts: int = 5
     run_timeout_seconds: int = 3_600
@@ -89,6 +90,7 @@ class Config:
             replay_max_bytes=number("REPLAY_MAX_BYTES", 1_000_000, 0),
             on_disconnect_grace_seconds=number("ON_DISCONNECT_GRACE_SECONDS", 30, 1),
             external_lease_seconds=number("EXTERNAL_LEASE_SECONDS", 60, 1),
+            external_claim_seconds=number("EXTERNAL_CLAIM_SECONDS", 86_400, 1),
             run_max_attempts=number("RUN_MAX_ATTEMPTS", 5, 1),
             run_timeout_seconds=number("RUN_TIMEOUT_SECONDS", 3_600, 0),
             run_retention_days=number("RUN_RETENTION_DAYS", 0, 0),

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from app.errors import (
@@ -73,20 +73,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Of one writer, as they are shown once."""
+    """Of one writer, as they are shown once. `writer` None: it is yet to come."""
 
-    writer: str
+    writer: str | None
     watch: str
 
     @classmethod
-    def make(cls) -> "Tokens":
+    def make(cls, request: StartRequest) -> "Tokens":
         """New ones."""
-        return cls(f"rtw_{secrets.token_urlsafe(32)}", f"rtv_{secrets.token_urlsafe(32)}")
+        writer = None if request.writer_later else f"rtw_{secrets.token_urlsafe(32)}"
+        return cls(writer, f"rtv_{secrets.token_urlsafe(32)}")
 
     @property
     def hashes(self) -> Hashes:
         """What is stored of them."""
-        return Hashes(hash_key(self.writer), hash_key(self.watch))
+        return Hashes(hash_key(self.writer) if self.writer else None, hash_key(self.watch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class External:
             earlier = self._runs.started_before(principal, request)
             if earlier is not None and earlier.terminal:
                 return Started(earlier, None)
-            started = self._claim(earlier) if earlier is not None else self._begin(principal, request)
+            started = self._claim(earlier, request) if earlier is not None else self._begin(principal, request)
             if started is not None:  # None: somebody else did something to the run, or with its name
                 return started
 
@@ -144,15 +145,17 @@ class External:
         payload = self._services.hooks("run.started", {"attempt": 1, "worker": EXTERNAL})
         started = encode(new.id, 2, "run.started", payload)
         new.state.update(reduce(new.state, started.envelope()))
-        tokens = Tokens.make()
+        tokens = Tokens.make(request)
         run = self._services.external.create(new, [created, started], tokens.hashes)
         if run is None:
             return None
         self._append([Append(run.id, run.epoch, [created, started], archived=started.seq)])
         return Started(run, tokens)
 
-    def _claim(self, run: RunRecord) -> Started | None:
-        tokens = Tokens.make()
+    def _claim(self, run: RunRecord, request: StartRequest) -> Started | None:
+        tokens = Tokens.make(request)
+        if request.writer_later:
+            return Started(run, tokens) if self._services.external.watch_too(run, tokens.hashes) else None
         claimed = self._services.external.claim(run, tokens.hashes)
         if claimed is not None:
             self.heal(claimed.id, claimed.epoch)
@@ -274,7 +277,12 @@ class External:
 
     def end_lost(self, beat: WriterBeat, *, heedless: bool) -> bool:
         """End a run whose writer is lost, or does not heed its cancel. False: somebody else was faster."""
-        lost = WriterLost(f"The writer was silent for {self._services.config.external_lease_seconds} s.")
+        config = self._services.config
+        lost = WriterLost(
+            f"The writer was silent for {config.external_lease_seconds} s."
+            if beat.claimed
+            else f"No writer came within {config.external_claim_seconds} s."
+        )
         error = {"code": lost.code, "message": lost.detail}
         wanted = {"status": "cancelled"} if beat.cancel_requested else {"status": "failed", "error": error}
         taken = self._services.external.take_lost(beat, wanted, heedless=heedless)
@@ -388,15 +396,18 @@ def _approval(number: int, payload: Payload) -> NewApproval:
     id, expires_at = payload["approval_id"], payload.get("expires_at")
     if not _APPROVAL_ID.fullmatch(id):
         raise InvalidEvent(f"Line {number}: an approval_id is 1 to 128 of A-Z a-z 0-9 _ . -")
-    expires = None
-    if expires_at is not None:
-        try:
-            expires = datetime.fromisoformat(expires_at)
-        except ValueError:
-            raise InvalidEvent(f"Line {number}: expires_at is not a time.") from None
-        if expires.tzinfo is None:
-            raise InvalidEvent(f"Line {number}: expires_at has no time zone.")
+    expires = None if expires_at is None else _time(number, expires_at)
     return NewApproval(id, payload["label"], payload["requires"], payload.get("tool_call_id"), expires)
+
+
+def _time(number: int, text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # no time, or none that there is in UTC
+        pass
+    raise InvalidEvent(f"Line {number}: expires_at is a time with a time zone.")
 
 
 def _answered(state: Any) -> bool:

@@ -61,10 +61,12 @@ class StartRequest:
     metadata: dict[str, Any]
     client_run_id: str | None
     idempotency_key: str | None
+    writer_later: bool = False
+    """An external run that nobody is to write yet."""
 
     @property
     def hash(self) -> str:
-        """Equal for equal requests; the idempotency key is not part of it."""
+        """Equal for equal requests; what headers say is not part of it."""
         body = [self.agent, self.input, self.session_id, self.on_disconnect, self.timeout_s, self.metadata]
         if self.client_run_id is not None:
             body.append(self.client_run_id)

@@ -29,6 +29,7 @@ class LostWriters:
         self._store = services.external
         self._external = External(services)
         self._lease_seconds = services.config.external_lease_seconds
+        self._claim_seconds = services.config.external_claim_seconds
         self._seen: dict[tuple[str, int, int], float] = {}
         """Signs of life as first seen here, by our own monotonic clock."""
         self._cancelling: dict[str, float] = {}
@@ -69,11 +70,18 @@ class LostWriters:
         """Those that are to be ended, and whether they are although their writers are there."""
         now = time.monotonic()
         for beat in beats:
-            silent = now - self._seen[_sign(beat)]
-            if silent > (min(ENDING_SECONDS, self._lease_seconds) if beat.ending else self._lease_seconds):
+            if now - self._seen[_sign(beat)] > self._patience(beat):
                 yield beat, False
             elif not beat.ending and now - self._cancelling.get(beat.run_id, now) > self._lease_seconds:
                 yield beat, True
+
+    def _patience(self, beat: WriterBeat) -> float:
+        """Seconds that it may stay as it is."""
+        if beat.ending:
+            return min(ENDING_SECONDS, self._lease_seconds)
+        if not beat.claimed:
+            return -1.0 if beat.cancel_requested else self._claim_seconds
+        return self._lease_seconds
 
     def _forget(self) -> None:
         self._seen.clear()

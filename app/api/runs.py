@@ -14,13 +14,13 @@ from app.api.problems import problem
 from app.api.schemas import (
     CancelNamedSchema,
     EventsQuerySchema,
-    IdempotencyKeySchema,
     ListQuerySchema,
     NotedSchema,
     RunPageSchema,
     RunSchema,
     RunWithStateSchema,
     StartedSchema,
+    StartHeadersSchema,
     StartRunSchema,
 )
 from app.api.windows import open_window, reject
@@ -42,7 +42,7 @@ class RunsView(MethodView):
     """The caller's runs."""
 
     @blueprint.arguments(StartRunSchema())
-    @blueprint.arguments(IdempotencyKeySchema(), location="headers")
+    @blueprint.arguments(StartHeadersSchema(), location="headers")
     @blueprint.response(202, StartedSchema)
     @blueprint.alt_response(200, schema=RunWithStateSchema, description="`Prefer: wait=N`, and the run has ended.")
     def post(self, body: dict[str, Any], headers: dict[str, Any]) -> Response | tuple[Any, dict[str, str]]:
@@ -52,10 +52,11 @@ class RunsView(MethodView):
         JSON waits up to N seconds, at most 25, for the run to end.
         """
         posted_at = time.monotonic()
-        if body["agent"] == EXTERNAL:
-            return _start_external(StartRequest(**body, **headers))
+        start = StartRequest(**body, **headers)
+        if start.agent == EXTERNAL:
+            return _start_external(start)
         media_type = accepted_type(JSON_TYPE, SSE_TYPE, NDJSON_TYPE)
-        run = runtail().runs.start(principal(), StartRequest(**body, **headers))
+        run = runtail().runs.start(principal(), start)
         about = _about(run)
         if media_type != JSON_TYPE:
             return open_window(run, 0, NDJSON if media_type == NDJSON_TYPE else SSE, about, posted_at)
@@ -191,6 +192,8 @@ def _page(run: RunPosition, cursor: int | None, limit: int) -> Response:
     rest = json.dumps(about)
     text = f'{{"events": [{", ".join(event.text for event in found)}], {rest[1:]}\n'
     return Response(text, mimetype=JSON_TYPE, headers=VARY)
+
+
 def _start_external(start: StartRequest) -> tuple[dict[str, Any], dict[str, str]]:
     """The run, and the tokens of who is to write it, which nobody will see again."""
     accepted_type(JSON_TYPE)
@@ -198,7 +201,7 @@ def _start_external(start: StartRequest) -> tuple[dict[str, Any], dict[str, str]
     writer = {
         "writer_token": started.tokens and started.tokens.writer,
         "watch_token": started.tokens and started.tokens.watch,
-        "epoch": started.tokens and started.run.epoch,
+        "epoch": started.run.epoch if started.tokens and started.tokens.writer else None,
         "lease_seconds": runtail().services.config.external_lease_seconds,
     }
     return {**_started(started.run), **writer}, _about(started.run)
@@ -210,8 +213,6 @@ def _started(run: RunRecord) -> dict[str, Any]:
 
 def _about(run: RunRecord) -> dict[str, str]:
     return {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
-
-
 
 
 def _cancel(run_id: str) -> tuple[RunRecord, int]:

@@ -63,6 +63,12 @@ class IdempotencyKeySchema(Schema):
     idempotency_key = fields.String(data_key="Idempotency-Key", load_default=None, validate=IDEMPOTENCY_KEY)
 
 
+class StartHeadersSchema(IdempotencyKeySchema):
+    """Headers of POST /runs."""
+
+    writer_later = fields.Boolean(data_key="Runtail-Writer", load_default=False, truthy={"later"}, falsy=set())
+
+
 class UrlsSchema(Schema):
     """Where a run is found."""
 

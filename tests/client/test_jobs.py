@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_a_job_of_a_run_that_was_cancelled_before_it_began_does_nothing(place: P
     run = opened(place)
     place.client.cancel(run.run_id)
     assert finished(place.enqueue("endless", ref=run.ref)) is None
-    ended(place.stack, run.run_id, "cancelled")
+    assert ended(place.stack, run.run_id, "cancelled").attempt == 1
 
 
 def test_a_job_executed_twice_gives_what_its_run_came_to(place: Place) -> None:
@@ -145,3 +146,39 @@ def test_a_job_of_a_run_that_has_failed_fails(place: Place) -> None:
     with pytest.raises(RunEnded) as over:
         report(ref=run.ref)
     assert over.value.run_status == "failed"
+
+
+def test_a_run_that_is_opened_waits_for_its_job_for_longer_than_a_lease(place: Place) -> None:
+    run = opened(place)
+    time.sleep(7)  # the lease, 5 s, and the looks of the janitor
+    assert finished(place.enqueue("report", "May", ref=run.ref)) == "3 letters in May."
+    assert ended(place.stack, run.run_id).attempt == 1
+    assert payloads(place.stack, run.run_id, "run.step") == []
+
+
+def test_a_view_asked_twice_takes_nothing_from_the_job_at_work(place: Place) -> None:
+    about = {"idempotency_key": "form-1", "input": {"month": "May"}}
+    run = opened(place, **about)
+    job = place.enqueue("endless", ref=run.ref)
+    reach(place.stack, run.run_id, "custom.tick")
+    again = opened(place, **about)
+    assert (again.run_id, again.ref) == (run.run_id, run.ref)
+    assert again.watch_token != run.watch_token
+    for token in (run.watch_token, again.watch_token):
+        with Runtail(place.stack.url) as anybody:
+            assert next(anybody.watch(run.run_id, watch_token=token))["type"] == "run.created"
+    ticks = len(payloads(place.stack, run.run_id, "custom.tick"))
+    reach(place.stack, run.run_id, "custom.tick", ticks + 5)
+    place.client.cancel(run.run_id)
+    assert finished(job) is None
+    assert ended(place.stack, run.run_id, "cancelled").attempt == 1
+
+
+def test_a_run_whose_job_never_comes_is_not_kept_for_ever(stack: StackMaker) -> None:
+    own = stack(EXTERNAL_CLAIM_SECONDS="2")
+    own.start_web()
+    own.start_worker()
+    with Runtail(own.url) as client:
+        run = client.open()
+    error = ended(own, run.run_id, "failed").error
+    assert error == {"code": "writer_lost", "message": "No writer came within 2 s."}

@@ -10,7 +10,7 @@ CREATE TABLE writers (
     run_id text COLLATE "C" NOT NULL,
     epoch integer NOT NULL,
     token_hash text,
-    watch_token_hash text,
+    watch_token_hashes text[] NOT NULL,
     producer_seq integer NOT NULL DEFAULT 0,
     head integer NOT NULL,
     inputs_told integer NOT NULL DEFAULT 0,

@@ -19,14 +19,20 @@ from app.storage.together import Together
 EXTERNAL = "external"
 """The queue of these runs, which no worker serves, and their agent."""
 WATCHERS_PER_QUERY = 100
+UNCLAIMED = -1
+"""In place of the signs of life of a writer that is yet to come: there is no token yet."""
 
 _BEGIN = f"""
 UPDATE runs SET status = 'running', epoch = 1, started_at = now() WHERE id = %s RETURNING {RUN_COLUMNS}
 """
 _INSERT_WRITER = """
-INSERT INTO writers (run_id, epoch, token_hash, watch_token_hash, head, inputs_told, ending)
-VALUES (%s, %s, %s, %s, %s, %s, %s)
+INSERT INTO writers (run_id, epoch, token_hash, watch_token_hashes, head, inputs_told, ending, beats)
+VALUES (%s, %s, %s, %s::text[], %s, %s, %s, %s)
 """
+_COME = f"UPDATE writers SET token_hash = %s, beats = 0 WHERE run_id = %s AND epoch = %s AND beats = {UNCLAIMED}"
+_WATCH_TOO = (
+    "UPDATE writers SET watch_token_hashes = array_append(watch_token_hashes, %s) WHERE run_id = %s AND epoch = %s"
+)
 _LOCK = "SELECT epoch, finished_at IS NOT NULL FROM runs WHERE id = %s AND queue = 'external' FOR NO KEY UPDATE"
 # A statement of its own: one that had to wait for the lock would see this table as it was before it waited.
 _LATEST = """
@@ -40,7 +46,7 @@ UPDATE runs SET epoch = epoch + 1, attempt = attempt + %s WHERE id = %s AND stat
 _WATCHERS = """
 SELECT run_id, hash, tenant_id, user_id FROM unnest(%s::text[], %s::text[]) AS asked (run_id, hash)
 JOIN runs ON runs.id = run_id
-WHERE EXISTS (SELECT FROM writers w WHERE w.run_id = asked.run_id AND watch_token_hash = hash)
+WHERE EXISTS (SELECT FROM writers w WHERE w.run_id = asked.run_id AND hash = ANY (watch_token_hashes))
 """
 _BEATS = """
 SELECT r.id, r.epoch, w.beats, w.ending IS NOT NULL, r.cancel_requested
@@ -54,9 +60,9 @@ Wanted = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """Of the tokens of one writer."""
+    """Of the tokens of one writer. `writer` None: it is yet to come."""
 
-    writer: str
+    writer: str | None
     watch: str
 
 
@@ -70,6 +76,11 @@ class WriterBeat:
     ending: bool
     """It is being ended."""
     cancel_requested: bool
+
+    @property
+    def claimed(self) -> bool:
+        """It has, or had, a writer."""
+        return self.beats != UNCLAIMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +115,29 @@ class ExternalStore:
     def claim(self, run: RunRecord, hashes: Hashes) -> RunRecord | None:
         """Fence off the writer that the run has, for the next one, and commit the event that says so.
 
+        One that has had none yet is given its first, which is no event.
+
         None: it is being ended, has ended, or has another writer by now.
         """
         with self._database.session(atomic=True) as db:
             latest = _lock(db, run.id, run.epoch)
             if latest is None or latest.ending is not None:
                 return None
+            if latest.beats == UNCLAIMED:
+                db.execute_sql(_COME, (hashes.writer, run.id, run.epoch))
+                _watch_too(db, run, hashes)
+                return run
             claimed = RunRecord(*db.execute_sql(_ADVANCE, (1, run.id)).fetchone())
             payload: Json = {"attempt": claimed.attempt, "reason": "retry", "restart": True}
             event = encode(run.id, latest.head + 1, "run.step", payload)
             insert_events(db, [(run.id, event)])
             _insert_writer(db, run.id, claimed.epoch, event.seq, latest.inputs_told, hashes=hashes)
             return claimed
+
+    def watch_too(self, run: RunRecord, hashes: Hashes) -> bool:
+        """Give the run another watch token; its writer stays who it is. False: it has ended, or another writer."""
+        with self._database.session(atomic=True) as db:
+            return _lock(db, run.id, run.epoch) is not None and _watch_too(db, run, hashes)
 
     # Who a token belongs to.
 
@@ -206,6 +228,10 @@ def _lock(db: Any, run_id: str, epoch: int) -> _Latest | None:
     return _latest(db, run_id, epoch) if row == (epoch, False) else None
 
 
+def _watch_too(db: Any, run: RunRecord, hashes: Hashes) -> bool:
+    return bool(db.execute_sql(_WATCH_TOO, (hashes.watch, run.id, run.epoch)).rowcount)
+
+
 def _latest(db: Any, run_id: str, epoch: int) -> _Latest:
     return _Latest(*db.execute_sql(_LATEST, (run_id, epoch)).fetchone())
 
@@ -226,6 +252,7 @@ def _insert_writer(
     hashes: Hashes | None = None,
     ending: Mapping[str, Any] | None = None,
 ) -> None:
-    tokens = (hashes.writer, hashes.watch) if hashes else (None, None)
+    token, watchers = (hashes.writer, [hashes.watch]) if hashes else (None, [])
+    beats = UNCLAIMED if hashes and token is None else 0
     stored = dumps(ending) if ending is not None else None
-    db.execute_sql(_INSERT_WRITER, (run_id, epoch, *tokens, head, inputs_told, stored))
+    db.execute_sql(_INSERT_WRITER, (run_id, epoch, token, watchers, head, inputs_told, stored, beats))

@@ -174,11 +174,14 @@ class Runtail:
     ) -> Opened:
         """Open a run for a job that is yet to begin, so that its id is known and it can be watched already.
 
+        It waits for its writer, a day by default. With an idempotency key, the same again is the same run; that takes
+        nothing from a writer that is at work.
+
         :param user: whose run it is; None: this client's.
         :param input: shown as the run's input, which is all that becomes of it.
         """
         ref = self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
-        answer = self._claim(ref)
+        answer = self._claim(ref, {"Runtail-Writer": "later"})
         token, events = answer["watch_token"], f"{self.url}{_path(answer['run_id'], '/events')}"
         watch_url = f"{events}?watch_token={quote(token, safe='')}" if token else events
         return Opened(answer["run_id"], answer["status"], answer["session_id"], token, watch_url, ref)
@@ -235,19 +238,19 @@ class Runtail:
     def _ref(self, user: str | None, body: Mapping[str, Any], key: str | None) -> str:
         return json.dumps({"key": key or uuid4().hex, "user": user or self.user, "body": body})
 
-    def _claim(self, ref: str) -> dict[str, Any]:
+    def _claim(self, ref: str, headers: Mapping[str, str]) -> dict[str, Any]:
         about = json.loads(ref)
-        return self.for_user(about["user"])._post_run(about["body"], about["key"])
+        return self.for_user(about["user"])._post_run(about["body"], about["key"], headers)
 
     def _sender(self, ref: str) -> Sender:
-        answer = self._claim(ref)
+        answer = self._claim(ref, {})
         if answer["writer_token"] is None:
             raise RunEnded(answer["run_id"], answer["status"])
         lease = Lease(answer["run_id"], answer["writer_token"], answer["epoch"], answer["lease_seconds"])
         return Sender(self._connection, lease, self._buffer_bytes, self._beat_seconds)
 
-    def _post_run(self, body: Mapping[str, Any], key: str) -> dict[str, Any]:
-        return self._ask("POST", "/runs", {"Idempotency-Key": key}, json=body)
+    def _post_run(self, body: Mapping[str, Any], key: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        return self._ask("POST", "/runs", {"Idempotency-Key": key, **(headers or {})}, json=body)
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, **request: Any) -> dict[str, Any]:
         return self._connection.ask(method, path, {**self._headers(), **(headers or {})}, **request)
