@@ -75,6 +75,14 @@ class BodyTooLarge(RuntailError):
     title = "The request body is too large"
 
 
+class BodyTimeout(RuntailError):
+    """The request's body did not arrive within the time that it has."""
+
+    code = "body_timeout"
+    status = 408
+    title = "The request body did not arrive in time"
+
+
 class UnsupportedMediaType(RuntailError):
     """The request's body is not `application/json`."""
 

@@ -16,7 +16,7 @@ from app.api.parsing import loads, parse
 from app.api.problems import problem
 from app.api.schemas import RunSchema
 from app.errors import (
-    BadRequest,
+    BodyTimeout,
     InvalidJson,
     InvalidRequest,
     ProducerGap,
@@ -102,9 +102,9 @@ def _inputs_after() -> int:
 
 def _body() -> bytes:
     """
-    :raises BadRequest: it does not arrive in time.
+    :raises BodyTimeout: it does not arrive in time.
     """
-    late = gevent.Timeout(BODY_SECONDS, BadRequest(f"The body did not arrive within {BODY_SECONDS:.0f} s."))
+    late = gevent.Timeout(BODY_SECONDS, BodyTimeout(f"The body did not arrive within {BODY_SECONDS:.0f} s."))
     with late:
         body = request.get_data(cache=False)
         if request.content_length is None:
