@@ -49,8 +49,9 @@ class Config:
     on_disconnect_grace_seconds: int = 30
     """How long a run with `on_disconnect: cancel` may be without a window."""
     external_lease_seconds: int = 60
-    external_claim_seconds: int = 86_400
     """How long the writer of an external run may be silent; then the run has lost it."""
+    external_claim_seconds: int = 86_400
+    """How long an external run waits for a writer that comes later."""
     run_max_attempts: int = 5
     run_timeout_seconds: int = 3_600
     """Longest time one attempt of a run may take; 0 = no limit. A run's own `timeout_s` wins."""
