@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.conftest import StackMaker
-from tests.harness import ROOT, Stack, eventually
+from tests.harness import ROOT, Stack, eventually, free_port
+from tests.legacy_apps import STEPS, TEXT, Legacy, legacy_app
 from tests.stored import row
 
 EXAMPLES = ROOT / "examples"
@@ -89,3 +90,57 @@ def test_the_page_of_twenty_lines_shows_an_answer_across_a_restart_of_the_server
     ids = page.evaluate("ids")
     assert ids == list(range(ids[0], server.read(run_id)["state_seq"] + 1)), "it went on where it was"
     assert page.evaluate("sources.length") == 1
+
+
+# The live page of the old app.
+
+
+@pytest.fixture
+def legacy(stack: StackMaker, environment: dict[str, str]) -> Iterator[Legacy]:
+    """The app with the page, slow enough to do something meanwhile, and a server whose runs its origin may read."""
+    port = free_port()
+    runtail = stack(CORS_ORIGINS=f"http://127.0.0.1:{port}")
+    runtail.start_web()
+    with legacy_app(runtail, environment, port, pause=0.7) as legacy:
+        legacy.flask()
+        legacy.worker()
+        yield legacy
+
+
+def ask(page: Page, legacy: Legacy) -> None:
+    """Ask for a report as a user does, and see it begin."""
+    page.goto(legacy.url)
+    page.get_by_label("Customer").fill("ann")
+    page.get_by_role("button", name="Report, live").click()
+    expect(page.locator("#text")).to_contain_text("Ann has ordered 3 times.")
+    expect(status(page)).to_have_text("At work")
+
+
+def shows_the_whole_report_once(page: Page) -> None:
+    expect(status(page)).to_have_text("Done")
+    expect(page.locator("#text")).to_have_text(TEXT)
+    expect(page.get_by_role("listitem")).to_have_text(STEPS)
+
+
+def test_the_live_page_survives_a_reload(page: Page, legacy: Legacy) -> None:
+    ask(page, legacy)
+    page.reload()
+    expect(status(page)).to_have_text("At work")
+    shows_the_whole_report_once(page)
+    page.reload()
+    shows_the_whole_report_once(page)
+
+
+def test_the_live_page_shows_nothing_twice_when_the_job_is_killed(page: Page, legacy: Legacy) -> None:
+    ask(page, legacy)
+    legacy.horse().kill()
+    expect(page.get_by_role("listitem")).to_have_count(1)
+    shows_the_whole_report_once(page)
+
+
+def test_the_stop_button_of_the_live_page_stops_the_job(page: Page, legacy: Legacy) -> None:
+    ask(page, legacy)
+    page.get_by_role("button", name="Stop").click()
+    expect(status(page)).to_have_text("Stopped")
+    expect(page.locator("#text")).not_to_contain_text("That makes")
+    legacy.idle()
