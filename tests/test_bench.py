@@ -28,6 +28,7 @@ from bench.scenarios import SCENARIOS, Scenario
 from bench.scenarios.approval import Approval
 from bench.scenarios.cancel import Cancel
 from bench.scenarios.delivery import Fanout, Wide
+from bench.scenarios.feed import FeedBeside
 from bench.scenarios.first_event import FirstEvent
 from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
@@ -167,6 +168,14 @@ def test_websockets_are_weighed_and_followed_beside_sse(stage: Stage) -> None:
         assert 1 <= figures[f"{kind}_files_per_window"] < 1.5
         assert 0 < figures[f"{kind}_p50_ms"] <= figures[f"{kind}_p99_ms"]
     assert figures["websocket_odd_frames"] == 0
+
+
+def test_a_feed_shows_its_sample_beside_windows_that_get_everything(stage: Stage) -> None:
+    scenario = FeedBeside(windows=20, rate=500, seconds=2, sample=0.5, pairs=1)
+    figures = played(stage, scenario)["figures"]["runtail"]
+    assert figures["missing"] == figures["gaps"] == figures["repeats"] == figures["feed_dropped"] == 0
+    assert 0.4 < figures["share_shown"] < 0.6
+    assert figures["p99_ratio"] > 0
 
 
 def test_a_baseline_that_is_none_is_refused(stage: Stage) -> None:

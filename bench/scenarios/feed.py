@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from app.storage.feed_log import WANTED
 from bench.feed import STATUS, Feed
 from bench.processes import eventually, usage
 from bench.report import Figures, Result
@@ -21,7 +22,6 @@ from bench.ticks import TYPE
 LIMITS = {"rate_off_pct": 10, "p99_ratio": 1.1, "missing": 0, "gaps": 0, "repeats": 0, "feed_dropped": 0}
 FORGOTTEN_SECONDS = 30.0
 STATUS_SECONDS = 15.0
-FEED_WANTED = "rt:feed:wanted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ class FeedBeside:
         """The same load, with a feed or without. Begins when no writer samples for an earlier feed any more."""
         runs, per_run = stage.runs(self.windows), max(1, round(self.rate * self.seconds / self.windows))
         more: dict[str, Any] = {"until_seq": 1 + per_run, "seconds": self.seconds + GRACE_SECONDS}
-        eventually(lambda: not stage.redis_has(FEED_WANTED), FORGOTTEN_SECONDS, "The end of the last feed")
+        eventually(lambda: not stage.redis_has(WANTED), FORGOTTEN_SECONDS, "The end of the last feed")
         with ExitStack() as exit:
             load = exit.enter_context(stage.load(web, runs, self.windows, **more))
             stage.wait_open(load, web, runs)
             feed = exit.enter_context(Feed(web.port, self.sample)) if with_feed else None
             if feed:
-                eventually(lambda: stage.redis_has(FEED_WANTED), FORGOTTEN_SECONDS, "The wish for a feed")
+                eventually(lambda: stage.redis_has(WANTED), FORGOTTEN_SECONDS, "The wish for a feed")
             before = usage(web.workers())
             with stage.writer(web, runs, self.rate, per_run, self.payload_bytes) as writer:
                 written = writer.result(self.seconds + GRACE_SECONDS)
