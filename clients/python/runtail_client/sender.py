@@ -316,6 +316,8 @@ class Sender:
             self._producer_seq += 1
         if answer.status_code == httpx.codes.OK:
             self._hear(answer.json())
+        else:
+            self._wanted = self._calls + 1  # a batch that was taken before is answered without news
 
     def _again(self, refused: Refused | None) -> None:
         if refused is not None:

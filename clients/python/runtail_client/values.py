@@ -19,8 +19,11 @@ SUMMARY_CHARS = 200
 REDACTED = "[redacted]"
 
 _SECRET = re.compile(
-    r"pass(word|wd|phrase|code)|secret|token(?!s)|(api|access|private)_?key|authorization|cookie|credential|card_?number"
+    r"pass(word|wd|phrase|code)|secret|token|(api|access|private)_?key|authorization|cookie|credential|card_?number"
 )
+_SECRET_WORDS = frozenset({"pass", "cvv", "cvc", "ssn", "iban"})
+_COUNT = re.compile(r"((input|output|max|total|prompt|completion|before|after)_)?tokens|.*_tokens_.*")
+"""Tokens that are counted, and give access to nothing."""
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -108,7 +111,10 @@ def redact(value: Any) -> Any:
 
 def is_secret(key: str) -> bool:
     """Whether a key names a secret: api_key, apiKey and API-KEY all do."""
-    return _SECRET.search(_HUMP.sub("_", key).lower().replace("-", "_")) is not None
+    name = _HUMP.sub("_", key).lower().replace("-", "_")
+    if _COUNT.fullmatch(name):
+        return False
+    return _SECRET.search(name) is not None or not _SECRET_WORDS.isdisjoint(name.split("_"))
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""The README's first case, as it stands there: a view, an RQ job, a script and a follower."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import StackMaker
+from tests.harness import ROOT, Stack
+from tests.stored import ended
+
+README = ROOT / "clients" / "python" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def web(module_stack: StackMaker) -> Stack:
+    """A server."""
+    stack = module_stack()
+    stack.start_web()
+    stack.start_worker()
+    return stack
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a file for each block of Python that names one."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README.read_text(), re.DOTALL):
+        compile(code, name, "exec")
+        (folder / name).write_text(code)
+    return folder
+
+
+def call(web: Stack, folder: Path, *command: str) -> str:
+    """What a program says."""
+    env = {**os.environ, "RUNTAIL_URL": web.url, "REDIS_URL": web.env["REDIS_URL"], "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_view_answers_at_once_and_the_plain_worker_writes(web: Stack, folder: Path) -> None:
+    post = "print(views.app.test_client().post('/reports', json={'month': 'May'}).json['run_id'])"
+    run_id = call(web, folder, sys.executable, "-c", f"import views; {post}").strip()
+    assert web.http.get(f"/runs/{run_id}", headers={"Runtail-User": "alice"}).json()["status"] == "running"
+    rq = Path(sys.executable).with_name("rq")
+    call(web, folder, str(rq), "worker", "--burst", "--url", web.env["REDIS_URL"])
+    run = ended(web, run_id)
+    assert run.output == "Rent: 900 EUR. Paper: 12 EUR. "
+    assert [step["status"] for step in run.state["plan"]] == ["completed", "completed"]
+
+
+def test_the_script_writes_and_the_follower_reads(web: Stack, folder: Path) -> None:
+    run_id = call(web, folder, sys.executable, "script.py").strip()
+    assert ended(web, run_id).output == "Rent: 900 EUR. Paper: 12 EUR. "
+    mine = web.start("emit", {"count": 1})
+    assert call(web, folder, sys.executable, "follow.py", mine).splitlines()[-1].startswith("run.completed")
