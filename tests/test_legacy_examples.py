@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.conftest import StackMaker
-from tests.harness import Stack
+from tests.harness import ROOT, Stack
 from tests.legacy_apps import AFTER, BEFORE, STEPS, TEXT, Legacy, legacy_app
 
 DIFF = AFTER.parent / "streaming.diff"
@@ -57,6 +57,12 @@ def test_the_diff_is_what_lies_between_before_and_after() -> None:
     output = subprocess.run(command, cwd=BEFORE.parent, capture_output=True, text=True).stdout
     lines = [re.sub(r"^(---|\+\+\+) (\S+)\t.*", r"\1 \2", line) for line in output.splitlines()]
     assert [line for line in lines if not line.startswith("diff ")] == DIFF.read_text().splitlines()
+
+
+def test_the_readme_shows_lines_of_that_diff() -> None:
+    shown = (ROOT / "README.md").read_text().partition("```diff\n")[2].partition("```")[0].splitlines()
+    assert shown
+    assert set(shown) <= set(DIFF.read_text().splitlines())
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json"])

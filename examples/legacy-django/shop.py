@@ -33,9 +33,9 @@ def report(request):
 def start(request):
     """Have it made by `rq worker`; an EventSource of the page opens `watch_url`."""
     customer = request.POST["customer"]
-    run = jobs.runtail.open(user=user(request), input={"customer": customer})
-    jobs.queue.enqueue(jobs.report, customer, ref=run.ref, retry=Retry(max=2))
-    return JsonResponse({"run_id": run.run_id, "watch_url": run.watch_url}, status=202)
+    opened = jobs.runtail.open(user=user(request), input={"customer": customer})
+    jobs.queue.enqueue(jobs.report, customer, ref=opened.ref, retry=Retry(max=2))
+    return JsonResponse({"run_id": opened.run_id, "watch_url": opened.watch_url}, status=202)
 
 
 @csrf_exempt

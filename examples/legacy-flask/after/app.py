@@ -26,9 +26,9 @@ def report():
 def start():
     """Have it made by `rq worker`, and go to the page that shows it."""
     customer = request.form["customer"]
-    run = jobs.runtail.open(user=user(), input={"customer": customer})
-    jobs.queue.enqueue(jobs.report, customer, ref=run.ref, retry=Retry(max=2))
-    return redirect(url_for("live", run_id=run.run_id, _anchor=run.watch_token), 303)
+    opened = jobs.runtail.open(user=user(), input={"customer": customer})
+    jobs.queue.enqueue(jobs.report, customer, ref=opened.ref, retry=Retry(max=2))
+    return redirect(url_for("live", run_id=opened.run_id, _anchor=opened.watch_token), 303)
 
 
 @app.get("/live/<run_id>")
