@@ -32,6 +32,11 @@ class Form:
         """Server-sent events."""
         return self.accept == "text/event-stream"
 
+    @property
+    def capped(self) -> bool:
+        """A snapshot may take the place of many events."""
+        return self.accept != "application/x-ndjson"
+
 
 NAMED: Final = Form("text/event-stream", "", framing.sse)
 UNNAMED: Final = Form("text/event-stream", "named=0&", partial(framing.sse, named=False))
@@ -109,6 +114,11 @@ class Follower:
     def __repr__(self) -> str:
         how = f"{self._form.accept}?{self._form.query} HTTP/{self._version} buffer={self._buffer}"
         return f"<{how} at {self.cursor} of {self.log.head}, connection {self.connections}: {self.connection}>"
+
+    @property
+    def owed(self) -> bool:
+        """It has said something that is to be answered."""
+        return False
 
     def fileno(self) -> int:
         """Of its connection, for `select`."""
@@ -222,7 +232,7 @@ class Follower:
             assert seq >= connection.least, self
         else:
             assert seq > self.cursor, f"back to {seq}: {self}"
-            allowed = self._form.sse and self._cap.allows(seq - self.cursor, connection.replayed)
+            allowed = self._form.capped and self._cap.allows(seq - self.cursor, connection.replayed)
             assert allowed, f"to {seq} unasked: {self}"
         events = self.log.events[:seq]
         assert state == fold((event.envelope() for event in events), initial(self.log.run_id)), self

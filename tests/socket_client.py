@@ -14,6 +14,20 @@ from tests.raw_client import RawClient
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
+def handshake(path: str, **headers: str | None) -> bytes:
+    """The head of a request. A header that is None is left out; `_` stands for `-`."""
+    usual: dict[str, str | None] = {
+        "Host": "localhost",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": base64.b64encode(secrets.token_bytes(16)).decode(),
+    }
+    usual |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{name}: {value}" for name, value in usual.items() if value is not None]
+    return "\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode()
+
+
 class SocketClient(RawClient):
     """One connection. `texts` are the messages, and `code` is that of the server's close frame, once they are there."""
 
@@ -30,23 +44,17 @@ class SocketClient(RawClient):
         self._frames = Connection(ConnectionType.CLIENT)
         self._parts: list[str] = []
         self._taken = 0
+        """Bytes that were taken apart."""
+        self._asked = 0
+        """Answers that were asked for."""
 
     def shake(self, run_id: str, query: str = "", behind: bytes = b"", **headers: str | None) -> Self:
-        """Send a handshake. A header that is None is left out; `_` stands for `-`.
+        """Send a handshake.
 
         :param behind: what is sent with it.
         """
-        usual: dict[str, str | None] = {
-            "Host": f"127.0.0.1:{self.socket.getpeername()[1]}",
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": self.nonce,
-        }
-        usual |= {name.replace("_", "-"): value for name, value in headers.items()}
-        lines = [f"{name}: {value}" for name, value in usual.items() if value is not None]
-        head = "\r\n".join([f"GET /runs/{run_id}/ws{query} HTTP/1.1", *lines, "", ""])
-        self.socket.sendall(head.encode() + behind)
+        head = handshake(f"/runs/{run_id}/ws{query}", **{"Sec_WebSocket_Key": self.nonce, **headers})
+        self.socket.sendall(head + behind)
         return self
 
     def open(self, run_id: str, query: str = "", **headers: str | None) -> Self:
@@ -84,10 +92,10 @@ class SocketClient(RawClient):
 
     def answer(self) -> dict[str, Any]:
         """The payload of the next `stream.answer`."""
-        known = len(self.answers)
-        while len(self.answers) == known:
+        while len(self.answers) == self._asked:
             assert self.read(), f"the connection ended after {self.texts[-3:]}, {self.code}"
-        return self.answers[known]
+        self._asked += 1
+        return self.answers[self._asked - 1]
 
     def ask_for(self, **command: Any) -> dict[str, Any]:
         """Send a command and wait for its answer."""

@@ -1,14 +1,831 @@
-"""Windows as WebSockets, over real sockets."""
+"""Windows as WebSockets, over real sockets: the handshake, what arrives, what may be said, and how it ends."""
 
-from tests.harness import Stack
+import json
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
+
+from app.devservices import EmbeddedServices
+from app.storage.run_store import Principal
+from app.streaming.websocket_window import CLOSE_SECONDS
+from tests.conftest import StackMaker, own_databases
+from tests.harness import ROOT, Process, Stack, eventually, free_port, pending_run, problem
+from tests.log_author import LogAuthor
+from tests.raw_client import RawClient
 from tests.socket_client import SocketClient
+from tests.test_tail_hub import LONG, SMALL_BUFFER, UNLIMITED, open_windows
+from tests.waiting import waiting
 
-TICKS = {"count": 3, "type": "custom.tick"}
+ORIGIN = "https://console.example.com"
+MEGABYTE = "🚚" * 250_000
+NONCE = "AAAAAAAAAAAAAAAAAAAAAA=="
+MESSAGE_BYTES = 65_536
+CERTIFICATE = str(ROOT / "tests" / "localhost.pem")
+
+Connect = Callable[..., SocketClient]
 
 
-def test_smoke(live: Stack) -> None:
-    run_id = live.start("emit", TICKS)
-    with SocketClient(live.port) as client:
-        client.open(run_id).to_the_end()
-        assert [e["seq"] for e in client.envelopes] == [1, 2, 3, 4, 5, 6]
+@pytest.fixture(scope="module")
+def web(module_stack: StackMaker) -> Stack:
+    """A web process, and no worker: logs are written by the tests."""
+    stack = module_stack(**UNLIMITED, REPLAY_MAX_BYTES="0", CORS_ORIGINS=ORIGIN)
+    stack.start_web()
+    return stack
+
+
+@pytest.fixture(scope="module")
+def guarded(module_stack: StackMaker) -> Stack:
+    """A web process that wants keys."""
+    stack = module_stack(**UNLIMITED, RUNTAIL_DEV="", CORS_ORIGINS=ORIGIN)
+    stack.start_web()
+    return stack
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Connects clients, any number, and closes them."""
+    with ExitStack() as opened:
+        yield lambda web, **options: opened.enter_context(SocketClient(web.port, **options))
+
+
+@pytest.fixture
+def author(web: Stack) -> LogAuthor:
+    return LogAuthor(web)
+
+
+@pytest.fixture
+def client(web: Stack, author: LogAuthor, connect: Connect) -> SocketClient:
+    """A window that has the first event."""
+    client = connect(web).open(author.run_id)
+    client.messages(1)
+    return client
+
+
+def texts(author: LogAuthor, after: int = 0) -> list[str]:
+    return [event.text for event in author.events[after:]]
+
+
+def refused(client: SocketClient, status: int, code: str) -> dict[str, str]:
+    """The headers of a handshake that was answered with that problem."""
+    client.until(b"\r\n\r\n")
+    head = client.head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+    while len(client.body) < int(headers["content-length"]):
+        assert client.read()
+    problem(httpx.Response(client.status or 0, headers=headers, content=client.body), status, code)
+    return headers
+
+
+# The handshake.
+
+
+def test_what_is_no_handshake_is_told_what_to_upgrade_to(web: Stack, author: LogAuthor) -> None:
+    path = f"/runs/{author.run_id}/ws"
+    answer = web.http.get(path)
+    problem(answer, 426, "upgrade_required")
+    assert answer.headers["Upgrade"] == "websocket"
+    assert answer.headers["Connection"].lower() == "upgrade"
+    assert answer.headers["Sec-WebSocket-Version"] == "13"
+    assert web.http.head(path).status_code == 426
+    assert web.http.post(path).status_code == 405
+    with RawClient(web.port) as old:
+        lines = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        request = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n{lines}Sec-WebSocket-Key: {NONCE}\r\n\r\n"
+        old.socket.sendall(request.encode())
+        assert old.to_the_end().head.split()[1] == b"426"
+
+
+@pytest.mark.parametrize("version", ["8", "12", "14", "x", "", "13, 8", None])
+def test_another_version_is_told_ours(web: Stack, author: LogAuthor, connect: Connect, version: str | None) -> None:
+    client = connect(web).shake(author.run_id, Sec_WebSocket_Version=version)
+    assert refused(client, 426, "upgrade_required")["sec-websocket-version"] == "13"
+
+
+@pytest.mark.parametrize("key", [None, "", "x", "AAAA", NONCE[:-1], NONCE + "AAAA", "é"])
+def test_a_handshake_without_a_proper_key_is_refused(
+    web: Stack, author: LogAuthor, connect: Connect, key: str | None
+) -> None:
+    refused(connect(web).shake(author.run_id, Sec_WebSocket_Key=key), 400, "bad_request")
+
+
+def test_a_handshake_with_a_body_is_refused(web: Stack, author: LogAuthor, connect: Connect) -> None:
+    refused(connect(web).shake(author.run_id, behind=b"abc", Content_Length="3"), 400, "bad_request")
+    chunked = connect(web).shake(author.run_id, behind=b"0\r\n\r\n", Transfer_Encoding="chunked")
+    refused(chunked, 400, "bad_request")
+
+
+def test_a_handshake_is_taken_as_browsers_and_libraries_spell_it(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    connect(web).open(author.run_id, Upgrade="WebSocket", Connection="keep-alive, Upgrade")
+    with_extensions = connect(web).open(
+        author.run_id, Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits"
+    )
+    assert b"Extensions" not in with_extensions.head
+
+
+@pytest.mark.parametrize("cursor", ["x", "-1", "1.0", "9" * 16])
+def test_a_cursor_that_is_no_seq_is_refused(web: Stack, author: LogAuthor, connect: Connect, cursor: str) -> None:
+    refused(connect(web).shake(author.run_id, f"?since_seq={cursor}"), 400, "invalid_cursor")
+
+
+def test_a_cursor_beyond_the_end_of_a_finished_run_is_refused(web: Stack, author: LogAuthor, connect: Connect) -> None:
+    author.commit_end()
+    author.publish_end()
+    refused(connect(web).shake(author.run_id, f"?since_seq={author.head + 1}"), 400, "invalid_cursor")
+    assert connect(web).open(author.run_id, f"?since_seq={author.head}").to_the_end().code == 1000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--worker-class", "gthread", "--threads", "4"], ["--certfile", CERTIFICATE, "--keyfile", CERTIFICATE]],
+    ids=["threads", "TLS"],
+)
+def test_where_the_connection_is_not_ours_it_is_said_and_the_slot_is_free_again(
+    web: Stack, author: LogAuthor, tmp_path: Path, arguments: list[str]
+) -> None:
+    port = free_port()
+    env = {**web.env, "PORT": str(port), "STREAM_MAX_PER_USER": "1"}
+    process = Process("other", [sys.executable, "-m", "gunicorn", "wsgi:app", *arguments], env, tmp_path)
+    scheme = "https" if "--certfile" in arguments else "http"
+    headers = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": NONCE,
+    }
+    try:
+        with httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", verify=False) as http:
+
+            def ready() -> bool:
+                with suppress(httpx.TransportError):
+                    return http.get("/healthz").status_code == 200
+                return False
+
+            eventually(ready, 20)
+            for _ in range(2):
+                problem(http.get(f"/runs/{author.run_id}/ws", headers=headers), 501, "websocket_unavailable")
+            assert "runtail_open_windows 0.0" in http.get("/metrics").text
+    finally:
+        process.stop()
+
+
+# Who may open one.
+
+
+@pytest.fixture
+def ann(guarded: Stack) -> tuple[str, str]:
+    """A key, and a run of its user."""
+    who = Principal("acme", "ann")
+    return guarded.services.registry.create_key(who), pending_run(guarded.services, principal=who).id
+
+
+def test_a_key_comes_in_the_header_or_as_a_subprotocol(guarded: Stack, connect: Connect, ann: tuple[str, str]) -> None:
+    key, run_id = ann
+    client = connect(guarded).open(run_id, Authorization=f"Bearer {key}")
+    assert b"Sec-WebSocket-Protocol" not in client.head
+    client = connect(guarded).open(run_id, Sec_WebSocket_Protocol=f"runtail.v1, bearer.{key}")
+    assert b"\r\nSec-WebSocket-Protocol: runtail.v1\r\n" in client.received
+    assert client.messages(1)[0]["seq"] == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer rt_00000000_unknown"},
+        {"Sec_WebSocket_Protocol": "runtail.v1"},
+        {"Sec_WebSocket_Protocol": "runtail.v1, bearer."},
+        {"Sec_WebSocket_Protocol": "runtail.v1, bearer.rt_00000000_unknown"},
+        {"Authorization": "Bearer x", "Sec_WebSocket_Protocol": "runtail.v1, bearer.KEY"},
+    ],
+)
+def test_without_a_good_key_nothing_is_told(
+    guarded: Stack, connect: Connect, ann: tuple[str, str], headers: dict[str, str]
+) -> None:
+    key, run_id = ann
+    said = {name: value.replace("KEY", key) for name, value in headers.items()}
+    refused(connect(guarded).shake(run_id, **said), 401, "unauthorized")
+    refused(connect(guarded).shake(run_id, "?since_seq=x", **{**said, "Upgrade": None}), 401, "unauthorized")
+
+
+def test_the_run_of_somebody_else_is_not_there(guarded: Stack, connect: Connect, ann: tuple[str, str]) -> None:
+    key, _ = ann
+    of_bob = pending_run(guarded.services, principal=Principal("acme", "bob")).id
+    for run_id in (of_bob, "run_00000000000000000000000000"):
+        refused(connect(guarded).shake(run_id, Authorization=f"Bearer {key}"), 404, "run_not_found")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example.com",
+        "null",
+        "",
+        "file://",
+        "http://127.0.0.1",
+        "http://127.0.0.1:PORT.evil.com",
+        "http://127.0.0.1:99999",
+        "http://user@evil.com:PORT",
+        "http://evil-127.0.0.1:PORT",
+        "https://console.example.com.evil.com",
+        "http://console.example.com",
+    ],
+)
+def test_the_page_of_another_origin_is_turned_away_before_anything_else_is_told(
+    web: Stack, guarded: Stack, author: LogAuthor, connect: Connect, ann: tuple[str, str], origin: str
+) -> None:
+    foreign = origin.replace("PORT", str(web.port))
+    refused(connect(web).shake(author.run_id, Origin=foreign), 403, "origin_not_allowed")
+    refused(connect(web).shake("run_00000000000000000000000000", Origin=foreign), 403, "origin_not_allowed")
+    key, run_id = ann
+    foreign = origin.replace("PORT", str(guarded.port))
+    refused(connect(guarded).shake(run_id, Origin=foreign), 403, "origin_not_allowed")
+    refused(connect(guarded).shake(run_id, Origin=foreign, Authorization=f"Bearer {key}"), 403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        (ORIGIN, "127.0.0.1:PORT"),
+        ("http://127.0.0.1:PORT", "127.0.0.1:PORT"),
+        ("http://LOCALHOST:PORT", "localhost:PORT"),
+        ("https://localhost", "localhost"),
+        ("http://localhost", "localhost:80"),
+        ("https://localhost", "localhost:443"),
+        ("http://[::1]:PORT", "[::1]:PORT"),
+    ],
+)
+def test_pages_of_this_server_and_those_that_are_named_may_open_one(
+    web: Stack, author: LogAuthor, connect: Connect, origin: str, host: str
+) -> None:
+    port = str(web.port)
+    connect(web).open(author.run_id, Origin=origin.replace("PORT", port), Host=host.replace("PORT", port))
+
+
+def test_both_kinds_of_windows_count_together_and_who_is_too_many_is_told_so_on_the_websocket(
+    stack: StackMaker, connect: Connect
+) -> None:
+    web = stack(STREAM_MAX_PER_USER="2")
+    web.start_web()
+    author = LogAuthor(web)
+    with RawClient(web.port) as sse:
+        sse.ask(author.path).until(b"run.created")
+        second = connect(web).open(author.run_id)
+        third = connect(web).open(author.run_id).to_the_end()
+        (told,) = third.envelopes
+        assert (told["type"], told["run_id"], third.code) == ("stream.rejected", author.run_id, 1013)
+        assert told["payload"]["code"] == "too_many_streams"
+        assert 2_000 <= told["payload"]["retry_ms"] <= 5_000
+        with RawClient(web.port) as another:
+            another.ask(author.path).until(b"too_many_streams")
+        second.socket.close()
+        eventually(lambda: open_windows(web) == 1)
+        assert connect(web).open(author.run_id).messages(1)[0]["seq"] == 1
+
+
+def test_who_is_turned_away_is_told_so_even_while_it_speaks(stack: StackMaker, connect: Connect) -> None:
+    web = stack(STREAM_MAX_PER_USER="1")
+    web.start_web()
+    author = LogAuthor(web)
+    connect(web).open(author.run_id)
+    speaking = connect(web).shake(author.run_id, behind=masked(0x1, b"x" * 200_000))
+    speaking.polite = False
+    assert speaking.to_the_end().code == 1013
+
+
+def test_that_postgres_is_away_is_told_on_the_websocket(tmp_path: Path, connect: Connect) -> None:
+    with EmbeddedServices(tmp_path / "services") as servers:
+        urls = {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+        with own_databases(urls) as own, Stack(own, tmp_path) as web:
+            web.start_web()
+            author = LogAuthor(web)
+            servers.kill("postgres")
+            client = connect(web).open(author.run_id).to_the_end()
+            assert client.envelopes[0]["payload"]["code"] == "store_unavailable"
+            assert client.code == 1013
+            problem(web.http.get(author.path.replace("events", "ws")), 426, "upgrade_required")
+            servers.start("postgres")
+
+
+# What arrives.
+
+
+def test_every_event_is_one_text_message_as_it_is_stored_and_the_end_is_a_normal_closure(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    author.append(3, "é\r\n\u2028🚚")
+    early = connect(web).open(author.run_id)
+    early.messages(4)
+    author.append(40, LONG[:1_000])
+    author.end()
+    late = connect(web).open(author.run_id).to_the_end()
+    assert early.to_the_end().texts == late.texts == texts(author)
+    assert early.code == late.code == 1000
+
+
+def test_a_window_begins_after_its_cursor_or_with_a_snapshot_at_the_head(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    author.append(9)
+    author.archive()
+    resumed = connect(web).open(author.run_id, "?since_seq=7")
+    assert [message["seq"] for message in resumed.messages(3)] == [8, 9, 10]
+    latest = connect(web).open(author.run_id, "?since_seq=latest")
+    (snapshot,) = latest.messages(1)
+    assert snapshot["type"] == "stream.snapshot"
+    assert snapshot["payload"]["seq"] == snapshot["payload"]["state"]["last_seq"] == 10
+    author.append()
+    assert latest.messages(2)[1]["seq"] == resumed.messages(4)[3]["seq"] == 11
+
+
+def test_who_is_far_behind_is_given_a_snapshot_as_in_sse(stack: StackMaker, connect: Connect) -> None:
+    web = stack(REPLAY_MAX_EVENTS="10")
+    web.start_web()
+    author = LogAuthor(web)
+    author.append(20)
+    author.archive()
+    client = connect(web).open(author.run_id)
+    assert client.messages(1)[0]["type"] == "stream.snapshot"
+    author.append()
+    assert client.messages(2)[1]["seq"] == 22
+
+
+def test_frames_have_a_header_of_each_length(web: Stack, author: LogAuthor, client: SocketClient) -> None:
+    for size in (0, 100, 65_300, 65_400, 66_000, 200_000):
+        author.append(1, "a" * size)
+    assert [m["seq"] for m in client.messages(7)] == list(range(1, 8))
+    assert client.texts == texts(author)
+
+
+def test_an_event_of_a_megabyte_arrives_whole_whatever_the_client_reads_at_a_time(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    clients = [connect(web).open(author.run_id), connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)]
+    author.append(1, MEGABYTE)
+    author.end()
+    for client, most in zip(clients, (65_536, 1_000), strict=True):
+        assert client.to_the_end(most).texts == texts(author)
         assert client.code == 1000
+
+
+def test_a_client_that_reads_byte_by_byte_gets_everything(web: Stack, author: LogAuthor, connect: Connect) -> None:
+    client = connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)
+    author.append(3, LONG)
+    author.end()
+    assert client.to_the_end(1).texts == texts(author)
+    assert client.code == 1000
+
+
+def test_a_quiet_window_is_pinged_and_stays(stack: StackMaker, connect: Connect) -> None:
+    web = stack(STREAM_HEARTBEAT_SECONDS="1")
+    web.start_web()
+    author = LogAuthor(web)
+    polite, rude = connect(web).open(author.run_id), connect(web).open(author.run_id)
+    rude.polite = False
+    for client in (polite, rude):
+        while client.pings < 2:
+            assert client.read()
+    author.append()
+    for client in (polite, rude):
+        assert client.messages(2)[1]["seq"] == 2
+
+
+# How it ends.
+
+
+def test_a_window_that_was_open_for_long_is_told_to_come_back(stack: StackMaker, connect: Connect) -> None:
+    web = stack(STREAM_MAX_SECONDS="1")
+    web.start_web()
+    author = LogAuthor(web)
+    client = connect(web).open(author.run_id).to_the_end()
+    assert [message["type"] for message in client.envelopes] == ["run.created", "stream.expired"]
+    assert client.code == 1001
+    client.socket.close()
+    eventually(lambda: open_windows(web) == 0)
+    assert "runtail_rotations_total 1.0" in web.http.get("/metrics").text
+
+
+def test_sigterm_ends_every_window_with_a_code_within_a_second(stack: StackMaker, connect: Connect) -> None:
+    web = stack(**UNLIMITED)
+    process = web.start_web()
+    author = LogAuthor(web)
+    clients = [connect(web).open(author.run_id) for _ in range(20)]
+    for client in clients:
+        client.messages(1)
+    started = time.monotonic()
+    process.send(signal.SIGTERM)
+    for client in clients:
+        client.to_the_end()
+    assert time.monotonic() - started < 1
+    assert {client.code for client in clients} == {1012}
+    assert process.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def impatient(module_stack: StackMaker) -> Stack:
+    """A web process that gives up slow readers soon."""
+    stack = module_stack(**UNLIMITED, STREAM_MAX_LAG_SECONDS="1", REPLAY_MAX_BYTES="0")
+    stack.start_web()
+    return stack
+
+
+def lagging(web: Stack, author: LogAuthor, client: SocketClient) -> SocketClient:
+    """A window whose client does not read, and has been given up."""
+    closes = lag_closes(web)
+    client.open(author.run_id).messages(1)
+    for _ in range(20):
+        author.append(1, LONG)
+    eventually(lambda: lag_closes(web) > closes)
+    return client
+
+
+def lag_closes(web: Stack) -> float:
+    (line,) = [x for x in web.http.get("/metrics").text.split("\n") if x.startswith("runtail_lag_closes_total")]
+    return float(line.split()[-1])
+
+
+@pytest.mark.parametrize("buffer", [2_048, SMALL_BUFFER, 60_000])
+def test_a_slow_reader_gets_a_whole_frame_and_a_code_of_its_own_and_resumes_complete(
+    impatient: Stack, connect: Connect, buffer: int
+) -> None:
+    author = LogAuthor(impatient)
+    client = lagging(impatient, author, connect(impatient, receive_buffer=buffer)).to_the_end()
+    assert client.code == 4008
+    cursor = client.envelopes[-1]["seq"]
+    assert client.texts == texts(author)[:cursor]
+    assert cursor < author.head
+    author.end()
+    again = connect(impatient).open(author.run_id, f"?since_seq={cursor}").to_the_end()
+    assert [*client.texts, *again.texts] == texts(author)
+
+
+def test_a_client_that_reads_nothing_more_is_reset_in_the_end(impatient: Stack, connect: Connect) -> None:
+    client = lagging(impatient, LogAuthor(impatient), connect(impatient, receive_buffer=SMALL_BUFFER))
+    eventually(lambda: open_windows(impatient) == 0)
+    with pytest.raises(ConnectionResetError):
+        client.to_the_end()
+    assert client.code is None
+
+
+@pytest.mark.parametrize("leave", ["close", "reset", "half"])
+def test_a_client_that_leaves_is_noticed_at_once(web: Stack, author: LogAuthor, connect: Connect, leave: str) -> None:
+    before = open_windows(web)
+    client = connect(web).open(author.run_id)
+    assert open_windows(web) == before + 1
+    if leave == "half":
+        client.socket.shutdown(socket.SHUT_WR)
+    else:
+        client.reset() if leave == "reset" else client.socket.close()
+    eventually(lambda: open_windows(web) == before, 1)
+
+
+@pytest.mark.parametrize(("code", "answered"), [(1000, 1000), (1001, 1001), (4711, 4711), (None, 1005)])
+def test_a_close_frame_is_answered_and_the_window_ends(
+    web: Stack, client: SocketClient, code: int | None, answered: int
+) -> None:
+    before = open_windows(web)
+    client.polite = False
+    client.socket.sendall(masked(0x8, struct.pack("!H", code) + b"bye" if code else b""))
+    assert client.to_the_end().code == answered
+    client.socket.close()
+    eventually(lambda: open_windows(web) == before - 1, 1)
+
+
+@pytest.mark.parametrize("said", [b"garbage", b"\x88\x80mask"], ids=["1002", "a close frame"])
+def test_a_client_that_does_not_hang_up_is_closed_all_the_same(web: Stack, client: SocketClient, said: bytes) -> None:
+    before = open_windows(web)
+    client.polite = False
+    client.socket.sendall(said)
+    client.to_the_end()
+    eventually(lambda: open_windows(web) == before - 1, CLOSE_SECONDS + 3)
+
+
+# What may be said.
+
+
+def masked(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True) -> bytes:
+    """A client's frame, good or bad."""
+    size = len(payload)
+    key = b"\x01\x02\x03\x04" if mask else b""
+    if size < 126:
+        length = bytes([size])
+    else:
+        length = b"\x7e" + struct.pack("!H", size) if size < 65_536 else b"\x7f" + struct.pack("!Q", size)
+    head = bytes([fin << 7 | rsv << 4 | opcode, length[0] | mask << 7]) + length[1:] + key
+    return head + (bytes(byte ^ key[i % 4] for i, byte in enumerate(payload)) if mask else payload)
+
+
+ACK = json.dumps({"type": "ack", "id": "a", "seq": 1}).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        pytest.param(masked(0x1, ACK, mask=False), 1002, id="unmasked text"),
+        pytest.param(masked(0x9, b"", mask=False), 1002, id="unmasked ping"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3, 1002, id="HTTP"),
+        pytest.param(b"\x00" * 20, 1002, id="zeros"),
+        pytest.param(b"\xff" * 20, 1002, id="ones"),
+        pytest.param(masked(0x1, ACK, rsv=4), 1002, id="compressed"),
+        pytest.param(masked(0x3, b"x"), 1002, id="unknown opcode"),
+        pytest.param(masked(0x0, b"x"), 1002, id="continuation of nothing"),
+        pytest.param(masked(0x1, b"{", fin=False) + masked(0x1, b"}"), 1002, id="text in a text"),
+        pytest.param(masked(0x9, b"x", fin=False), 1002, id="ping in parts"),
+        pytest.param(masked(0x9, b"x" * 126), 1002, id="long ping"),
+        pytest.param(masked(0x8, b"x"), 1002, id="close of one byte"),
+        pytest.param(masked(0x8, struct.pack("!H", 1006)), 1002, id="close with a code that is never sent"),
+        pytest.param(masked(0x1, b'"\xc3\x28"'), 1007, id="not UTF-8"),
+        pytest.param(masked(0x1, b'"\xed\xa0\x80"'), 1007, id="surrogate"),
+        pytest.param(masked(0x2, ACK), 1003, id="binary"),
+        pytest.param(masked(0x2, b"x" * 200_000), 1003, id="large binary"),
+        pytest.param(masked(0x1, b"x" * (MESSAGE_BYTES + 1)), 1009, id="one byte too many"),
+        pytest.param(masked(0x1, "é".encode() * (MESSAGE_BYTES // 2 + 1)), 1009, id="characters of two bytes"),
+        pytest.param(masked(0x1, b"", fin=False) + masked(0x0, b"x" * 1_000, fin=False) * 66, 1009, id="many parts"),
+        pytest.param(
+            b"\x81\xff" + struct.pack("!Q", 1 << 40) + b"mask" + b"x" * 100_000, 1009, id="an announced terabyte"
+        ),
+    ],
+)
+def test_what_breaks_a_rule_ends_the_window_with_the_code_that_says_so(
+    web: Stack, author: LogAuthor, client: SocketClient, said: bytes, code: int
+) -> None:
+    before = open_windows(web)
+    with suppress(ConnectionError):  # the rest is not wanted any more
+        client.socket.sendall(said)
+    client.polite = False
+    with suppress(ConnectionResetError):
+        client.to_the_end()
+    assert client.code == code
+    client.socket.close()
+    eventually(lambda: open_windows(web) == before - 1, 1)
+
+
+def test_nothing_follows_the_close_frame_of_a_window_that_was_still_being_read_for(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    author.append(400, "x" * 1_000)
+    client = connect(web).shake(author.run_id, behind=b"garbage")
+    client.polite = False
+    client.to_the_end()
+    assert client.code == 1002
+    assert client.received.endswith(b"\x88\x02" + struct.pack("!H", 1002))
+
+
+def test_the_windows_of_others_do_not_feel_what_one_client_says(
+    web: Stack, author: LogAuthor, client: SocketClient, connect: Connect
+) -> None:
+    for garbage in (b"\x00" * 100, b"\x81\x05hello", b"\x81\xfe\xff"):
+        connect(web).open(author.run_id).socket.sendall(garbage)
+    author.append(3)
+    author.end()
+    assert client.to_the_end().texts == texts(author)
+
+
+def test_a_message_of_64_kilobytes_is_taken_in_whatever_pieces_it_comes(client: SocketClient) -> None:
+    message = ACK + b" " * (MESSAGE_BYTES - len(ACK))
+    third = MESSAGE_BYTES // 3
+    pieces = [message[:third], message[third : 2 * third], message[2 * third :]]
+    frames = masked(0x1, pieces[0], fin=False) + masked(0x9, b"now?") + masked(0x0, pieces[1], fin=False)
+    frames += masked(0x0, b"", fin=False) + masked(0x0, pieces[2])
+    client.socket.sendall(masked(0x1, message))
+    assert client.answer()["ok"]
+    for start in range(0, len(frames), 7_001):
+        client.socket.sendall(frames[start : start + 7_001])
+    assert client.answer()["ok"]
+    assert client.pongs == [b"now?"]
+
+
+def test_a_message_may_come_byte_by_byte_and_several_at_once(client: SocketClient) -> None:
+    for byte in masked(0x1, ACK):
+        client.socket.sendall(bytes([byte]))
+    assert client.answer()["ok"]
+    client.socket.sendall(masked(0x1, ACK) * 3)
+    for _ in range(3):
+        assert client.answer()["ok"]
+
+
+def test_what_is_said_together_with_the_handshake_is_heard(web: Stack, author: LogAuthor, connect: Connect) -> None:
+    client = connect(web).shake(author.run_id, behind=masked(0x1, ACK))
+    assert {message["type"] for message in client.messages(2)} == {"run.created", "stream.answer"}
+
+
+def test_pings_are_answered_and_pongs_are_not(client: SocketClient) -> None:
+    client.send(Pong(b"unasked"))
+    client.send(Ping(b"x" * 125))
+    client.send(Pong())
+    client.send(Ping())
+    while len(client.pongs) < 2:
+        assert client.read()
+    assert client.pongs == [b"x" * 125, b""]
+
+
+# Commands.
+
+
+def test_cancel_is_answered_before_the_end_that_it_causes(web: Stack, connect: Connect) -> None:
+    run = pending_run(web.services)
+    client = connect(web).open(run.id).say(type="cancel", id="c-1").to_the_end()
+    (answer,) = client.answers
+    result = {"run_id": run.id, "status": "cancelled"}
+    assert answer == {"command": "cancel", "id": "c-1", "ok": True, "status": 200, "result": result}
+    assert [message["type"] for message in client.envelopes if "seq" in message][-1] == "run.cancelled"
+    assert client.code == 1000
+
+
+def test_a_run_that_executes_is_cancelled_over_its_websocket(live: Stack, connect: Connect) -> None:
+    run_id = live.start("emit", {"count": 100_000, "interval_ms": 20, "type": "custom.tick"})
+    client = connect(live).open(run_id)
+    client.messages(5)
+    client.say(type="cancel").to_the_end()
+    (answer,) = client.answers
+    assert (answer["ok"], answer["id"]) == (True, None)
+    seqs = [message["seq"] for message in client.envelopes if "seq" in message]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert live.read(run_id)["status"] == "cancelled"
+    assert client.code == 1000
+
+
+@pytest.mark.parametrize(("command", "decision"), [("approve", "approved"), ("deny", "denied")])
+def test_a_decision_is_that_of_the_http_call(web: Stack, connect: Connect, command: str, decision: str) -> None:
+    run = waiting(web.services)
+    client = connect(web).open(run.id)
+    answer = client.ask_for(type=command, approval_id="apr_1", comment="So be it.", id="é")
+    assert (answer["command"], answer["id"], answer["status"]) == (command, "é", 200)
+    (listed,) = web.http.get("/approvals", params={"run": run.id}).json()["approvals"]
+    assert answer["result"] == listed
+    assert (listed["status"], listed["comment"], listed["by"]) == (decision, "So be it.", "dev")
+    again = client.ask_for(type=command, approval_id="apr_1")
+    assert again["result"] == listed
+    other = client.ask_for(type={"approve": "deny", "deny": "approve"}[command], approval_id="apr_1")
+    assert (other["ok"], other["status"], other["error"]["code"]) == (False, 409, "approval_resolved")
+    assert other["error"]["approval"] == listed
+
+
+def test_an_approval_of_another_run_is_not_this_windows_business(web: Stack, connect: Connect) -> None:
+    other, run = waiting(web.services), pending_run(web.services)
+    answer = connect(web).open(run.id).ask_for(type="approve", approval_id="apr_1", run_id=other.id)
+    assert answer["error"]["code"] == "invalid_request"
+    answer = connect(web).open(run.id).ask_for(type="approve", approval_id="apr_1")
+    assert (answer["status"], answer["error"]["code"]) == (404, "approval_not_found")
+    (listed,) = web.http.get("/approvals", params={"run": other.id}).json()["approvals"]
+    assert listed["status"] == "open"
+
+
+def test_the_owner_of_a_run_that_an_operator_decides_for_is_told_so(guarded: Stack, connect: Connect) -> None:
+    who = Principal("acme", "ann")
+    run = waiting(guarded.services, principal=who, requires="operator")
+    key = guarded.services.registry.create_key(who)
+    answer = connect(guarded).open(run.id, Authorization=f"Bearer {key}").ask_for(type="approve", approval_id="apr_1")
+    assert (answer["status"], answer["error"]["code"]) == (403, "operator_required")
+
+
+def test_inputs_are_taken_in_the_order_in_which_they_were_sent(web: Stack, connect: Connect) -> None:
+    run = pending_run(web.services)
+    client = connect(web).open(run.id)
+    for n in range(8):
+        client.say(type="input", text=f"text {n}", id=str(n), idempotency_key=f"k{n}")
+    for n in range(8):
+        answer = client.answer()
+        assert (answer["id"], answer["status"]) == (str(n), 202)
+        assert answer["result"] == {"input_id": f"inp_{n + 1}", "run_id": run.id}
+    again = client.ask_for(type="input", text="text 3", idempotency_key="k3")
+    assert again["result"]["input_id"] == "inp_4"
+    clash = client.ask_for(type="input", text="text 4", idempotency_key="k3")
+    assert (clash["status"], clash["error"]["code"]) == (409, "idempotency_conflict")
+
+
+def test_what_was_said_is_carried_out_even_if_the_client_does_not_wait(web: Stack, connect: Connect) -> None:
+    run = pending_run(web.services)
+    client = connect(web).open(run.id)
+    client.messages(1)
+    said = [client.frame(TextMessage(json.dumps({"type": "input", "text": str(n)}))) for n in range(3)]
+    cancel = client.frame(TextMessage(json.dumps({"type": "cancel"})))
+    client.socket.sendall(b"".join([*said, cancel, client.frame(CloseConnection(1000))]))
+    client.socket.close()
+    eventually(lambda: web.read(run.id)["status"] == "cancelled")
+    answer = web.http.post(f"/runs/{run.id}/input", json={"text": "late"})
+    problem(answer, 409, "run_ended")
+
+
+def test_ack_tells_where_the_log_is_and_nothing_beyond_what_was_sent_is_acknowledged(
+    author: LogAuthor, client: SocketClient
+) -> None:
+    author.append(4)
+    client.messages(5)
+    for seq in (0, 3, 5):
+        answer = client.ask_for(type="ack", seq=seq)
+        assert (answer["status"], answer["result"]) == (200, {"seq": seq, "head": 5})
+    answer = client.ask_for(type="ack", seq=6)
+    assert (answer["ok"], answer["status"], answer["error"]["code"]) == (False, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("", "invalid_json"),
+        ("{", "invalid_json"),
+        ("nonsense", "invalid_json"),
+        ('{"type": "ack", "seq": NaN}', "invalid_json"),
+        ('{"type": "ack", "type": "ack", "seq": 1}', "invalid_json"),
+        ("[" * 50_000, "json_too_deep"),
+        ("null", "invalid_request"),
+        ("[]", "invalid_request"),
+        ('"cancel"', "invalid_request"),
+        ("{}", "invalid_request"),
+        ('{"type": "erase"}', "invalid_request"),
+        ('{"type": ["cancel"]}', "invalid_request"),
+        ('{"type": "cancel", "run_id": "run_1"}', "invalid_request"),
+        ('{"type": "cancel", "id": 7}', "invalid_request"),
+        ('{"type": "cancel", "id": "%s"}' % ("x" * 101), "invalid_request"),
+        ('{"type": "approve"}', "invalid_request"),
+        ('{"type": "approve", "approval_id": ""}', "invalid_request"),
+        ('{"type": "deny", "approval_id": "apr_1", "comment": "%s"}' % ("x" * 2_001), "invalid_request"),
+        ('{"type": "input"}', "invalid_request"),
+        ('{"type": "input", "text": ""}', "invalid_request"),
+        ('{"type": "input", "text": "%s"}' % ("x" * 20_001), "invalid_request"),
+        ('{"type": "input", "text": "x", "idempotency_key": "a b"}', "invalid_request"),
+        ('{"type": "ack"}', "invalid_request"),
+        ('{"type": "ack", "seq": -1}', "invalid_request"),
+        ('{"type": "ack", "seq": "1"}', "invalid_request"),
+        ('{"type": "ack", "seq": 1.0}', "invalid_request"),
+        ('{"type": "ack", "seq": true}', "invalid_request"),
+        ('{"type": "approve", "approval_id": "\\u0000"}', "approval_not_found"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_what_is_no_command_is_answered_and_the_window_stays(
+    web: Stack, author: LogAuthor, client: SocketClient, said: str, code: str
+) -> None:
+    answer = client.send(TextMessage(said)).answer()
+    assert (answer["ok"], answer["error"]["code"]) == (False, code), answer
+    assert set(answer) == {"command", "id", "ok", "status", "error"}
+    assert client.ask_for(type="ack", seq=1, id="after")["id"] == "after"
+    assert web.read(author.run_id)["status"] == "pending"
+
+
+def test_the_id_and_the_type_of_a_bad_command_come_back_where_they_can_be_read(client: SocketClient) -> None:
+    answer = client.ask_for(type="approve", id="a-1")
+    assert (answer["command"], answer["id"]) == ("approve", "a-1")
+    answer = client.ask_for(type="explode", id="a-2")
+    assert (answer["command"], answer["id"]) == (None, "a-2")
+
+
+def test_a_finished_run_takes_no_commands_because_its_window_has_ended(
+    web: Stack, author: LogAuthor, client: SocketClient
+) -> None:
+    author.commit_end()
+    author.publish_end()
+    client.polite = False
+    assert client.until(b"\x88\x02").code == 1000
+    client.socket.sendall(masked(0x1, b'{"type": "cancel"}'))
+    assert client.to_the_end().answers == []
+
+
+def test_more_than_eight_commands_at_once_are_too_many(web: Stack, client: SocketClient) -> None:
+    client.socket.sendall(masked(0x1, ACK) * 9)
+    assert client.to_the_end().code == 1008
+
+
+def test_a_client_that_asks_and_never_reads_is_closed(web: Stack, author: LogAuthor, connect: Connect) -> None:
+    before = open_windows(web)
+    client = connect(web, receive_buffer=2_048).open(author.run_id)
+    client.messages(1)
+    client.socket.settimeout(2)
+    bad = masked(0x1, b'{"type": "explode", "id": "%s"}' % (b"x" * 100))
+    with suppress(ConnectionError, TimeoutError):
+        while open_windows(web) > before:  # and so it asks no faster than it could be answered
+            client.socket.sendall(bad * 4)
+    eventually(lambda: open_windows(web) == before, 10)
+
+
+def test_answers_and_pongs_stand_between_events_also_for_a_slow_reader(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    client = connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)
+    client.messages(1)
+    for n in range(30):
+        author.append(2, LONG[: 1_000 * (n % 5 + 1)] if n % 3 else LONG)
+        client.say(type="ack", seq=1, id=str(n)).send(Ping(str(n).encode()))
+        while len(client.answers) <= n:
+            assert client.read(3_000)
+    author.end()
+    client.to_the_end()
+    assert [text for text in client.texts if '"seq":' in text.partition('"payload"')[0]] == texts(author)
+    assert [answer["id"] for answer in client.answers] == [str(n) for n in range(30)]
+    assert client.pongs[-1] == b"29"
+    assert client.code == 1000
+
+
+def test_bytes_are_no_command(client: SocketClient) -> None:
+    client.send(BytesMessage(ACK))
+    assert client.to_the_end().code == 1003

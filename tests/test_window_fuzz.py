@@ -35,6 +35,7 @@ from tests.conftest import own_databases
 from tests.follower import LINES, NAMED, UNNAMED, Cap, Connection, Follower, Form
 from tests.harness import Process, Stack
 from tests.log_author import LogAuthor
+from tests.socket_follower import SOCKET, SocketFollower
 
 EXAMPLES = int(os.environ.get("RUNTAIL_FUZZ_EXAMPLES") or 0)
 SEED = int(os.environ.get("RUNTAIL_FUZZ_SEED") or 0) or (random.randrange(1, 1 << 32) if EXAMPLES else 1)
@@ -68,7 +69,7 @@ Client = tuple[int, float | None, Form, str, int | None]
 CLIENTS: st.SearchStrategy[Client] = st.tuples(
     RUNS,
     st.one_of(SHARES, SHARES, st.none()),
-    st.sampled_from([NAMED, NAMED, UNNAMED, LINES]),
+    st.sampled_from([NAMED, UNNAMED, LINES, SOCKET, SOCKET]),
     st.sampled_from(["1.1", "1.1", "1.0"]),
     st.sampled_from([None, None, 2_048, 8_192]),
 )
@@ -156,7 +157,8 @@ class Windows(RuleBasedStateMachine):
         run, share, *how = client
         log = self.logs[run]
         cursor = None if share is None else round(log.head * share)
-        self.followers.append(Follower(self.world.stack.port, log, cursor, self.world.cap, *how))
+        kind = SocketFollower if SOCKET in how else Follower
+        self.followers.append(kind(self.world.stack.port, log, cursor, self.world.cap, *how))
 
     @precondition(lambda self: self.followers)
     @rule(pick=PICKS, batch=BATCHES)
@@ -312,7 +314,8 @@ class Windows(RuleBasedStateMachine):
     def is_level(self, follower: Follower) -> bool:
         run = self.logs.index(follower.log)
         visible = follower.log.head - (run in self.committed and run not in self.published)
-        return not follower.reading or follower.away or (follower.cursor or 0) >= visible
+        has_all = (follower.cursor or 0) >= visible and not follower.owed
+        return not follower.reading or follower.away or has_all
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Read until that is so."""
@@ -399,6 +402,9 @@ class Windows(RuleBasedStateMachine):
         seen["steps"] += self.steps
         seen["events appended"] += sum(log.head for log in self.logs)
         seen["clients"] += len(self.followers)
+        sockets = [follower for follower in self.followers if isinstance(follower, SocketFollower)]
+        seen["clients with WebSockets"] += len(sockets)
+        seen["answers"] += sum(follower.answers for follower in sockets)
         for name in ("connections", "delivered", "snapshots", "rotations", "heartbeats", "broken"):
             seen[name] += sum(getattr(follower, name) for follower in self.followers)
 
@@ -442,6 +448,7 @@ def test_every_client_gets_every_event_once_whatever_happens(
                 print(world.complaints()[-5_000:])
         assert "Traceback" not in world.complaints()
         assert world.seen["delivered"] > 100
+        assert world.seen["answers"] > 0
 
 
 def fuzz(world: World, start: int) -> None:
