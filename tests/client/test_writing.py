@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from runtail_client import (
@@ -401,3 +402,16 @@ def test_the_current_run_is_found_and_outside_one_nothing_is_sent(client: Runtai
     assert current_run() is not run
     assert payloads(live, run.id, "custom.shared") == [{"n": 1}]
     assert len(payloads(live, run.id, "step.started")) == 1
+
+
+def test_the_log_of_an_application_is_not_filled_with_requests(
+    client: Runtail, live: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with client.run() as run:
+        run.stream(["grey"])
+        client.read(run.id)
+        list(client.events(run.id))
+    assert caplog.records == []
+    httpx.get(f"{live.url}/healthz")
+    assert len(caplog.records) == 1

@@ -1,10 +1,12 @@
 """Requests to one server, from whichever process asks. Knows retries and problem documents, no routes."""
 
 import ipaddress
+import logging
 import os
 import random
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +21,27 @@ ATTEMPTS = 4
 """Of a request that may be made again, which every one here may: it changes nothing, or carries a key."""
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
 """Seconds between attempts; each pause is twice the one before, less up to half of it by chance."""
+
+_ours: ContextVar[bool] = ContextVar("runtail_ours", default=False)
+"""The request is ours, and not one that the application makes with httpx."""
+
+
+class _Unlogged(httpx.Client):
+    """httpx logs each request: of a stream of tokens that is a line every 40 ms, and its URL may hold a watch token."""
+
+    def send(self, *args: Any, **kwargs: Any) -> httpx.Response:
+        token = _ours.set(True)
+        try:
+            return super().send(*args, **kwargs)
+        finally:
+            _ours.reset(token)
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    return not _ours.get()
+
+
+logging.getLogger("httpx").addFilter(_is_not_ours)
 
 
 class Connection:
@@ -42,7 +65,7 @@ class Connection:
         return made[1]
 
     def _make(self) -> httpx.Client:
-        return httpx.Client(
+        return _Unlogged(
             base_url=self.url,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=1.0),

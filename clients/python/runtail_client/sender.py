@@ -25,6 +25,8 @@ SEND_SECONDS = 15.0
 FIRST_AGAIN = 0.1
 """Seconds before a request is made again; twice as many each time, up to LAST_PAUSE."""
 BEATS_PER_LEASE = 4
+FIRST_BEAT_SECONDS = 1.0
+"""A cancel may have come while the run waited for its writer."""
 FIRST_LOOK, LAST_LOOK = 0.25, 5.0
 """Seconds between questions for what is waited for: an input, a decision. They grow with the wait."""
 LOST = frozenset({"stale_epoch", "run_ended", "run_not_found"})
@@ -86,7 +88,7 @@ class Sender:
         self._trouble = ""
         """Why the last request came to nothing."""
         self._not_before = 0.0
-        self._beat_at = time.monotonic()
+        self._beat_at = time.monotonic() + min(FIRST_BEAT_SECONDS, self._beat_seconds)
         self._calls = self._answered = self._wanted = 0
         """Calls made; the last of them that was answered; the one whose answer somebody waits for."""
         self._inputs: list[str] = []
