@@ -7,7 +7,7 @@ from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app.api import approvals, external, inputs, meta, multi, problems, runs, websocket
+from app.api import approvals, external, feed, inputs, meta, multi, problems, runs, websocket
 from app.api.context import Runtail
 from app.auth import Authenticator
 from app.commands import Commands
@@ -15,9 +15,12 @@ from app.config import Config
 from app.console import page
 from app.external import External
 from app.runs import Runs
+from app.storage.event_log import connect
+from app.storage.feed_log import FeedReader
 from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
 from app.streaming.admission import Admission
+from app.streaming.feed import Feeds
 from app.streaming.tail_hub import TailHub
 from app.streaming.window import Limits
 from app.streaming.windows import Windows
@@ -40,16 +43,18 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
         OPENAPI_URL_PREFIX="/",
         OPENAPI_JSON_PATH="openapi.json",
     )
+    windows = _windows(config, services)
     app.extensions["runtail"] = Runtail(
         services=services,
         authenticator=Authenticator(services.registry, config.dev),
         runs=Runs(services),
         commands=Commands(services),
         external=External(services),
-        windows=_windows(config, services),
+        windows=windows,
+        feeds=Feeds(FeedReader(connect(config.events_redis_url, max_connections=1)), services.store, windows),
     )
     api = problems.Api(app)
-    for module in (runs, external, multi, websocket, approvals, inputs, meta):
+    for module in (runs, external, multi, feed, websocket, approvals, inputs, meta):
         api.register_blueprint(module.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Runtail"}))

@@ -70,6 +70,7 @@ PROTECTED = [
     ("DELETE", f"/runs/{UNKNOWN}"),
     ("GET", f"/runs/{UNKNOWN}/events"),
     ("GET", f"/events?runs={UNKNOWN}"),
+    ("GET", "/admin/feed"),
     ("POST", f"/runs/{UNKNOWN}/cancel"),
     ("POST", "/runs/cancel"),
     ("POST", f"/runs/{UNKNOWN}/input"),

@@ -283,6 +283,7 @@ def test_the_json_schema_accepts_custom_events_and_control_frames(envelopes: Dra
         "stream.gap": {"requested": 1, "earliest": 2, "head": 3},
         "stream.rejected": {"code": "too_many_streams", "retry_ms": 2000},
         "stream.expired": {},
+        "feed.status": {"sample": 0.1, "sent": 1, "left_out": 9, "dropped": 0},
         "stream.answer": {"command": "ack", "id": None, "ok": True, "status": 200, "result": {"seq": 1, "head": 2}},
     }
     assert frames.keys() == CONTROL_SCHEMAS.keys()

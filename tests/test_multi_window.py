@@ -297,6 +297,16 @@ def test_one_window_counts_once_and_watches_every_run(stack: StackMaker) -> None
 # Its end.
 
 
+def test_a_client_that_leaves_is_noticed_before_the_next_heartbeat(web: Stack, authors: list[LogAuthor]) -> None:
+    def watched() -> int:
+        return web.services.leases.look([authors[0].run_id])[authors[0].run_id].windows
+
+    with opened(web, authors) as client:
+        until_seqs(client, authors)
+        eventually(lambda: watched() == 1)
+    eventually(lambda: watched() == 0, 5)
+
+
 def test_a_window_rests_with_heartbeats_and_is_rotated(stack: StackMaker) -> None:
     web = stack(STREAM_HEARTBEAT_SECONDS="1", STREAM_MAX_SECONDS="3")
     web.start_web()

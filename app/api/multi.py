@@ -8,13 +8,11 @@ from flask import Response, request
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import cursors_of
 from app.api.negotiation import NDJSON_TYPE, SSE_TYPE, accepted_type
-from app.api.problems import problem
 from app.api.schemas import SeveralEventsQuerySchema
-from app.api.windows import HEADERS, Open, open_iterated, reject
+from app.api.windows import Open, open_iterated, reject_unavailable
 from app.errors import InvalidCursor, InvalidRequest, StoreUnavailable, TooManyRuns
 from app.storage.run_store import RunPosition
 from app.streaming.admission import Ticket
-from app.streaming.multi_window import NO_RUN
 from app.streaming.windows import Opening
 from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED, Format
 
@@ -23,6 +21,7 @@ RUNS_MAX = 20
 
 blueprint = Blueprint("multi", __name__, description="Several runs in one window")
 blueprint.before_request(require_principal)
+blueprint.register_error_handler(StoreUnavailable, reject_unavailable)
 
 
 @blueprint.route("/events")
@@ -39,15 +38,6 @@ def events(query: dict[str, Any]) -> Response:
     if all(run.terminal and cursors[run.id] == run.state_seq for run in runs):
         return Response(status=204, headers={"Vary": "Accept"})  # after that an EventSource stays away
     return _open(runs, cursors, SSE if query["named"] == "1" else SSE_UNNAMED)
-
-
-@blueprint.errorhandler(StoreUnavailable)
-def unavailable(error: StoreUnavailable) -> Response:
-    """503; but who names server-sent events, as an EventSource does, would never come back after that."""
-    named = SSE_TYPE in request.accept_mimetypes.values()
-    if not named or accepted_type(SSE_TYPE, NDJSON_TYPE) != SSE_TYPE:
-        return problem(error)
-    return reject(error, SSE, NO_RUN, HEADERS)
 
 
 def _run_ids(text: str) -> list[str]:

@@ -173,6 +173,16 @@ class WebSocketQuerySchema(Schema):
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
 
 
+class FeedQuerySchema(Schema):
+    """Query of GET /admin/feed."""
+
+    sample = fields.Float(
+        load_default=1.0,
+        validate=Range(0, 1, min_inclusive=False),
+        metadata={"description": "The share of events that are shown; `run.*` always are."},
+    )
+
+
 class ApprovalSchema(Schema):
     """Something that a run waits for somebody to decide, or that somebody has decided."""
 

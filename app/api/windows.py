@@ -9,7 +9,9 @@ from typing import Any
 from flask import Response, request
 
 from app.api.context import principal, runtail
-from app.errors import RuntailError, TooManyStreams
+from app.api.negotiation import NDJSON_TYPE, SSE_TYPE, accepted_type
+from app.api.problems import problem
+from app.errors import RuntailError, StoreUnavailable, TooManyStreams
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Ticket
 from app.streaming.gunicorn_worker import HANDED_OVER
@@ -17,7 +19,7 @@ from app.streaming.handover import take_over
 from app.streaming.iterated_window import Iterated
 from app.streaming.multi_window import NO_RUN
 from app.streaming.windows import DRAIN_RETRY_MS, Opening, Windows, rejection
-from app.streaming.wire import NDJSON, Format
+from app.streaming.wire import NDJSON, SSE, Format
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Accept"}
 REJECTED_RETRY_MS = (2_000, 5_000)
@@ -142,6 +144,15 @@ def reject(error: RuntailError, format: Format, run_id: str, headers: Mapping[st
     """A window that is not opened. 200: after anything else an EventSource would never come back."""
     body = rejection(format, run_id, error.code, _retry_ms())
     return Response(body, content_type=_content_type(format), headers=headers)
+
+
+def reject_unavailable(error: StoreUnavailable) -> Response:
+    """Where only windows are served: 503; but who names server-sent events, as an EventSource does, would never come
+    back after that."""
+    named = SSE_TYPE in request.accept_mimetypes.values()
+    if named and accepted_type(SSE_TYPE, NDJSON_TYPE) == SSE_TYPE:
+        return reject(error, SSE, NO_RUN)
+    return problem(error)
 
 
 def _retry_ms() -> int:

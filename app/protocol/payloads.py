@@ -154,6 +154,7 @@ _CONTROL_FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
     "stream.gap": {"requested": COUNT, "earliest": COUNT, "head": COUNT},
     "stream.rejected": {"code": TEXT, "retry_ms": COUNT},
     "stream.expired": {},
+    "feed.status": {"sample": FRACTION, "sent": COUNT, "left_out": COUNT, "dropped": COUNT},
     "stream.answer": {
         "command": TEXT_OR_NULL, "id": TEXT_OR_NULL, "ok": FLAG, "status": COUNT,
         "result": MAY_OBJECT, "error": MAY_PROBLEM,

@@ -1,4 +1,4 @@
-"""The event log of each run in Redis: the only module that issues stream commands.
+"""The event log of each run in Redis. Stream commands are issued here, by `log_reader` and by `feed_log` only.
 
 Keys, all of a run in one cluster slot:
 
@@ -11,6 +11,8 @@ Channels, which carry no data:
 
     rt:{run_id}          rings after every append
     rt:worker:{id}       rings when the worker's commands in Postgres have changed
+
+What was appended goes to the feed of all runs too, while somebody wants one (`app.storage.feed_log`).
 
 It enforces who may append, by epoch; who that is, Postgres decides (`app.storage.ownership`).
 Every method may raise StoreUnavailable; what an append that raised it has done is unknown.
@@ -28,6 +30,7 @@ from redis.retry import Retry
 
 from app.errors import Behind, Fenced, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
+from app.storage.feed_log import FeedWriter
 
 LIVE_EVENTS = 10_000
 """Events of a running run that stay in Redis once they are archived; windows further behind read Postgres."""
@@ -60,6 +63,7 @@ class EventLog:
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
         self._ttl_seconds = ttl_seconds
+        self._feed = FeedWriter(self._redis)
         self._append = self._redis.register_script((_LUA / "append.lua").read_text())
         self._raise_epoch = self._redis.register_script((_LUA / "raise_epoch.lua").read_text())
 
@@ -94,12 +98,17 @@ class EventLog:
                 raise StoreUnavailable("The connection to Redis was lost.")
             for append in appends:
                 pipeline.evalsha(self._append.sha, 2, *_keys(append.run_id), *self._arguments(append))
+            asked = self._feed.ask(pipeline)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
+        if asked:
+            self._feed.learn(replies.pop())
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):  # a Redis that was just restarted
                 append = appends[index]
                 replies[index] = self._append(keys=_keys(append.run_id), args=self._arguments(append))
-        return [_refused(reply) if isinstance(reply, redis.RedisError) else _outcome(*reply) for reply in replies]
+        outcomes = [_refused(reply) if isinstance(reply, redis.RedisError) else _outcome(*reply) for reply in replies]
+        self._feed.write([a for a, outcome in zip(appends, outcomes, strict=True) if isinstance(outcome, int)])
+        return outcomes
 
     def _arguments(self, append: Append) -> list[str | int]:
         first, last = append.events[0], append.events[-1]

@@ -5,9 +5,14 @@ every window that is iterated over has in common.
 """
 
 import logging
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from gevent import monkey
 
 from app.errors import StoreUnavailable
 from app.storage.history import History
@@ -19,6 +24,11 @@ from app.streaming.wire import Wire
 POLL_SECONDS = 0.1
 """Between two looks at the log where no hub runs."""
 WAIT_SECONDS = 1.0
+GONE: int = getattr(select, "POLLRDHUP", 0)
+"""Half a connection counts as none. Linux says so; elsewhere a client that left is noticed at a heartbeat."""
+
+# gevent's own knows nothing of POLLRDHUP. This one is asked without waiting, which blocks nobody.
+_poll: Callable[[], Any] = monkey.get_original("select", "poll")
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +127,15 @@ class IteratedWindow(Iterated, Window):
             self.closed = True
             self.tail.leave(self)
             self._leave(self, why)
+
+
+def has_left(connection: socket.socket | None) -> bool:
+    """The client has closed the connection, or its sending side. None: nobody knows."""
+    if connection is None:
+        return False
+    poll = _poll()
+    poll.register(connection.fileno(), GONE)
+    return bool(poll.poll(0))
 
 
 def look_up(tail: Tail, history: History) -> None:

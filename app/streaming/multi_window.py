@@ -4,6 +4,7 @@ Each run is a member: a window of its own at its own tail, which knows what come
 turns between them, and for ids that say where all of them are. It is iterated over, in a greenlet or a thread.
 """
 
+import socket
 import threading
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from typing import Final
 from app.protocol.framing import split_id
 from app.storage.history import History
 from app.streaming.admission import Ticket
-from app.streaming.iterated_window import POLL_SECONDS, WAIT_SECONDS, Iterated, look_up
+from app.streaming.iterated_window import POLL_SECONDS, WAIT_SECONDS, Iterated, has_left, look_up
 from app.streaming.tail import Tail
 from app.streaming.window import Closing, Leave, Limits, Window, last_words
 from app.streaming.wire import Wire
@@ -75,8 +76,10 @@ class MultiWindow(Iterated):
         history: History,
         leave: Callable[["MultiWindow", Closing], None],
         watched: Callable[[], bool],
+        connection: socket.socket | None,
     ) -> None:
         """
+        :param connection: what the response is sent on, where that is known.
         :param leave: told when the window is closed.
         :param watched: whether a hub moves the tails; where none does, the window looks for itself.
         """
@@ -89,6 +92,7 @@ class MultiWindow(Iterated):
         self._history = history
         self._leave = leave
         self._watched = watched
+        self._connection = connection
         self._members: list[Member] = []
         self._due: deque[Member] = deque()
         self._stirred = threading.Event()
@@ -125,7 +129,9 @@ class MultiWindow(Iterated):
                 return b""
             if body := self._serve(member):
                 return body
-        if not self.over:
+        if has_left(self._connection):
+            self.farewell = Closing.LEFT, b""
+        elif not self.over:
             self._wait()
         return b""
 

@@ -5,32 +5,23 @@ It has a greenlet, or a thread, of its own: there is no live tail that could ser
 """
 
 import logging
-import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-from gevent import monkey
 
 from app.errors import StoreUnavailable
 from app.protocol.events import TERMINAL, Event
 from app.protocol.timing import Timing
 from app.storage.history import History
 from app.streaming.admission import Ticket
-from app.streaming.iterated_window import WAIT_SECONDS, IteratedWindow
+from app.streaming.iterated_window import WAIT_SECONDS, IteratedWindow, has_left
 from app.streaming.tail import Tail
 from app.streaming.window import Closing, Leave, Limits
 from app.streaming.wire import Wire
 
 PAGE = 50
 """Events of one read. The next ones are read when these have been sent."""
-GONE: int = getattr(select, "POLLRDHUP", 0)
-"""Half a connection counts as none. Linux says so; elsewhere a client that left is noticed at a heartbeat."""
-
-# gevent's own knows nothing of POLLRDHUP. This one is asked without waiting, which blocks nobody.
-_poll: Callable[[], Any] = monkey.get_original("select", "poll")
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +62,7 @@ class PlaybackWindow(IteratedWindow):
         self._stirred.clear()
         if time.monotonic() >= self.expires_at:
             self.visit(time.monotonic())
-        elif self._has_left():
+        elif has_left(self._connection):
             self.farewell = Closing.LEFT, b""
         if self.farewell:
             return b""
@@ -114,11 +105,3 @@ class PlaybackWindow(IteratedWindow):
             return
         pause = self._coming[0][0] - time.monotonic() if self._coming else WAIT_SECONDS
         self._stirred.wait(min(max(pause, 0.0), WAIT_SECONDS))
-
-    def _has_left(self) -> bool:
-        """The client has closed the connection, or its sending side."""
-        if self._connection is None:
-            return False
-        poll = _poll()
-        poll.register(self._connection.fileno(), GONE)
-        return bool(poll.poll(0))

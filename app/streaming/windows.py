@@ -155,6 +155,7 @@ class Windows:
             history=self._history,
             leave=self._left_several,
             watched=lambda: self._hub.running,
+            connection=sock,
         )
         for opening in openings:
             member = window.add(self._tail(opening), opening.cursor, leave=lambda member, _: self._hub.leave(member))

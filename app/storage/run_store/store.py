@@ -152,6 +152,12 @@ class RunStore:
         positions = {tuple(row[:3]): RunPosition(row[0], *row[3:]) for row in found}
         return [positions.get(key) for key in wanted]
 
+    def tenants(self, run_ids: Sequence[str]) -> dict[str, str]:
+        """Of each run its tenant, where there is such a run."""
+        with self._database.session() as db:
+            sql = "SELECT id, tenant_id FROM runs WHERE id = ANY (%s)"
+            return dict(db.execute_sql(sql, (list(run_ids),)).fetchall())
+
     def find_by_key(self, principal: Principal, idempotency_key: str) -> RunRecord | None:
         """The run that the principal started with this key."""
         sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"

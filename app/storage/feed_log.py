@@ -1,0 +1,183 @@
+"""The feed of all runs in Redis: what writers add to it beside their runs' logs, and how it is read.
+
+Keys:
+
+    rt:feed          stream   `r` run, `s` seq, `t` type, `e` the envelope's text; the last ENTRIES, as they came
+    rt:feed:wanted   hash     `highest`: the sample that writers go by; process → `sample expires`, see want_feed.lua
+
+Writers sample: an event that no open feed wants does not get here, and while no feed is open nothing does. What is in
+the feed is a copy that may be lost; nothing depends on it.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import redis
+
+from app.errors import StoreUnavailable
+from app.protocol.events import Event
+
+ENTRIES = 20_000
+"""What the stream keeps, or a little more."""
+STREAM_SECONDS = 60
+"""The stream's time to live after its last entry, or its last reader."""
+WANTED_SECONDS = 6
+"""For how long a wish holds. Renew it three times as often."""
+ASK_SECONDS = 1.0
+"""How often a writer asks what is wanted."""
+
+FEED, WANTED, HIGHEST = "rt:feed", "rt:feed:wanted", "highest"
+_DRAW_BYTES = 4
+_WANT = (Path(__file__).parent / "want_feed.lua").read_text()
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """One event in the feed. `text` is the envelope verbatim."""
+
+    run_id: str
+    seq: int
+    type: str
+    text: str
+
+
+class Appended(Protocol):
+    """Events that were appended to a run's log."""
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """The events, in order."""
+
+
+def is_shown(run_id: str, seq: int, type: str, sample: float) -> bool:
+    """Whether a feed of that sample shows the event: the same answer everywhere, and of a larger sample never less."""
+    if type.startswith("run."):
+        return True
+    if type == "message.delta":
+        return False
+    return sample >= 1 or _draw(run_id, seq) < sample
+
+
+def _draw(run_id: str, seq: int) -> float:
+    """A number in [0, 1) that belongs to the event."""
+    digest = blake2b(f"{run_id}:{seq}".encode(), digest_size=_DRAW_BYTES).digest()
+    return int.from_bytes(digest, "big") / (1 << 8 * _DRAW_BYTES)
+
+
+class FeedWriter:
+    """The writing side, in every process that appends. It never raises: a feed must not cost a run its event."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._sample = 0.0
+        """The highest that is wanted; 0: there is no feed."""
+        self._ask_at = 0.0
+        self._failed = False
+
+    def ask(self, pipeline: Any) -> bool:
+        """Where it is time, ask what is wanted, in a pipeline that is sent anyway. True: `learn` is to be told."""
+        now = time.monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_SECONDS
+        pipeline.hget(WANTED, HIGHEST)
+        return True
+
+    def learn(self, reply: Any) -> None:
+        """What `ask` was answered: an error counts as no wish."""
+        self._sample = float(reply) if isinstance(reply, bytes) else 0.0
+
+    def write(self, appended: Sequence[Appended]) -> None:
+        """Add to the feed what it wants of these events."""
+        if not self._sample:
+            return
+        entries = [
+            (append.run_id, event)
+            for append in appended
+            for event in append.events
+            if is_shown(append.run_id, event.seq, event.type, self._sample)
+        ]
+        if not entries:
+            return
+        try:
+            self._add(entries)
+            self._failed = False
+        except redis.RedisError as error:
+            if not self._failed:
+                log.warning("The feed misses events. %s", error)
+            self._failed = True
+
+    def _add(self, entries: Sequence[tuple[str, Event]]) -> None:
+        pipeline: Any
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for run_id, event in entries:
+                fields = ("r", run_id, "s", event.seq, "t", event.type, "e", event.text)
+                pipeline.execute_command("XADD", FEED, "MAXLEN", "~", ENTRIES, "*", *fields)
+            pipeline.expire(FEED, STREAM_SECONDS)
+            pipeline.execute()
+
+
+class FeedReader:
+    """The reading side, over one connection. One caller at a time. Every method may raise StoreUnavailable."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._process = secrets.token_hex(6)
+        self._cursor = "0-0"
+        self._want = client.register_script(_WANT)
+
+    def want(self, sample: float) -> None:
+        """Have writers feed events of that sample, for WANTED_SECONDS."""
+        with _reachable():
+            self._want(keys=[WANTED], args=[self._process, repr(sample), WANTED_SECONDS])
+            self._redis.expire(FEED, STREAM_SECONDS)  # a cursor in a stream that has ended would look like a loss
+
+    def start(self) -> None:
+        """Go to the end: only what is written from here on is read."""
+        with _reachable():
+            last: Any = self._redis.xrevrange(FEED, count=1)
+        self._cursor = last[0][0].decode() if last else "0-0"
+
+    def read(self, limit: int, block_ms: int) -> tuple[list[Entry], bool]:
+        """The next entries, at most `limit`, after a wait of up to `block_ms` for the first; and whether some are lost.
+
+        Lost are entries that were trimmed, or went with their Redis, before they were read.
+        """
+        with _reachable(), self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.xrange(FEED, min=self._cursor, max=self._cursor)
+            pipeline.xread({FEED: self._cursor}, count=limit, block=block_ms)
+            here, found = pipeline.execute()
+        lost = self._cursor != "0-0" and not here
+        entries = [entry for _, stream in found or () for entry in stream]
+        if entries:
+            self._cursor = entries[-1][0].decode()
+        elif lost:
+            lost = False  # it is told with the entries that follow
+        return [_entry(fields) for _, fields in entries], lost
+
+    def close(self) -> None:
+        """Close the connection; the next call makes a new one."""
+        self._redis.connection_pool.disconnect()
+
+
+def _entry(fields: dict[bytes, bytes]) -> Entry:
+    return Entry(fields[b"r"].decode(), int(fields[b"s"]), fields[b"t"].decode(), fields[b"e"].decode())
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreUnavailable("Redis cannot be reached.") from error
