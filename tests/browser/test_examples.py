@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,6 +13,7 @@ from tests.conftest import StackMaker
 from tests.harness import ROOT, Stack, eventually, free_port
 from tests.legacy_apps import STEPS, TEXT, Legacy, legacy_app
 from tests.stored import row
+from tests.test_proxy_example import ENDLESS, Proxy
 
 EXAMPLES = ROOT / "examples"
 EVENT_SOURCE = EXAMPLES / "eventsource.html"
@@ -90,6 +91,40 @@ def test_the_page_of_twenty_lines_shows_an_answer_across_a_restart_of_the_server
     ids = page.evaluate("ids")
     assert ids == list(range(ids[0], server.read(run_id)["state_seq"] + 1)), "it went on where it was"
     assert page.evaluate("sources.length") == 1
+
+
+# The proxy of nextjs-proxy.md.
+
+
+def test_an_event_source_rides_through_a_restart_behind_the_proxy(page: Page, stack: StackMaker) -> None:
+    server = stack()
+    web = server.start_web()
+    server.start_worker()
+    with closing(Proxy(server)) as proxy:
+        node = proxy.start()
+        origin = f"http://127.0.0.1:{proxy.port}"
+        page.context.add_cookies([{"name": "user", "value": "alice", "url": origin}])
+        run_id = proxy.start_run(ENDLESS)
+        page.goto(f"{origin}/api/agents")
+        page.evaluate("(url) => { new EventSource(url); }", f"/api/runs/{run_id}/events?named=0")
+        page.evaluate(REMEMBER_IDS)
+        eventually(lambda: page.evaluate("ids.length") > 5, what="the first events")
+        web.stop()
+        eventually(lambda: server_is_away(page, origin), what="the proxy's word that the server is away")
+        seen = page.evaluate("ids.length")
+        server.start_web()
+        eventually(lambda: page.evaluate("ids.length") > seen + 5, 20, "more events")
+        proxy.as_user("alice").post(f"/api/runs/{run_id}/cancel")
+        eventually(lambda: page.evaluate("sources[0].readyState") == CLOSED, 20, "the end of the EventSource")
+        ids = page.evaluate("ids")
+        assert ids == list(range(ids[0], row(server, run_id).state_seq + 1))
+        node.kill()
+
+
+def server_is_away(page: Page, origin: str) -> bool:
+    """Whether the proxy answers in the server's place."""
+    away: bool = page.evaluate("async (url) => (await fetch(url)).status === 502", f"{origin}/api/agents")
+    return away
 
 
 # The live page of the old app.
