@@ -313,7 +313,7 @@ def test_that_postgres_is_away_is_told_on_the_websocket(tmp_path: Path, connect:
             client = connect(web).open(author.run_id).to_the_end()
             assert client.envelopes[0]["payload"]["code"] == "store_unavailable"
             assert client.code == 1013
-            problem(web.http.get(author.path.replace("events", "ws")), 426, "upgrade_required")
+            problem(web.http.get(author.path.replace("events", "ws")), 503, "store_unavailable")
             servers.start("postgres")
 
 

@@ -79,8 +79,8 @@ def authorise() -> None:
 @blueprint.response(101, description="The connection is a WebSocket from here on.")
 def follow(query: dict[str, Any], run_id: str) -> Response:
     """Follow a run from a cursor over a WebSocket, and send it commands."""
-    headers = _handshake()
     run = runtail().runs.position(principal(), run_id)
+    headers = _handshake()
     cursor = cursor_within(run, None, query)
     windows = runtail().windows
     if windows.draining():
