@@ -5,49 +5,35 @@ the archive does not: whatever it misses is brought from there, and nothing here
 """
 
 import logging
-import re
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from app.errors import (
-    AgentError,
     Behind,
-    ExternalFailed,
     Fenced,
-    InvalidEvent,
-    InvalidJson,
-    InvalidOutput,
     InvalidRequest,
-    ReconciliationFailed,
-    ReservedType,
     RuntailError,
     ScopeRequired,
     StaleEpoch,
     StoreUnavailable,
-    TooDeep,
-    WriterLost,
 )
-from app.hooks import Hooks
-from app.protocol.ending import Ending, reconcile
+from app.external_ends import Ends, Wanted
+from app.external_events import outbound_of
 from app.protocol.events import dumps, encode
 from app.protocol.reducer import reduce
 from app.runs import Runs, StartRequest, askable, new_run, no_run
 from app.storage.event_log import Append
-from app.storage.log_writer import LogWriter
 from app.storage.run_store import (
     EXTERNAL,
     Batch,
     Checkpoint,
     Hashes,
-    NewApproval,
     Principal,
     RunRecord,
     Taken,
-    WriterBeat,
     hash_key,
 )
 from app.storage.together import Together
@@ -58,16 +44,6 @@ OUTAGE_SECONDS = 1.0
 """After Redis failed to answer, nobody waits for it for so long."""
 KNOWN_MAX = 10_000
 """Tokens that are remembered; beyond it the one that was looked up first is forgotten."""
-MESSAGE_MAX_CHARS = 500
-"""Of the error that a writer gives."""
-
-_RESERVED = ("approval.resolved", "input.received")
-_APPROVAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
-
-Payload = dict[str, Any]
-E = TypeVar("E", bound=RuntailError)
-
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +88,9 @@ class External:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._runs = Runs(services)
+        self._ends = Ends(services)
         self._batches = Together(self._take, BATCHES_PER_COMMIT)
+        self._appends = Together(self._append, BATCHES_PER_COMMIT)
         self._known: dict[tuple[str, str], int] = {}
         """Epochs by run and token. They are for good: nothing that is known here ever changes."""
         self._storing: set[str] = set()
@@ -161,7 +139,7 @@ class External:
             self.heal(claimed.id, claimed.epoch)
             return Started(claimed, tokens)
         if (again := self._services.external.take_again(run)) is not None:
-            self.end(*again)
+            self._ends.end(*again)
         return None
 
     # Append and heartbeat.
@@ -197,8 +175,7 @@ class External:
         :raises InvalidEvent, InvalidJson, TooDeep, ReservedType: one of them is not fit; the detail says which.
         :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap, TooManyApprovals: the batch is not taken.
         """
-        outbound = [_outbound(number, event, self._services.hooks) for number, event in enumerate(events, 1)]
-        approvals = [_approval(n, payload) for n, (type, payload) in enumerate(outbound, 1) if _asks(type)]
+        outbound, approvals = outbound_of(events, self._services.hooks)
         return self._ask(Batch(writer.run_id, writer.epoch, producer_seq, outbound, approvals, inputs_after))
 
     def beat(self, writer: Writer, inputs_after: int) -> Taken:
@@ -214,19 +191,22 @@ class External:
         outcome = self._batches.ask(batch)
         if isinstance(outcome, RuntailError):
             raise outcome
+        if outcome.added:
+            self._appends.ask(Append(batch.run_id, batch.epoch, outcome.added, archived=outcome.added[-1].seq))
         if outcome.state_due and batch.run_id not in self._storing:
             self._store_state(batch.run_id, batch.epoch)
         return outcome
 
     def _take(self, batches: Sequence[Batch]) -> list[Taken | RuntailError]:
-        outcomes, written = self._services.batches.take(batches, self._services.hooks)
-        self._append([Append(w.run_id, w.epoch, w.events, archived=w.events[-1].seq) for w in written])
-        return outcomes
+        return self._services.batches.take(batches, self._services.hooks)
 
-    def _append(self, appends: Sequence[Append]) -> None:
+    def _append(self, appends: Sequence[Append]) -> list[None]:
         """Bring what is committed into Redis. Where that fails it is brought later: see `heal`."""
-        if not appends or time.monotonic() < self._retry_at:
-            return
+        if time.monotonic() >= self._retry_at:
+            self._append_now(appends)
+        return [None] * len(appends)
+
+    def _append_now(self, appends: Sequence[Append]) -> None:
         try:
             outcomes = self._services.log.append_all(appends)
             for append, outcome in zip(appends, outcomes, strict=True):
@@ -266,149 +246,11 @@ class External:
 
     # Finish.
 
-    def finish(self, writer: Writer, producer_seq: int, wanted: Payload) -> RunRecord:
+    def finish(self, writer: Writer, producer_seq: int, wanted: Wanted) -> RunRecord:
         """End the run as its writer wants; the same again gives the run as it ended.
 
         :param wanted: `status`, and `output` or `error`.
         :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap: it is not the writer's to end, or not yet.
         """
         run = self._services.external.begin_end(writer.run_id, writer.epoch, producer_seq, wanted)
-        return run if run.terminal else self.end(run, wanted)
-
-    def end_lost(self, beat: WriterBeat, *, heedless: bool) -> bool:
-        """End a run whose writer is lost, or does not heed its cancel. False: somebody else was faster."""
-        config = self._services.config
-        lost = WriterLost(
-            f"The writer was silent for {config.external_lease_seconds} s."
-            if beat.claimed
-            else f"No writer came within {config.external_claim_seconds} s."
-        )
-        error = {"code": lost.code, "message": lost.detail}
-        wanted = {"status": "cancelled"} if beat.cancel_requested else {"status": "failed", "error": error}
-        taken = self._services.external.take_lost(beat, wanted, heedless=heedless)
-        if taken is not None:
-            self.end(*taken)
-        return taken is not None
-
-    def end(self, run: RunRecord, wanted: Payload) -> RunRecord:
-        """Write the end of a run that was taken over. Returns the run as it ended.
-
-        :raises StoreUnavailable: somebody else is at it, too.
-        """
-        ownership = self._services.ownership
-        writer = ownership.open_archived(run)
-        try:
-            ownership.end(writer, self._ending(writer, run, wanted))
-            ownership.commit_end(writer)
-        except Fenced:
-            log.info("%s is ended by somebody else.", run.id)
-        ended = self._services.store.get(run.id)
-        if ended is None:
-            raise no_run(run.id)
-        if not ended.terminal:
-            raise StoreUnavailable(f"{run.id} is about to end.")
-        try:
-            ownership.publish(ended.id, ended.epoch)
-        except StoreUnavailable as error:
-            log.warning("The end of %s is committed; a janitor will publish it. %s", run.id, error.detail)
-        return ended
-
-    def _ending(self, writer: LogWriter, run: RunRecord, wanted: Payload) -> Ending:
-        if wanted["status"] == "cancelled":
-            return Ending.cancelled(run.cancel_reason or "requested")
-        if wanted["status"] == "failed":
-            return Ending("failed", error=wanted["error"])
-        try:
-            return Ending.completed(self._conclude(writer, wanted["output"]))
-        except ReconciliationFailed as error:
-            return Ending.failed(error)
-        except (InvalidJson, TooDeep, InvalidEvent) as error:
-            return Ending.failed(InvalidOutput(f"The output is not valid: {error.detail}"))
-        except Exception:  # a hook's: the run has to end all the same, whoever tries it
-            log.exception("The output of %s could not be made.", run.id)
-            return Ending.failed(AgentError())
-
-    def _conclude(self, writer: LogWriter, output: Any) -> Any:
-        """The output as it goes out. A text that was not streamed is streamed now, so that there is one answer."""
-        state, hooks = writer.state, self._services.hooks
-        if isinstance(output, str) and output and not _answered(state):
-            output = hooks.delta("", output)
-            id = f"msg_{writer.epoch}"
-            writer.add("message.started", {"message_id": id, "role": "assistant"})
-            writer.add("message.delta", {"message_id": id, "text": output})
-            writer.add("message.completed", {"message_id": id, "chars": len(output)})
-        payload = {"output": reconcile(state, output), "usage": state["usage"], "digest": ""}
-        return hooks("run.completed", payload)["output"]
-
-
-def wanted_of(body: Any, hooks: Hooks) -> Payload:
-    """How a writer wants its run to end, as it is stored.
-
-    :param body: of its request, clean.
-    :raises InvalidRequest: it does not say, or says more.
-    """
-    status = body.get("status") if isinstance(body, dict) else None
-    members = {"completed": {"output"}, "failed": {"error"}, "cancelled": set()}
-    if not isinstance(status, str) or status not in members:
-        raise InvalidRequest("status: one of completed, failed, cancelled.")
-    if unknown := set(body) - {"status"} - members[status]:
-        raise InvalidRequest(f"Not of a run that is {status}: {', '.join(sorted(unknown))}"[:200])
-    if status == "completed":
-        return {"status": status, "output": body.get("output")}
-    return {"status": status, "error": _error(body.get("error"), hooks)} if status == "failed" else {"status": status}
-
-
-def _error(error: Any, hooks: Hooks) -> dict[str, str]:
-    given = {} if error is None else error
-    if not isinstance(given, dict) or set(given) - {"code", "message"}:
-        raise InvalidRequest("error: {code, message}.")
-    code, message = given.get("code", ExternalFailed.code), given.get("message", ExternalFailed.title)
-    if not isinstance(code, str) or not _ERROR_CODE.fullmatch(code):
-        raise InvalidRequest("error.code: 1 to 64 of a-z 0-9 _")
-    if not isinstance(message, str) or len(message) > MESSAGE_MAX_CHARS:
-        raise InvalidRequest(f"error.message: a text of at most {MESSAGE_MAX_CHARS} characters.")
-    shown: dict[str, str] = hooks("run.failed", {"error": {"code": code, "message": message}, "digest": ""})["error"]
-    return shown
-
-
-def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Payload]:
-    """One line of a batch as it goes out."""
-    if not isinstance(event, dict) or set(event) != {"type", "payload"} or not isinstance(event["type"], str):
-        raise InvalidEvent(f"Line {number}: an event is an object of `type` and `payload`.")
-    type = event["type"]
-    if type.startswith("run.") or type in _RESERVED:
-        raise ReservedType(f"Line {number}: only the server writes {type[:100]!r}.")
-    try:
-        return type, hooks(type, event["payload"])
-    except (InvalidEvent, InvalidJson, TooDeep) as error:
-        raise _at(number, error) from None
-
-
-def _at(number: int, error: E) -> E:
-    return type(error)(f"Line {number}: {error.detail}"[:1_000])
-
-
-def _asks(type: str) -> bool:
-    return type == "approval.required"
-
-
-def _approval(number: int, payload: Payload) -> NewApproval:
-    id, expires_at = payload["approval_id"], payload.get("expires_at")
-    if not _APPROVAL_ID.fullmatch(id):
-        raise InvalidEvent(f"Line {number}: an approval_id is 1 to 128 of A-Z a-z 0-9 _ . -")
-    expires = None if expires_at is None else _time(number, expires_at)
-    return NewApproval(id, payload["label"], payload["requires"], payload.get("tool_call_id"), expires)
-
-
-def _time(number: int, text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-    except (ValueError, OverflowError):  # no time, or none that there is in UTC
-        pass
-    raise InvalidEvent(f"Line {number}: expires_at is a time with a time zone.")
-
-
-def _answered(state: Any) -> bool:
-    return any(message["role"] == "assistant" and message["status"] != "abandoned" for message in state["messages"])
+        return run if run.terminal else self._ends.end(run, wanted)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from app.errors import StoreUnavailable
-from app.external import External
+from app.external_ends import Ends
 from app.storage.run_store import WriterBeat
 from app.wiring import Services
 
@@ -27,7 +27,7 @@ class LostWriters:
 
     def __init__(self, services: Services) -> None:
         self._store = services.external
-        self._external = External(services)
+        self._ends = Ends(services)
         self._lease_seconds = services.config.external_lease_seconds
         self._claim_seconds = services.config.external_claim_seconds
         self._seen: dict[tuple[str, int, int], float] = {}
@@ -43,7 +43,7 @@ class LostWriters:
         """
         for beat, heedless in self._due(self._look()):
             try:
-                if self._external.end_lost(beat, heedless=heedless):
+                if self._ends.end_lost(beat, heedless=heedless):
                     log.warning("%s has lost its writer%s.", beat.run_id, ", which did not heed" * heedless)
             except StoreUnavailable:
                 raise

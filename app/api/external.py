@@ -25,7 +25,8 @@ from app.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from app.external import Writer, wanted_of
+from app.external import Writer
+from app.external_events import wanted_of
 from app.protocol.events import dumps
 from app.storage.run_store import Taken
 

@@ -6,7 +6,7 @@ and hooked, but for those that are made here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.errors import (
@@ -106,15 +106,8 @@ class Taken:
     """It was taken before; nothing is doubled."""
     state_due: bool
     """The run's stored state is to be brought up to date."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What a transaction has added to one run's log."""
-
-    run_id: str
-    epoch: int
-    events: Sequence[Event]
+    added: Sequence[Event]
+    """To the log, by this and the other batches of the run that were taken together; the last of them has them all."""
 
 
 class _Approval:
@@ -203,6 +196,7 @@ class _Hold:
             [approval.decided for approval in self.approvals.values() if approval.decided is not None],
             repeated,
             self.head - self.state_seq >= STATE_EVENTS + self.state_bytes // STATE_BYTES_PER_EVENT,
+            (),
         )
 
     def _add(self, type: str, payload: Payload, ts: str) -> None:
@@ -216,12 +210,10 @@ class BatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def take(
-        self, batches: Sequence[Batch], hook: Callable[[str, Payload], Payload]
-    ) -> tuple[list[Taken | RuntailError], list[Written]]:
+    def take(self, batches: Sequence[Batch], hook: Callable[[str, Payload], Payload]) -> list[Taken | RuntailError]:
         """Commit batches of any number of runs, those of one run in order.
 
-        Returns for each batch the answer, or why it is not taken; and what was added to which log.
+        Returns for each batch the answer, or why it is not taken.
 
         :param hook: makes the payload that goes out of one that is made here; what it raises fails the run's batches.
         """
@@ -236,7 +228,8 @@ class BatchStore:
             changed = [hold for hold in touched if hold.error is None]
             _commit(db, changed)
         answers = [_answer(holds, batch, outcome, inputs) for batch, outcome in zip(batches, outcomes, strict=True)]
-        return answers, [Written(hold.run_id, hold.epoch, hold.events) for hold in changed if hold.events]
+        _hand_out({hold.run_id: hold.events for hold in changed if hold.events}, batches, answers)
+        return answers
 
 
 def _asked(new: NewApproval) -> tuple[Any, ...]:
@@ -318,3 +311,11 @@ def _answer(
     hold = holds[batch.run_id]
     repeated = not outcome and batch.producer_seq is not None
     return hold.error or hold.answer(batch, inputs.get((batch.run_id, batch.inputs_after), ()), repeated)
+
+
+def _hand_out(added: dict[str, list[Event]], batches: Sequence[Batch], answers: list[Taken | RuntailError]) -> None:
+    """Give what was added to each log to the last answer of its run, whose caller brings it into Redis."""
+    for index in reversed(range(len(batches))):
+        answer = answers[index]
+        if isinstance(answer, Taken) and (events := added.pop(batches[index].run_id, None)):
+            answers[index] = replace(answer, added=events)

@@ -1,0 +1,107 @@
+"""How external runs end: by their writer's wish, or because they have lost it. Shared by the API and the janitors.
+
+A run is taken over first, together with how it is to end; whoever finds it like that brings it to that end. It needs no
+Redis: all that there is of such a run is in the archive.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import (
+    AgentError,
+    Fenced,
+    InvalidEvent,
+    InvalidJson,
+    InvalidOutput,
+    ReconciliationFailed,
+    StoreUnavailable,
+    TooDeep,
+    WriterLost,
+)
+from app.protocol.ending import Ending, reconcile
+from app.runs import no_run
+from app.storage.log_writer import LogWriter
+from app.storage.run_store import RunRecord, WriterBeat
+from app.wiring import Services
+
+Wanted = dict[str, Any]
+"""`status`, and `output` or `error`: see `app.external_events.wanted_of`."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Each may raise StoreUnavailable for Postgres, and may then be called again."""
+
+    services: Services
+
+    def end_lost(self, beat: WriterBeat, *, heedless: bool) -> bool:
+        """End a run whose writer is lost, or does not heed its cancel. False: somebody else was faster."""
+        config = self.services.config
+        lost = WriterLost(
+            f"The writer was silent for {config.external_lease_seconds} s."
+            if beat.claimed
+            else f"No writer came within {config.external_claim_seconds} s."
+        )
+        error = {"code": lost.code, "message": lost.detail}
+        wanted = {"status": "cancelled"} if beat.cancel_requested else {"status": "failed", "error": error}
+        taken = self.services.external.take_lost(beat, wanted, heedless=heedless)
+        if taken is not None:
+            self.end(*taken)
+        return taken is not None
+
+    def end(self, run: RunRecord, wanted: Wanted) -> RunRecord:
+        """Write the end of a run that was taken over. Returns the run as it ended.
+
+        :raises StoreUnavailable: somebody else is at it, too.
+        """
+        ownership = self.services.ownership
+        writer = ownership.open_archived(run)
+        try:
+            ownership.end(writer, self._ending(writer, run, wanted))
+            ownership.commit_end(writer)
+        except Fenced:
+            log.info("%s is ended by somebody else.", run.id)
+        ended = self.services.store.get(run.id)
+        if ended is None:
+            raise no_run(run.id)
+        if not ended.terminal:
+            raise StoreUnavailable(f"{run.id} is about to end.")
+        try:
+            ownership.publish(ended.id, ended.epoch)
+        except StoreUnavailable as error:
+            log.warning("The end of %s is committed; a janitor will publish it. %s", run.id, error.detail)
+        return ended
+
+    def _ending(self, writer: LogWriter, run: RunRecord, wanted: Wanted) -> Ending:
+        if wanted["status"] == "cancelled":
+            return Ending.cancelled(run.cancel_reason or "requested")
+        if wanted["status"] == "failed":
+            return Ending("failed", error=wanted["error"])
+        try:
+            return Ending.completed(self._conclude(writer, wanted["output"]))
+        except ReconciliationFailed as error:
+            return Ending.failed(error)
+        except (InvalidJson, TooDeep, InvalidEvent) as error:
+            return Ending.failed(InvalidOutput(f"The output is not valid: {error.detail}"))
+        except Exception:  # a hook's: the run has to end all the same, whoever tries it
+            log.exception("The output of %s could not be made.", run.id)
+            return Ending.failed(AgentError())
+
+    def _conclude(self, writer: LogWriter, output: Any) -> Any:
+        """The output as it goes out. A text that was not streamed is streamed now, so that there is one answer."""
+        state, hooks = writer.state, self.services.hooks
+        if isinstance(output, str) and output and not _answered(state):
+            output = hooks.delta("", output)
+            id = f"msg_{writer.epoch}"
+            writer.add("message.started", {"message_id": id, "role": "assistant"})
+            writer.add("message.delta", {"message_id": id, "text": output})
+            writer.add("message.completed", {"message_id": id, "chars": len(output)})
+        payload = {"output": reconcile(state, output), "usage": state["usage"], "digest": ""}
+        return hooks("run.completed", payload)["output"]
+
+
+def _answered(state: Any) -> bool:
+    return any(message["role"] == "assistant" and message["status"] != "abandoned" for message in state["messages"])

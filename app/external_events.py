@@ -1,0 +1,104 @@
+"""What writers of external runs send, checked and made fit to go out. Not responsible for who may send it."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from app.errors import (
+    ExternalFailed,
+    InvalidEvent,
+    InvalidJson,
+    InvalidRequest,
+    ReservedType,
+    RuntailError,
+    TooDeep,
+)
+from app.hooks import Hooks
+from app.storage.run_store import NewApproval
+
+MESSAGE_MAX_CHARS = 500
+"""Of the error that a writer gives."""
+
+_RESERVED = ("approval.resolved", "input.received")
+_APPROVAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
+
+Payload = dict[str, Any]
+E = TypeVar("E", bound=RuntailError)
+
+
+def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Payload]], list[NewApproval]]:
+    """The events of a batch as they go out, and the approvals that they ask for.
+
+    :param events: as the writer has sent them.
+    :raises InvalidEvent, InvalidJson, TooDeep, ReservedType: one of them is not fit; the detail says which.
+    """
+    outbound = [_outbound(number, event, hooks) for number, event in enumerate(events, 1)]
+    asking = [(number, payload) for number, (type, payload) in enumerate(outbound, 1) if type == "approval.required"]
+    return outbound, [_approval(number, payload) for number, payload in asking]
+
+
+def wanted_of(body: Any, hooks: Hooks) -> Payload:
+    """How a writer wants its run to end, as it is stored.
+
+    :param body: of its request, clean.
+    :raises InvalidRequest: it does not say, or says more.
+    """
+    status = body.get("status") if isinstance(body, dict) else None
+    members = {"completed": {"output"}, "failed": {"error"}, "cancelled": set()}
+    if not isinstance(status, str) or status not in members:
+        raise InvalidRequest("status: one of completed, failed, cancelled.")
+    if unknown := set(body) - {"status"} - members[status]:
+        raise InvalidRequest(f"Not of a run that is {status}: {', '.join(sorted(unknown))}"[:200])
+    if status == "completed":
+        return {"status": status, "output": body.get("output")}
+    return {"status": status, "error": _error(body.get("error"), hooks)} if status == "failed" else {"status": status}
+
+
+def _error(error: Any, hooks: Hooks) -> dict[str, str]:
+    given = {} if error is None else error
+    if not isinstance(given, dict) or set(given) - {"code", "message"}:
+        raise InvalidRequest("error: {code, message}.")
+    code, message = given.get("code", ExternalFailed.code), given.get("message", ExternalFailed.title)
+    if not isinstance(code, str) or not _ERROR_CODE.fullmatch(code):
+        raise InvalidRequest("error.code: 1 to 64 of a-z 0-9 _")
+    if not isinstance(message, str) or len(message) > MESSAGE_MAX_CHARS:
+        raise InvalidRequest(f"error.message: a text of at most {MESSAGE_MAX_CHARS} characters.")
+    shown: dict[str, str] = hooks("run.failed", {"error": {"code": code, "message": message}, "digest": ""})["error"]
+    return shown
+
+
+def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Payload]:
+    """One line of a batch as it goes out."""
+    if not isinstance(event, dict) or set(event) != {"type", "payload"} or not isinstance(event["type"], str):
+        raise InvalidEvent(f"Line {number}: an event is an object of `type` and `payload`.")
+    type = event["type"]
+    if type.startswith("run.") or type in _RESERVED:
+        raise ReservedType(f"Line {number}: only the server writes {type[:100]!r}.")
+    try:
+        return type, hooks(type, event["payload"])
+    except (InvalidEvent, InvalidJson, TooDeep) as error:
+        raise _at(number, error) from None
+
+
+def _at(number: int, error: E) -> E:
+    return type(error)(f"Line {number}: {error.detail}"[:1_000])
+
+
+def _approval(number: int, payload: Payload) -> NewApproval:
+    id, expires_at = payload["approval_id"], payload.get("expires_at")
+    if not _APPROVAL_ID.fullmatch(id):
+        raise InvalidEvent(f"Line {number}: an approval_id is 1 to 128 of A-Z a-z 0-9 _ . -")
+    expires = None if expires_at is None else _time(number, expires_at)
+    return NewApproval(id, payload["label"], payload["requires"], payload.get("tool_call_id"), expires)
+
+
+def _time(number: int, text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # no time, or none that there is in UTC
+        pass
+    raise InvalidEvent(f"Line {number}: expires_at is a time with a time zone.")
