@@ -132,6 +132,18 @@ def test_a_run_that_starts_over_has_no_answer_yet() -> None:
     assert (state["status"], state["attempt"]) == ("running", 2)
 
 
+def test_a_run_that_starts_over_has_no_step_left_and_shows_one_that_begins_again_once() -> None:
+    begun = [("step.started", {"step_id": id, "title": id, "index": 0}) for id in "ab"]
+    done = ("step.completed", {"step_id": "a", "duration_ms": 1})
+    called = ("tool.completed", {"tool_call_id": "c", "preview": 1, "truncated": False, "bytes": 1, "duration_ms": 1})
+    calls = [("tool.started", {"tool_call_id": "c", "name": "c", "label": "c"}), called]
+    over = folded(*begun, done, *calls, _retry(restart=True))
+    assert [step["status"] for step in over["steps"]] == ["abandoned", "abandoned"]
+    assert [call["status"] for call in over["tool_calls"]] == ["completed"]  # it was done, whatever comes next
+    again = folded(*begun, done, _retry(restart=True), begun[0], done)
+    assert [(step["id"], step["status"]) for step in again["steps"]] == [("a", "completed"), ("b", "abandoned")]
+
+
 def test_a_closed_message_takes_no_more_text() -> None:
     state = folded(_open("1"), _close("1"), _delta("1", "late"), _open("2"), _retry(restart=False), _delta("2", "late"))
     assert [m["text"] for m in state["messages"]] == ["", ""]

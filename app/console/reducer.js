@@ -45,9 +45,9 @@ function runStep(state, payload) {
   const messages = state.messages.map((m) => (abandoned(m) ? { ...m, status: "abandoned" } : m));
   const begun = { ...running(state, payload), ...withMessages(state, messages) };
   if (!payload.restart) return begun;
-  const stop = (items, status) => items.map((item) => (item.status === "running" ? { ...item, status } : item));
-  const stopped = { steps: stop(state.steps, "abandoned"), tool_calls: stop(state.tool_calls, "cancelled") };
-  return { ...begun, ...stopped, plan: [], sources: [], checks: [] };
+  const steps = state.steps.map((item) => ({ ...item, status: "abandoned" }));
+  const cancelled = (call) => (call.status === "running" ? { ...call, status: "cancelled" } : call);
+  return { ...begun, steps, tool_calls: state.tool_calls.map(cancelled), plan: [], sources: [], checks: [] };
 }
 
 // A step's change; the plan's entry of the same id takes over its status.

@@ -68,8 +68,7 @@ def _start_over(state: State) -> None:
         if call["status"] == "running":
             call["status"] = "cancelled"
     for step in state["steps"]:
-        if step["status"] == "running":
-            step["status"] = "abandoned"
+        step["status"] = "abandoned"
     state["plan"], state["sources"], state["checks"] = [], [], []
 
 
