@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import secrets
+import struct
 from typing import Any, Self
 
 from wsproto.connection import Connection, ConnectionType
@@ -26,6 +27,18 @@ def handshake(path: str, **headers: str | None) -> bytes:
     usual |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"{name}: {value}" for name, value in usual.items() if value is not None]
     return "\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode()
+
+
+def masked(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True) -> bytes:
+    """A client's frame, good or bad."""
+    size = len(payload)
+    key = b"\x01\x02\x03\x04" if mask else b""
+    if size < 126:
+        length = bytes([size])
+    else:
+        length = b"\x7e" + struct.pack("!H", size) if size < 65_536 else b"\x7f" + struct.pack("!Q", size)
+    head = bytes([fin << 7 | rsv << 4 | opcode, length[0] | mask << 7]) + length[1:] + key
+    return head + (bytes(byte ^ key[i % 4] for i, byte in enumerate(payload)) if mask else payload)
 
 
 class SocketClient(RawClient):

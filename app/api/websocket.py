@@ -148,7 +148,7 @@ class WebSocketResponse(Response):
 
 def turn_away(last: bytes, native: NativeSocket, heard: bytes) -> None:
     """Send these few bytes, and wait a moment for the client to hang up: a connection that is reset loses them."""
-    with closing(native), suppress(OSError), gevent.Timeout(HANG_UP_SECONDS, False):
+    with closing(native), suppress(OSError), gevent.Timeout(HANG_UP_SECONDS, TimeoutError):
         native.send(last)
         native.shutdown(SHUT_WR)
         wait_read(native.fileno())
