@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from app import cli
+from app.cli_parts import EXIT_TROUBLE
 from bench import report
 from bench.load import SOURCE, Load, Windows, add_up, build
 from bench.pacing import Pace
@@ -583,5 +584,5 @@ def test_the_command_prints_a_table_and_writes_json(compiler: None, tmp_path: Pa
 def test_an_installation_without_checkout_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
     done = CliRunner().invoke(cli.main, ["bench", "fanout"])
-    assert done.exit_code == cli.EXIT_TROUBLE
+    assert done.exit_code == EXIT_TROUBLE
     assert "needs a checkout" in done.output
