@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import psycopg2
 import pytest
 
 from app.devservices import EmbeddedServices
-from app.external import External
+from app.external import External, Writer
+from app.external_ends import Ends
 from app.protocol.events import TERMINAL
 from app.runs import StartRequest
-from app.storage.run_store import Principal, migrate
+from app.storage.run_store import Batch, Principal, Taken, migrate
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.external_writer import ExternalWriter, Line, ndjson, words
@@ -410,6 +412,38 @@ def test_nothing_that_is_done_for_runs_of_workers_touches_it(apart: Services) ->
     apart.ownership.end_unowned(before)
     assert run_id not in apart.queue.waiting()
     assert apart.store.get(run_id) == before
+
+
+def test_who_shows_a_sign_of_life_at_the_last_moment_keeps_the_run(apart: Services) -> None:
+    external, run_id = started(apart)
+    (seen,) = [beat for beat in apart.external.beats() if beat.run_id == run_id]
+    external.beat(Writer(run_id, 1), 0)
+    assert not Ends(apart).end_lost(seen, heedless=False)
+    assert Ends(apart).end_lost(replace(seen, cancel_requested=True), heedless=True)
+
+
+def test_of_two_that_bring_the_same_batch_one_waits_for_the_other(apart: Services) -> None:
+    _, run_id = started(apart)
+    batch = Batch(run_id, 1, 1, [tick(1)], (), 0)
+
+    def take() -> bool:
+        (answer,) = apart.batches.take([batch], apart.hooks)
+        assert isinstance(answer, Taken), answer
+        return answer.repeated
+
+    with ThreadPoolExecutor(2) as pool:
+        with nobody_ends_runs(apart.config.database_url):
+            taken = [pool.submit(take) for _ in range(2)]
+            eventually(lambda: waiting_for_locks(apart) == 2, what="both of them waiting")
+        assert sorted(one.result() for one in taken) == [False, True]
+    assert [event.seq for event in apart.store.events(run_id, 0, 10)] == [1, 2, 3]
+
+
+def waiting_for_locks(services: Services) -> int:
+    """Transactions of this database that wait for another one."""
+    sql = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+    with services.database.session() as db:
+        return int(db.execute_sql(sql).fetchone()[0])
 
 
 def test_a_pass_over_1_000_runs_is_cheap(apart: Services) -> None:
