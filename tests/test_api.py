@@ -369,7 +369,7 @@ def test_unknown_routes_and_methods_are_problems_too(live: Stack) -> None:
         problem(live.http.get(path), 404, "not_found")
     for method, path, allowed in (
         ("PUT", "/runs", {"GET", "POST"}),
-        ("POST", "/runs/x/events", {"GET"}),
+        ("PUT", "/runs/x/events", {"GET", "POST"}),
         ("GET", "/runs/x/cancel", {"POST"}),
         ("PATCH", "/runs/x", {"GET", "DELETE"}),
         ("POST", "/healthz", {"GET"}),
