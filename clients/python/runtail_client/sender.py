@@ -124,24 +124,31 @@ class Sender:
             where nothing can be sent any more; it never raises and never blocks.
         """
         line = event_line(type, payload)
+        if closes and self.elsewhere:
+            return
+        self._be_here()
         with self._changed:
             if not closes:
                 self._make_room()
-            elif self.elsewhere or self._lost or self._refused or self._ending:
+            elif self._lost or self._refused or self._ending:
                 return
             self._outbox.add(line)
             self._changed.notify_all()
 
     def write(self, message_id: str, text: str) -> None:
         """Add clean text to a message. Blocks while the buffer is full."""
+        self._be_here()
         with self._changed:
             self._make_room()
             if self._outbox.write(message_id, text):
                 self._changed.notify_all()
 
-    def _make_room(self) -> None:
+    def _be_here(self) -> None:
+        # Before the lock is taken, which another thread may have held when this process was forked.
         if self.elsewhere:
             raise WriterLost(f"{self.run_id} is written by process {self._pid}, of which this one is a fork.")
+
+    def _make_room(self) -> None:
         self.check()
         while self._outbox.bytes >= self._buffer_bytes:
             self._changed.wait()
@@ -149,15 +156,18 @@ class Sender:
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and wake up at once when `check` has something to say."""
+        self._be_here()
         self._wait(lambda: False, seconds)
 
     def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None:
         """Wait for the decision on an approval; None: there is none after so many seconds."""
+        self._be_here()
         self._look_until(lambda: approval_id in self._decisions, seconds)
         return self._decisions.get(approval_id)
 
     def inputs(self, wait: bool) -> list[str]:
         """The inputs that were not taken yet, as the server knows them by now; with `wait` at least one."""
+        self._be_here()
         with self._changed:
             since = self._calls
             self._look_until(lambda: self._answered > since and (not wait or self._new_inputs()), None)
@@ -197,6 +207,7 @@ class Sender:
         :raises Refused: the server does not take this end, or an event before it; another end may be tried.
         :raises Unreachable: it was not confirmed in time. It may have ended all the same.
         """
+        self._be_here()
         with self._changed:
             self._ending = _Call("finish", dumps(ending).encode())
             self._changed.notify_all()
