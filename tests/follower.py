@@ -232,7 +232,8 @@ class Follower:
             assert seq >= connection.least, self
         else:
             assert seq > self.cursor, f"back to {seq}: {self}"
-            allowed = self._form.capped and self._cap.allows(seq - self.cursor, connection.replayed)
+            behind = self.log.head - self.cursor  # while Redis is away a snapshot may go less far
+            allowed = self._form.capped and self._cap.allows(behind, connection.replayed)
             assert allowed, f"to {seq} unasked: {self}"
         events = self.log.events[:seq]
         assert state == fold((event.envelope() for event in events), initial(self.log.run_id)), self

@@ -240,13 +240,13 @@ def test_the_run_of_somebody_else_is_not_there(guarded: Stack, connect: Connect,
 def test_the_page_of_another_origin_is_turned_away_before_anything_else_is_told(
     web: Stack, guarded: Stack, author: LogAuthor, connect: Connect, ann: tuple[str, str], origin: str
 ) -> None:
-    foreign = origin.replace("PORT", str(web.port))
-    refused(connect(web).shake(author.run_id, Origin=foreign), 403, "origin_not_allowed")
-    refused(connect(web).shake("run_00000000000000000000000000", Origin=foreign), 403, "origin_not_allowed")
     key, run_id = ann
-    foreign = origin.replace("PORT", str(guarded.port))
-    refused(connect(guarded).shake(run_id, Origin=foreign), 403, "origin_not_allowed")
-    refused(connect(guarded).shake(run_id, Origin=foreign, Authorization=f"Bearer {key}"), 403, "origin_not_allowed")
+    for server, known in ((web, author.run_id), (guarded, run_id)):
+        host = f"127.0.0.1:{server.port}"
+        foreign = {"Origin": origin.replace("PORT", str(server.port)), "Host": host}
+        for asked in (known, "run_00000000000000000000000000"):
+            refused(connect(server).shake(asked, **foreign), 403, "origin_not_allowed")
+        refused(connect(server).shake(known, Authorization=f"Bearer {key}", **foreign), 403, "origin_not_allowed")
 
 
 @pytest.mark.parametrize(
