@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from runtail_client.errors import InvalidEvent, RunFailed, ToolError, WriterLost
 from runtail_client.handles import Approval, Message, Step
+from runtail_client.sinks import Nowhere, Sink
 from runtail_client.values import clamped, clean, clean_text, given, preview, shown
 
 T = TypeVar("T")
@@ -23,62 +24,6 @@ FINISH_SECONDS = 300.0
 """How long the end of a run may take to be confirmed."""
 EXPIRY_GRACE_SECONDS = 30.0
 """How long after its end the server may take to say that an approval has expired."""
-
-
-class Sink(Protocol):
-    """Where a run's events go: see `Sender`, and `Nowhere` for what is written outside a run."""
-
-    run_id: str
-    epoch: int
-    cancelled: bool
-
-    def check(self) -> None: ...
-    def add(self, type: str, payload: Mapping[str, Any], *, closes: bool = False) -> None: ...
-    def write(self, message_id: str, text: str) -> None: ...
-    def sleep(self, seconds: float) -> None: ...
-    def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None: ...
-    def inputs(self, wait: bool) -> list[str]: ...
-    def finish(self, ending: Mapping[str, Any], seconds: float) -> dict[str, Any]: ...
-
-
-class Nowhere:
-    """Takes events and forgets them. Nobody can answer there."""
-
-    run_id = ""
-    epoch = 0
-    cancelled = False
-
-    def check(self) -> None:
-        """Nothing stops what is no run."""
-
-    def add(self, type: str, payload: Mapping[str, Any], *, closes: bool = False) -> None:
-        """Forget an event."""
-
-    def write(self, message_id: str, text: str) -> None:
-        """Forget a text."""
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep."""
-        time.sleep(seconds)
-
-    def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None:
-        """
-        :raises RuntimeError: always.
-        """
-        raise RuntimeError("Outside a run there is nobody to approve.")
-
-    def inputs(self, wait: bool) -> list[str]:
-        """None.
-
-        :raises RuntimeError: with `wait`.
-        """
-        if wait:
-            raise RuntimeError("Outside a run there is nobody to send inputs.")
-        return []
-
-    def finish(self, ending: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Echo the ending."""
-        return dict(ending)
 
 
 class Run:
