@@ -20,7 +20,7 @@ from app.storage.feed_log import FeedReader
 from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
 from app.streaming.admission import Admission
-from app.streaming.feed import Feeds
+from app.streaming.feeds import Feeds
 from app.streaming.tail_hub import TailHub
 from app.streaming.window import Limits
 from app.streaming.windows import Windows

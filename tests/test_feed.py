@@ -17,6 +17,7 @@ import pytest
 from redis import Redis
 
 from app.devservices import EmbeddedServices
+from app.errors import StoreUnavailable
 from app.protocol.events import Event, encode
 from app.storage import feed_log
 from app.storage.event_log import Append, EventLog, connect
@@ -484,9 +485,48 @@ def test_what_redis_has_trimmed_before_it_was_read_is_a_loss(log: EventLog, read
     assert [entry.seq for entry in reader.read(100, 10)[0]] == [2, 3]
     log.append(ticks("run_1", 4, 9))
     redis.xtrim(FEED, 3, approximate=False)
-    entries, lost = reader.read(100, 10)
+    entries, lost = reader.read(3, 10)
     assert ([entry.seq for entry in entries], lost) == ([7, 8, 9], True)
+    assert reader.read(3, 10) == ([], False)
+
+
+def test_what_goes_with_its_redis_is_a_loss(log: EventLog, reader: FeedReader, redis: Redis) -> None:
+    reader.want(1)
+    log.append(ticks("run_1", 1, 1))
+    reader.start()
+    redis.rename(FEED, "elsewhere")
+    redis.set(FEED, "in the way")
+    with pytest.raises(StoreUnavailable):
+        reader.read(100, 10)
+    redis.delete(FEED)
     assert reader.read(100, 10) == ([], False)
+    log.append(ticks("run_1", 2, 3))
+    entries, lost = reader.read(100, 10)
+    assert ([entry.seq for entry in entries], lost) == ([2, 3], True)
+    log.append(ticks("run_1", 4, 4))
+    assert not reader.read(100, 10)[1]
+
+
+def test_an_entry_is_kept_for_a_minute_and_its_end_is_no_loss(
+    log: EventLog, reader: FeedReader, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader.want(1)
+    reader.start()
+    log.append(ticks("run_1", 1, 3))
+    assert len(reader.read(100, 10)[0]) == 3
+    reader.want(1)
+    assert redis.xlen(FEED) == 3
+    monkeypatch.setattr(feed_log, "STREAM_SECONDS", 1)
+
+    def forgotten() -> bool:
+        reader.want(1)
+        assert reader.read(100, 10) == ([], False)
+        return redis.xlen(FEED) == 0
+
+    eventually(forgotten, 5)
+    log.append(ticks("run_1", 4, 4))
+    entries, lost = reader.read(100, 10)
+    assert ([entry.seq for entry in entries], lost) == ([4], False)
 
 
 def test_the_stream_is_capped(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

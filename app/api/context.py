@@ -14,7 +14,7 @@ from app.errors import InvalidRequest, ScopeRequired
 from app.external import External
 from app.runs import Runs, no_run
 from app.storage.run_store import Principal
-from app.streaming.feed import Feeds
+from app.streaming.feeds import Feeds
 from app.streaming.windows import Windows
 from app.wiring import Services
 

@@ -26,7 +26,8 @@ from app.protocol.events import Event
 ENTRIES = 20_000
 """What the stream keeps, or a little more."""
 STREAM_SECONDS = 60
-"""The stream's time to live after its last entry, or its last reader."""
+"""How long an entry is kept, so that nothing stays here of a run that is erased, and how long the stream after its
+last entry."""
 WANTED_SECONDS = 6
 """For how long a wish holds. Renew it three times as often."""
 ASK_SECONDS = 1.0
@@ -135,36 +136,51 @@ class FeedReader:
         self._redis = client
         self._process = secrets.token_hex(6)
         self._cursor = "0-0"
+        self._level_at = 0.0
+        """Until when, as far as is known, nothing was trimmed that was not read."""
         self._want = client.register_script(_WANT)
 
     def want(self, sample: float) -> None:
-        """Have writers feed events of that sample, for WANTED_SECONDS."""
+        """Have writers feed events of that sample, for WANTED_SECONDS; forget what is too old."""
         with _reachable():
             self._want(keys=[WANTED], args=[self._process, repr(sample), WANTED_SECONDS])
-            self._redis.expire(FEED, STREAM_SECONDS)  # a cursor in a stream that has ended would look like a loss
+            now: Any = self._redis.time()
+            self._redis.xtrim(FEED, minid=(now[0] - STREAM_SECONDS) * 1_000, approximate=False)
 
     def start(self) -> None:
         """Go to the end: only what is written from here on is read."""
         with _reachable():
             last: Any = self._redis.xrevrange(FEED, count=1)
-        self._cursor = last[0][0].decode() if last else "0-0"
+        self._cursor, self._level_at = last[0][0].decode() if last else "0-0", time.monotonic()
 
     def read(self, limit: int, block_ms: int) -> tuple[list[Entry], bool]:
         """The next entries, at most `limit`, after a wait of up to `block_ms` for the first; and whether some are lost.
 
-        Lost are entries that were trimmed, or went with their Redis, before they were read.
+        Lost are entries that were trimmed, or went with their Redis, before they were read. It is told with those that
+        follow.
         """
-        with _reachable(), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.xrange(FEED, min=self._cursor, max=self._cursor)
-            pipeline.xread({FEED: self._cursor}, count=limit, block=block_ms)
-            here, found = pipeline.execute()
-        lost = self._cursor != "0-0" and not here
-        entries = [entry for _, stream in found or () for entry in stream]
+        here, entries = self._ask(limit, block_ms)
+        now = time.monotonic()
+        # The last entry that was read may be gone because of its age: nothing is lost, if there were few after it.
+        late = now - self._level_at > STREAM_SECONDS / 2 or len(entries) == limit
+        lost = late and not here and self._cursor != "0-0" and bool(entries)
+        if entries or not late:
+            self._level_at = now
         if entries:
             self._cursor = entries[-1][0].decode()
-        elif lost:
-            lost = False  # it is told with the entries that follow
         return [_entry(fields) for _, fields in entries], lost
+
+    def _ask(self, limit: int, block_ms: int) -> tuple[bool, list[Any]]:
+        """Whether the last entry that was read is still there, and those after it."""
+        try:
+            with _reachable(), self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.xrange(FEED, min=self._cursor, max=self._cursor)
+                pipeline.xread({FEED: self._cursor}, count=limit, block=block_ms)
+                here, found = pipeline.execute()
+        except StoreUnavailable:
+            self._level_at = float("-inf")  # it may be another Redis after that, or one that has lost its last second
+            raise
+        return bool(here), [entry for _, stream in found or () for entry in stream]
 
     def close(self) -> None:
         """Close the connection; the next call makes a new one."""
