@@ -70,5 +70,16 @@ def test_a_cancel_before_the_writer_comes_ends_the_run_and_the_writer_is_told(li
     assert (answer["status"], answer["writer_token"]) == ("cancelled", None)
 
 
+def test_the_last_ten_watch_tokens_are_good(live: Stack) -> None:
+    tokens = [later(live, "later-6")["watch_token"] for _ in range(12)]
+    run_id = later(live, "later-6")["run_id"]  # which made the thirteenth
+    json = {"Accept": "application/json"}
+    answers = [
+        live.http.get(f"/runs/{run_id}/events", params={"watch_token": t}, headers=json).status_code for t in tokens
+    ]
+    assert answers == [404] * 3 + [200] * 9
+    live.http.post(f"/runs/{run_id}/cancel")
+
+
 def test_nothing_but_later_is_taken(live: Stack) -> None:
     problem(start(live, "later-5", **{"Runtail-Writer": "never"}), 422, "invalid_request")

@@ -2,7 +2,8 @@
 
 One is in each worker, as a duty of its janitor; they need no leader, because a run is taken over under the epoch and
 the counter that were seen. A counter stands still only as far as it was observed without a break: what was seen is
-forgotten when Postgres was away, and when this process stood still.
+forgotten when Postgres was away, and when this process stood still. How long a first writer may take to come is
+longer than a process may live, and counted by Postgres' clock.
 """
 
 import logging
@@ -70,18 +71,17 @@ class LostWriters:
         """Those that are to be ended, and whether they are although their writers are there."""
         now = time.monotonic()
         for beat in beats:
-            if now - self._seen[_sign(beat)] > self._patience(beat):
+            if not beat.claimed:
+                if beat.cancel_requested or beat.age_seconds > self._claim_seconds:
+                    yield beat, False
+            elif now - self._seen[_sign(beat)] > self._patience(beat):
                 yield beat, False
             elif not beat.ending and now - self._cancelling.get(beat.run_id, now) > self._lease_seconds:
                 yield beat, True
 
     def _patience(self, beat: WriterBeat) -> float:
         """Seconds that it may stay as it is."""
-        if beat.ending:
-            return min(ENDING_SECONDS, self._lease_seconds)
-        if not beat.claimed:
-            return -1.0 if beat.cancel_requested else self._claim_seconds
-        return self._lease_seconds
+        return min(ENDING_SECONDS, self._lease_seconds) if beat.ending else self._lease_seconds
 
     def _forget(self) -> None:
         self._seen.clear()

@@ -19,6 +19,8 @@ from app.storage.together import Together
 EXTERNAL = "external"
 """The queue of these runs, which no worker serves, and their agent."""
 WATCHERS_PER_QUERY = 100
+WATCH_TOKENS_MAX = 10
+"""Of one writer; a question that is repeated for ever must not make its row longer for ever."""
 UNCLAIMED = -1
 """In place of the signs of life of a writer that is yet to come: there is no token yet."""
 
@@ -30,9 +32,12 @@ INSERT INTO writers (run_id, epoch, token_hash, watch_token_hashes, head, inputs
 VALUES (%s, %s, %s, %s::text[], %s, %s, %s, %s)
 """
 _COME = f"UPDATE writers SET token_hash = %s, beats = 0 WHERE run_id = %s AND epoch = %s AND beats = {UNCLAIMED}"
-_WATCH_TOO = (
-    "UPDATE writers SET watch_token_hashes = array_append(watch_token_hashes, %s) WHERE run_id = %s AND epoch = %s"
-)
+# The last WATCH_TOKENS_MAX of them stay good.
+_WATCH_TOO = f"""
+UPDATE writers SET watch_token_hashes =
+    (array_append(watch_token_hashes, %s))[greatest(1, cardinality(watch_token_hashes) + 2 - {WATCH_TOKENS_MAX}):]
+WHERE run_id = %s AND epoch = %s
+"""
 _LOCK = "SELECT epoch, finished_at IS NOT NULL FROM runs WHERE id = %s AND queue = 'external' FOR NO KEY UPDATE"
 # A statement of its own: one that had to wait for the lock would see this table as it was before it waited.
 _LATEST = """
@@ -49,7 +54,7 @@ JOIN runs ON runs.id = run_id
 WHERE EXISTS (SELECT FROM writers w WHERE w.run_id = asked.run_id AND hash = ANY (watch_token_hashes))
 """
 _BEATS = """
-SELECT r.id, r.epoch, w.beats, w.ending IS NOT NULL, r.cancel_requested
+SELECT r.id, r.epoch, w.beats, w.ending IS NOT NULL, r.cancel_requested, extract(epoch FROM now() - r.created_at)
 FROM runs r JOIN writers w ON w.run_id = r.id AND w.epoch = r.epoch
 WHERE r.queue = 'external' AND r.status = 'running'
 """
@@ -76,6 +81,8 @@ class WriterBeat:
     ending: bool
     """It is being ended."""
     cancel_requested: bool
+    age_seconds: float
+    """Since it was started."""
 
     @property
     def claimed(self) -> bool:

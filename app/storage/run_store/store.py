@@ -109,12 +109,6 @@ class RunStore:
 
         None: the principal has a run with its idempotency key, or its client's id.
         """
-        who = new.principal
-        values = (
-            *(new.id, who.tenant_id, who.user_id, new.session_id, new.agent, dumps(new.input), dumps(new.metadata)),
-            *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, new.client_run_id),
-            *(new.queue, new.agent_version, dumps(new.state)),
-        )
         with self._database.session(atomic=True) as db:
             run = insert_run(db, new)
             if run is not None:
@@ -421,6 +415,8 @@ class RunStore:
     def _write(self, sql: str, *values: Any) -> None:
         with self._database.session() as db:
             db.execute_sql(sql, values)
+
+
 def insert_run(db: Any, new: NewRun) -> RunRecord | None:
     """Within a transaction: a pending run. A cancel that came before it is requested with it.
 
@@ -440,8 +436,6 @@ def insert_run(db: Any, new: NewRun) -> RunRecord | None:
     if early:
         forget_early_cancels(db, new)
     return RunRecord(*inserted)
-
-
 
 
 def _lock_owned(db: Any, epochs: Mapping[str, int]) -> dict[str, bool]:
