@@ -168,3 +168,4 @@ def test_a_job_that_is_killed_is_tried_again_and_shows_nothing_twice(mortal: Leg
     assert [message["status"] for message in run["state"]["messages"]] == ["abandoned", "completed"]
     again = max(event["seq"] for event in events if event["type"] == "run.step")
     assert [event["payload"]["title"] for event in events[again:] if event["type"] == "step.started"] == STEPS
+    assert [(step["title"], step["status"]) for step in run["state"]["steps"]] == [(s, "completed") for s in STEPS]

@@ -39,13 +39,15 @@ class Run:
     def __init__(self, sink: Sink) -> None:
         self.id = sink.run_id
         self._sink = sink
-        self._numbers = itertools.count(1)
+        self._numbers = {kind: itertools.count(1) for kind in ("step", "call", "msg", "apr")}
         self._planned: list[dict[str, str]] = []
         self._ending: dict[str, Any] = {"status": "completed"}
 
     def _new_id(self, kind: str) -> str:
-        # With the epoch, so that a writer that starts over uses none of the earlier one's.
-        return f"{kind}_{next(self._numbers)}.{self._sink.epoch}"
+        number = next(self._numbers[kind])
+        # What is done again by a writer that starts over takes the place of what the earlier one did. What is said or
+        # asked again is new: the earlier one's text, and the decision that was made on it, stay what they were.
+        return f"{kind}_{number}" if kind in ("step", "call") else f"{kind}_{number}.{self._sink.epoch}"
 
     # Being cancelled.
 
