@@ -15,6 +15,7 @@ from tests.harness import Stack, eventually
 from tests.log_author import LogAuthor
 from tests.proxy.conftest import BARE, READ_TIMEOUT_SECONDS, Nginx, NginxMaker, documented
 from tests.raw_client import RawClient
+from tests.socket_client import SocketClient
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 THE_END = b"\r\n0\r\n\r\n"
@@ -80,6 +81,16 @@ def test_each_event_comes_through_at_once(proxy: Nginx, author: LogAuthor, accep
             client.until(b'"seq":%d,' % author.head)
             assert time.monotonic() - started < AT_ONCE_SECONDS
             assert client.seqs == list(range(1, author.head + 1))
+
+
+def test_a_websocket_comes_through_as_documented(web: Stack, nginx: NginxMaker, author: LogAuthor) -> None:
+    with SocketClient(nginx(web, documented()).port) as client:
+        client.open(author.run_id).messages(1)
+        author.append()
+        author.end()
+        assert client.messages(3) == [event.envelope() for event in author.events]
+        client.to_the_end()
+        assert client.code == 1000
 
 
 def test_heartbeats_keep_a_quiet_window_open(proxy: Nginx, author: LogAuthor) -> None:
