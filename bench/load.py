@@ -173,13 +173,14 @@ def add_up(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _quantiles(pairs: list[list[int]], values: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds, rounded up to the histogram's bounds; only a count of 0 where nothing was measured."""
+def _quantiles(pairs: list[list[int]], values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Milliseconds, rounded up to the histogram's bounds; none where nothing was measured. It can be added up again."""
     count = sum(number for _, number in pairs)
+    found: dict[str, Any] = {"count": count, "histogram": pairs}
     if not count:
-        return {"count": 0}
-    found = {f"p{q}_ms": _quantile(sorted(pairs), count * q / 100) for q in (50, 95, 99)}
-    return {"count": count, **found, "max_ms": max(value.get("max_ms", 0) for value in values)}
+        return found
+    found |= {f"p{q}_ms": _quantile(sorted(pairs), count * q / 100) for q in (50, 95, 99)}
+    return {**found, "max_ms": max(value.get("max_ms", 0) for value in values)}
 
 
 def _quantile(pairs: list[list[int]], rank: float) -> float:

@@ -1,7 +1,7 @@
 """`feed`: ordinary windows with and without a sampled admin feed. Does it show what was asked, do the others notice?
 
 Pairs of the same load without and with the feed, in turn in this and in the other order, so that a change of the
-machine's mood hits both; the figures are medians over the pairs.
+machine's mood hits both; the quantiles are those of all halves of a kind together.
 """
 
 import statistics
@@ -12,6 +12,7 @@ from typing import Any
 
 from app.storage.feed_log import WANTED
 from bench.feed import STATUS, Feed
+from bench.load import add_up
 from bench.processes import eventually, usage
 from bench.report import Figures, Result
 from bench.scenarios.delivery import GRACE_SECONDS, LATE_MS
@@ -67,7 +68,7 @@ class FeedBeside:
             cpu_s = usage(web.workers()).cpu_s - before.cpu_s
             shown = self._shown(feed, written["events"]) if feed else {}
         return {
-            **{name: found["latency"].get(name, float("inf")) for name in ("p50_ms", "p99_ms")},
+            "latency": found["latency"],
             **{name: found[name] for name in ("gaps", "repeats")},
             "missing": self.windows * per_run - found["frames"],
             "web_cpu_us_per_frame": cpu_s / found["frames"] * 1e6 if found["frames"] else float("inf"),
@@ -83,17 +84,12 @@ class FeedBeside:
 
     def _summary(self, pairs: Sequence[Sequence[Figures]]) -> Figures:
         without, with_feed = zip(*pairs, strict=True)
-        halves = [*without, *with_feed]
-
-        def median(half: Sequence[Figures], name: str) -> float:
-            return statistics.median(figures[name] for figures in half)
-
-        names = ("p50_ms", "p99_ms", "web_cpu_us_per_frame")
+        halves, quiet, beside = [*without, *with_feed], _together(without), _together(with_feed)
         share = sum(half["share"] for half in with_feed) / len(with_feed)
         return {
-            **{f"without_{name}": median(without, name) for name in names},
-            **{f"with_{name}": median(with_feed, name) for name in names},
-            "p99_ratio": statistics.median(b["p99_ms"] / a["p99_ms"] for a, b in pairs),
+            **{f"without_{name}": value for name, value in quiet.items()},
+            **{f"with_{name}": value for name, value in beside.items()},
+            "p99_ratio": beside["p99_ms"] / quiet["p99_ms"],
             "sample": self.sample,
             "share_shown": share,
             "rate_off_pct": max(abs(half["share"] / self.sample - 1) for half in with_feed) * 100,
@@ -102,3 +98,10 @@ class FeedBeside:
             **{name: sum(half[name] for half in halves) for name in ("missing", "gaps", "repeats")},
             "writer_late_p99_ms": max(half["late_ms"] for half in halves),
         }
+
+
+def _together(halves: Sequence[Figures]) -> Figures:
+    """What all halves of a kind come to."""
+    latency = add_up([{"latency": half["latency"]} for half in halves])["latency"]
+    cpu = statistics.median(half["web_cpu_us_per_frame"] for half in halves)
+    return {**{name: latency.get(name, float("inf")) for name in ("p50_ms", "p99_ms")}, "web_cpu_us_per_frame": cpu}
