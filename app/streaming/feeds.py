@@ -22,7 +22,10 @@ from app.streaming.wire import Format
 
 TENANTS = 10_000
 """Runs whose tenant is remembered."""
-ENTRIES_PER_READ = 500
+ENTRIES_PER_READ = 200
+"""While they are handed out, ordinary windows wait."""
+PACE_SECONDS = 0.2
+"""Between two reads, unless there is more: a read for each event would cost more than the windows that show it."""
 BLOCK_MS = 250
 """Longest wait of a read: a wish that has just come up waits for it to end."""
 RENEW_SECONDS = 2.0
@@ -135,7 +138,9 @@ class Feeds:
         if self._entries:
             self._look_up({entry.run_id for entry in self._entries})
             self._hand_out()
-            self._entries = []
+            full, self._entries = len(self._entries) == ENTRIES_PER_READ, []
+            if not full:
+                time.sleep(PACE_SECONDS)
 
     def _lose(self, rest: Sequence[Entry] = ()) -> None:
         """Events were lost; `rest` are those that are still to be handed out."""
