@@ -4,9 +4,11 @@ import pytest
 
 from app.protocol.events import Event, encode
 from app.streaming import tail as module
+from app.streaming.iterated_window import IteratedWindow
 from app.streaming.tail import Ring, Tail
-from app.streaming.window import Limits, Window
+from app.streaming.window import Closing, Limits, Window
 from app.streaming.wire import NDJSON, SSE, Format, wire
+from app.wiring import Services
 
 MOMENT = "2026-06-12T12:00:01.234Z"
 LIMITS = Limits(15, 30, 300, 5_000, 1_000_000)
@@ -64,3 +66,23 @@ def test_a_ring_forgets_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert ring.after(18) == [b"19", b"20"]
     assert ring.after(20) == []
     assert ring.size == sum(map(len, ring.frames))
+
+
+def test_a_window_that_is_iterated_over_ends_when_the_hub_gives_it_up(tail: Tail, services: Services) -> None:
+    left: list[Closing] = []
+    window = IteratedWindow(
+        tail,
+        wire(SSE, chunked=False),
+        1,
+        LIMITS,
+        ticket=None,  # type: ignore[arg-type]
+        history=services.history,
+        leave=lambda _, why: left.append(why),
+        watched=lambda: True,
+    )
+    tail.enter(window)
+    body = iter(window)
+    assert next(body) == SSE.opening
+    window.close(Closing.FAILED)
+    assert list(body) == []
+    assert left == [Closing.FAILED]

@@ -122,11 +122,13 @@ class IteratedWindow(Iterated, Window):
             self.visit(now)
 
     def close(self, why: Closing = Closing.LEFT) -> None:
-        """Whoever sends the response has stopped. A second call does nothing."""
+        """Whoever sends the response has stopped, or the hub has given up the window. A second call does nothing."""
         if not self.closed:
             self.closed = True
+            self.farewell = self.farewell or (why, b"")
             self.tail.leave(self)
             self._leave(self, why)
+            self.stir()
 
 
 def has_left(connection: socket.socket | None) -> bool:
