@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any, TypeVar
 
 from app.errors import (
@@ -97,8 +97,9 @@ def _approval(number: int, payload: Payload) -> NewApproval:
 def _time(number: int, text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
+        # In the first and the last year it may be a time that is none in the time zone of Postgres' answers.
+        if moment.tzinfo is not None and MINYEAR < moment.year < MAXYEAR:
             return moment.astimezone(UTC)
-    except (ValueError, OverflowError):  # no time, or none that there is in UTC
+    except ValueError:
         pass
-    raise InvalidEvent(f"Line {number}: expires_at is a time with a time zone.")
+    raise InvalidEvent(f"Line {number}: expires_at is a time with a time zone, of the years 2 to 9998.")

@@ -162,6 +162,10 @@ def test_what_only_the_server_writes_is_refused(writer: ExternalWriter, type: st
         b'"expires_at":"2026-01-01T00:00:00"}}',
         b'{"type":"approval.required","payload":{"approval_id":"a","label":"l","requires":"owner",'
         b'"expires_at":"0001-01-01T00:00:00+23:00"}}',
+        b'{"type":"approval.required","payload":{"approval_id":"a","label":"l","requires":"owner",'
+        b'"expires_at":"0001-12-31T23:59:59Z"}}',
+        b'{"type":"approval.required","payload":{"approval_id":"a","label":"l","requires":"owner",'
+        b'"expires_at":"9999-12-31T23:59:59Z"}}',
     ],
 )
 def test_one_bad_event_and_nothing_of_its_batch_is_appended(writer: ExternalWriter, line: bytes) -> None:
