@@ -5,6 +5,7 @@ inputs and decisions. What one batch does wrong fails it alone. Not responsible 
 and hooked, but for those that are made here.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,8 @@ STATE_BYTES_PER_EVENT = 100
 """by an event for each so many of its bytes, so that storing it costs no more than its events do."""
 
 Payload = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 # One round trip. Three statements all the same: one that had to wait for a lock would see the other tables as they were
 # before it waited.
@@ -280,6 +283,9 @@ def _tell(
         hold.tell(inputs.get((hold.run_id, hold.inputs_told), ()), hook, ts)
     except RuntailError as error:
         hold.error = error
+    except Exception:  # a hook's own: the other runs of the transaction are not to fail with it
+        log.exception("%s could not be told what its user has said.", hold.run_id)
+        hold.error = RuntailError("An input or a decision could not be told. The server's log says why.")
 
 
 def _commit(db: Any, holds: Sequence[_Hold]) -> None:
