@@ -1,9 +1,11 @@
 """What the verbs of a run write: the server takes every event, and the state is what the code did."""
 
 import contextlib
+import contextvars
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -402,6 +404,18 @@ def test_the_current_run_is_found_and_outside_one_nothing_is_sent(client: Runtai
     assert current_run() is not run
     assert payloads(live, run.id, "custom.shared") == [{"n": 1}]
     assert len(payloads(live, run.id, "step.started")) == 1
+
+
+def test_a_block_in_a_generator_that_several_contexts_iterate_over_ends_its_run(client: Runtail, live: Stack) -> None:
+    def pages() -> Iterator[str]:
+        with client.run() as run, run.step("Write"):
+            yield run.id
+            yield "two"
+
+    iterated = pages()
+    run_id = contextvars.copy_context().run(next, iterated)
+    assert contextvars.copy_context().run(list, iterated) == ["two"]
+    assert state_of(live, run_id)["steps"][0]["status"] == "completed"
 
 
 def test_the_log_of_an_application_is_not_filled_with_requests(

@@ -8,6 +8,7 @@ with client.run(user="alice", input={"month": "May"}) as run:
 
 from runtail_client.block import RunBlock
 from runtail_client.client import Opened, Runtail
+from runtail_client.current import current_run, emit
 from runtail_client.errors import (
     Cancelled,
     InvalidEvent,
@@ -20,7 +21,7 @@ from runtail_client.errors import (
     WriterLost,
 )
 from runtail_client.handles import Approval, Message, Step
-from runtail_client.run import Run, current_run, emit
+from runtail_client.run import Run
 
 __all__ = [
     "Approval",

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
+from runtail_client.current import current
 from runtail_client.errors import Cancelled, Refused, RunFailed, RuntailError, WriterLost
-from runtail_client.run import FINISH_SECONDS, Run, current
+from runtail_client.run import FINISH_SECONDS, Run
 from runtail_client.sender import Sender
 
 INTERRUPTED_SECONDS = 5.0

@@ -1,22 +1,21 @@
-"""`Run`, the verbs of a writer, and `current_run` and `emit` for code that is shared with a blocking path."""
+"""`Run`: the verbs of a writer."""
 
 import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from runtail_client.errors import InvalidEvent, RunFailed, ToolError, WriterLost
 from runtail_client.handles import Approval, Message, Step
-from runtail_client.sinks import Nowhere, Sink
+from runtail_client.sinks import Sink
 from runtail_client.values import clamped, clean, clean_text, given, preview, shown
+from runtail_client.within import CALL, STEP, inside, places_of
 
 T = TypeVar("T")
 
-STEP, CALL = "step_id", "tool_call_id"
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
@@ -88,7 +87,7 @@ class Run:
         self._sink.add("step.started", {"step_id": step.id, "title": title, "index": index})
         started = time.monotonic()
         try:
-            with _inside(self, STEP, step.id):
+            with inside(self, STEP, step.id):
                 yield step
         except Exception as failure:
             error = {"code": "step_failed", "message": "The step failed."}
@@ -100,7 +99,7 @@ class Run:
 
     def progress(self, fraction: float, label: str | None = None) -> None:
         """How far the running tool is, or outside a tool the running step. Outside both this does nothing."""
-        within = _places_of(self)
+        within = places_of(self)
         if within:
             key, id = within[-1]
             about = {key: id, "fraction": clamped(fraction), **given(label=label)}
@@ -139,11 +138,11 @@ class Run:
 
     def _call(self, about: Mapping[str, Any], function: Callable[[], T]) -> T:
         call_id = self._new_id("call")
-        step_id = dict(_places_of(self)).get(STEP)
+        step_id = dict(places_of(self)).get(STEP)
         self._emit("tool.started", {"tool_call_id": call_id, **about, **given(step_id=step_id)})
         started = time.monotonic()
         try:
-            with _inside(self, CALL, call_id), foreseen(UNFORESEEN, "The tool failed."):
+            with inside(self, CALL, call_id), foreseen(UNFORESEEN, "The tool failed."):
                 result = function()
         except ToolError as error:
             public = {"code": error.code, "message": error.detail, "retryable": error.retryable}
@@ -297,46 +296,6 @@ class Run:
             raise ValueError(f"An error's code is 1 to 64 of [a-z0-9_], not {code!r}.")
         error = {"code": code, "message": clean_text(message)[:500]}
         return self._sink.finish({"status": "failed", "error": error}, seconds)
-
-
-OUTSIDE = Run(Nowhere())
-
-_current: ContextVar[Run] = ContextVar("runtail_run", default=OUTSIDE)
-_within: ContextVar[tuple[tuple[Run, str, str], ...]] = ContextVar("runtail_within", default=())
-"""The steps and tool calls that this code is in, innermost last: of which run, STEP or CALL, its id."""
-
-
-def current_run() -> Run:
-    """The run whose block this code is in. Outside one: a run whose verbs emit nothing, and do what else they do."""
-    return _current.get()
-
-
-def emit(type: str, payload: Mapping[str, Any]) -> None:
-    """Emit a `custom.<name>` event of the current run; outside a run nothing is sent."""
-    _current.get().emit(type, payload)
-
-
-@contextmanager
-def current(run: Run) -> Iterator[None]:
-    """Make this the current run."""
-    token = _current.set(run)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-@contextmanager
-def _inside(run: Run, key: str, id: str) -> Iterator[None]:
-    token = _within.set((*_within.get(), (run, key, id)))
-    try:
-        yield
-    finally:
-        _within.reset(token)
-
-
-def _places_of(run: Run) -> list[tuple[str, str]]:
-    return [(key, id) for owner, key, id in _within.get() if owner is run]
 
 
 @contextmanager
