@@ -19,9 +19,11 @@ from app.storage.run_store import NewApproval
 
 MESSAGE_MAX_CHARS = 500
 """Of the error that a writer gives."""
+APPROVAL_ID_MAX_CHARS = 128
 
 _RESERVED = ("approval.resolved", "input.received")
-_APPROVAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_APPROVAL_ID = re.compile(rf"(?!\.\.?\Z)[A-Za-z0-9_.-]{{1,{APPROVAL_ID_MAX_CHARS}}}")
+"""It stands in a path, of which clients take out `.` and `..`."""
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 Payload = dict[str, Any]
@@ -89,7 +91,7 @@ def _at(number: int, error: E) -> E:
 def _approval(number: int, payload: Payload) -> NewApproval:
     id, expires_at = payload["approval_id"], payload.get("expires_at")
     if not _APPROVAL_ID.fullmatch(id):
-        raise InvalidEvent(f"Line {number}: an approval_id is 1 to 128 of A-Z a-z 0-9 _ . -")
+        raise InvalidEvent(f"Line {number}: an approval_id is 1 to {APPROVAL_ID_MAX_CHARS} of A-Z a-z 0-9 _ . -")
     expires = None if expires_at is None else _time(number, expires_at)
     return NewApproval(id, payload["label"], payload["requires"], payload.get("tool_call_id"), expires)
 

@@ -155,6 +155,7 @@ def test_what_only_the_server_writes_is_refused(writer: ExternalWriter, type: st
         b'{"type":"step.progress","payload":{"step_id":"s","fraction":1.5}}',
         b'{"type":"approval.required","payload":{"approval_id":"a/b","label":"l","requires":"owner"}}',
         b'{"type":"approval.required","payload":{"approval_id":"","label":"l","requires":"owner"}}',
+        b'{"type":"approval.required","payload":{"approval_id":"..","label":"l","requires":"owner"}}',
         b'{"type":"approval.required","payload":{"approval_id":"a\\n","label":"l","requires":"owner"}}',
         b'{"type":"approval.required","payload":{"approval_id":"a","label":"l","requires":"nobody"}}',
         b'{"type":"approval.required","payload":{"approval_id":"a","label":"l","requires":"owner","expires_at":"x"}}',

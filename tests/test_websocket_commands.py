@@ -8,8 +8,10 @@ from contextlib import ExitStack, suppress
 import pytest
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
+from app.external_events import APPROVAL_ID_MAX_CHARS
 from app.storage.run_store import Principal
 from tests.conftest import StackMaker
+from tests.external_writer import ExternalWriter
 from tests.harness import Stack, eventually, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.socket_client import SocketClient, masked
@@ -208,6 +210,14 @@ def test_a_decision_is_that_of_the_http_call(web: Stack, connect: Connect, comma
     other = client.ask_for(type={"approve": "deny", "deny": "approve"}[command], approval_id="apr_1")
     assert (other["ok"], other["status"], other["error"]["code"]) == (False, 409, "approval_resolved")
     assert other["error"]["approval"] == listed
+
+
+def test_an_approval_that_a_writer_has_given_its_longest_id_can_be_decided(web: Stack, connect: Connect) -> None:
+    writer, id = ExternalWriter.start(web.http), "a" * APPROVAL_ID_MAX_CHARS
+    asked = ("approval.required", {"approval_id": id, "label": "May it?", "requires": "owner"})
+    assert writer.append(asked).status_code == 200
+    answer = connect(web).open(writer.run_id).ask_for(type="approve", approval_id=id)
+    assert (answer["status"], answer["result"]["status"]) == (200, "approved")
 
 
 def test_an_approval_of_another_run_is_not_this_windows_business(web: Stack, connect: Connect) -> None:

@@ -16,12 +16,12 @@ from app.api.context import Runtail
 from app.api.parsing import parse
 from app.api.schemas import COMMENT_MAX_CHARS, IDEMPOTENCY_KEY, INPUT_MAX_CHARS, ApprovalSchema
 from app.errors import ApprovalResolved, InvalidRequest, RuntailError
+from app.external_events import APPROVAL_ID_MAX_CHARS
 from app.protocol.events import Json, control
 from app.storage.run_store import Principal
 from app.streaming.websocket_window import WebSocketWindow
 
 ID_MAX_CHARS = 100
-APPROVAL_ID_MAX_CHARS = 100
 DETAIL_MAX_CHARS = 1_000
 
 Result = tuple[int, dict[str, Any]]
