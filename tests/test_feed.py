@@ -18,6 +18,7 @@ from redis import Redis
 
 from app.devservices import EmbeddedServices
 from app.errors import StoreUnavailable
+from app.factory import create_app
 from app.protocol.events import Event, encode
 from app.storage import feed_log
 from app.storage.event_log import Append, EventLog, connect
@@ -27,7 +28,7 @@ from app.streaming import feed as module
 from app.streaming import feeds
 from app.streaming.admission import Ticket
 from app.streaming.feed import Feed
-from app.streaming.window import Limits
+from app.streaming.window import Closing, Limits
 from app.streaming.wire import NDJSON as NDJSON_FORMAT
 from tests.conftest import StackMaker, own_databases
 from tests.harness import DEV, Stack, eventually, pending_run, problem
@@ -307,6 +308,19 @@ def test_what_does_not_fit_into_the_queue_is_dropped(feed: Feed) -> None:
     assert account(feed) == (module.QUEUE_FRAMES, 0, 10)
 
 
+def test_large_events_fill_the_queue_before_their_number_does(feed: Feed) -> None:
+    feed._draining = lambda: False
+    large, body = b"x" * (module.QUEUE_BYTES // 4), iter(feed)
+    next(body)  # its opening
+    for seq in range(1, 7):
+        feed.offer(Entry("run_1", seq, "custom.tick", ""), lambda *_: large)
+    assert next(body) == 4 * large
+    feed.offer(Entry("run_1", 7, "custom.tick", ""), lambda *_: large)
+    assert next(body) == large
+    feed._draining = lambda: True
+    assert account(feed) == (5, 0, 2)
+
+
 def test_a_gap_is_what_was_left_out_and_after_a_loss_what_was_dropped(feed: Feed) -> None:
     offer(feed, 3, 4, 7)  # it was opened when the run was at 2
     feed.lose()
@@ -327,6 +341,42 @@ def test_the_runs_that_a_feed_remembers_are_bounded(feed: Feed, monkeypatch: pyt
     offer(feed, 5, run_id="run_2")  # as if it were new
     offer(feed, 5, run_id="run_3")
     assert account(feed) == (6, 1 + 3, 0)
+
+
+def test_the_tenant_of_a_run_is_not_forgotten_while_its_events_are_handed_out(
+    web: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "TENANTS", 2)
+    parts = create_app(web.services.config, web.services).extensions["runtail"]
+    ticket = parts.windows.admission.admit(Principal("dev", "reader"), "")
+    feed = parts.feeds.open("dev", 1, NDJSON_FORMAT, ticket, None)
+    shown: set[tuple[str, int]] = set()
+
+    def read() -> None:
+        for body in feed:
+            shown.update((line["run_id"], line.get("seq")) for line in map(json.loads, filter(None, body.splitlines())))
+
+    def is_shown_to_its_end(author: LogAuthor) -> bool:
+        return (author.run_id, author.head) in shown
+
+    def arrives() -> bool:
+        first.append()
+        return comes_true(lambda: is_shown_to_its_end(first))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        first, second, third = (LogAuthor(web) for _ in range(3))
+        eventually(arrives, what="the first run's events")
+        second.append()
+        eventually(lambda: is_shown_to_its_end(second), what="the second run's event")
+        together = [Append(author.run_id, 0, author.make()) for author in (third, first)]
+        web.services.log.append_all(together)
+        eventually(lambda: is_shown_to_its_end(third), what="the third run's event")
+        assert is_shown_to_its_end(first)
+    finally:
+        feed.farewell = Closing.LEFT, b""
+        reading.join(5)
 
 
 # Its end, and its place among the windows.

@@ -24,6 +24,8 @@ STATUS_SECONDS = 5.0
 """Between two frames that give the account."""
 QUEUE_FRAMES = 1_000
 """What waits for a reader; what comes while it is full is dropped."""
+QUEUE_BYTES = 8_000_000
+"""Likewise: an event may have megabytes."""
 SEEN_RUNS = 20_000
 """Runs of which a feed knows how far it has seen them; beyond it the one that was quiet for longest is forgotten."""
 TICK_SECONDS = 0.25
@@ -97,6 +99,7 @@ class Feed(Iterated):
         self._status_at = time.monotonic() + STATUS_SECONDS
         self._account = Account()
         self._queue: deque[bytes] = deque()
+        self._queue_bytes = 0
         self._stirred = threading.Event()
         self._closed = False
 
@@ -106,11 +109,16 @@ class Feed(Iterated):
             return
         if not is_shown(entry.run_id, entry.seq, entry.type, self.sample):
             self._account.left_out += 1
-        elif len(self._queue) >= QUEUE_FRAMES:
-            self._account.dropped += 1
         else:
-            self._queue.append(frame(self.wire.format, entry))
-            self._stirred.set()
+            self._wait_in_line(frame(self.wire.format, entry))
+
+    def _wait_in_line(self, frame: bytes) -> None:
+        if len(self._queue) >= QUEUE_FRAMES or self._queue_bytes + len(frame) > QUEUE_BYTES:
+            self._account.dropped += 1
+            return
+        self._queue.append(frame)
+        self._queue_bytes += len(frame)
+        self._stirred.set()
 
     def lose(self) -> None:
         """Events were lost before they were read."""
@@ -142,6 +150,7 @@ class Feed(Iterated):
     def _take(self) -> bytes:
         frames = [self._queue.popleft() for _ in range(len(self._queue))]
         self._account.sent += len(frames)
+        self._queue_bytes -= sum(map(len, frames))
         return b"".join(frames)
 
     def _status(self) -> bytes:

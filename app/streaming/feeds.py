@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from app import metrics
@@ -21,7 +21,7 @@ from app.streaming.windows import Windows
 from app.streaming.wire import Format
 
 TENANTS = 10_000
-"""Runs whose tenant is remembered."""
+"""Runs whose tenant is remembered; beyond it one that was quiet for long is forgotten. More than a read brings."""
 ENTRIES_PER_READ = 200
 """While they are handed out, ordinary windows wait."""
 PACE_SECONDS = 0.2
@@ -148,11 +148,14 @@ class Feeds:
         for feed in list(self._feeds):
             feed.lose()
 
-    def _look_up(self, run_ids: Iterable[str]) -> None:
+    def _look_up(self, run_ids: Set[str]) -> None:
         unknown = [run_id for run_id in run_ids if run_id not in self._tenants]
         if not unknown:
             return
-        self._tenants.update(self._store.tenants(unknown))
+        found = self._store.tenants(unknown)
+        for run_id in run_ids & self._tenants.keys():
+            found[run_id] = self._tenants.pop(run_id)  # at the end of the dict: it is not forgotten now
+        self._tenants.update(found)
         while len(self._tenants) > TENANTS:
             del self._tenants[next(iter(self._tenants))]
 
