@@ -4,9 +4,10 @@ Between any two of them anything else may happen. What the real code does in one
 script in between is one step here. `off` leaves out rules, to see that they are needed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.model.explorer import Violation
+from tests.model.logs import Logs
 from tests.model.states import TERMINAL, Actor, Log, State, count
 
 RULES = {
@@ -40,64 +41,11 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class Transactions:
-    """What happens to the state in one atomic step. `script` is the agent's calls; see `Worker` for them."""
+class Transactions(Logs[State]):
+    """What happens to the state in one atomic step. `script` is the agent's calls; see `Owners` for them."""
 
-    script: tuple[str, ...]
-    off: frozenset[str] = field(default_factory=frozenset)
-    rollbacks: int = 0
-
-    def on(self, rule: str) -> bool:
-        """The rule holds."""
-        assert rule in RULES
-        return rule not in self.off
-
-    # What is checked whenever something is written.
-
-    def seen(self, s: State, log: Log) -> State:
-        """Clients may have read this log.
-
-        :raises Violation: it contradicts what they have read before, or has something behind its end.
-        """
-        for n, (before, now) in enumerate(zip(s.seen, log, strict=False), 1):
-            if before != now:
-                raise Violation(f"rewritten: event {n} was {before}, and is {now} now")
-        ends = [n for n, entry in enumerate(log, 1) if entry.partition("@")[0] in TERMINAL]
-        if ends and ends != [len(log)]:
-            raise Violation(f"not one end: {log}")
-        return s._replace(seen=log) if len(log) > len(s.seen) else s
-
-    def archived(self, s: State, log: Log, **row: object) -> State:
-        """The archive becomes `log`, in the transaction that writes the row."""
-        if s.status in TERMINAL and (log != s.archive or row.get("status", s.status) != s.status):
-            raise Violation(f"the end was overwritten: {s.status} {s.archive} with {row} {log}")
-        if log[: len(s.archive)] != s.archive:
-            raise Violation(f"rewritten: the archive was {s.archive}, and is {log} now")
-        return self.seen(s._replace(archive=log, **row), log)  # type: ignore[arg-type]
-
-    def set_log(self, s: State, epoch: int, log: Log) -> State:
-        """Redis' keys become these."""
-        if (epoch, log) == (s.redis_epoch, s.log):
-            return s
-        past = (*s.past, (s.redis_epoch, s.log))[-2:] if s.rollbacks else ()
-        return self.seen(s._replace(redis_epoch=epoch, log=log, past=past), log)
-
-    # Redis.
-
-    def append(self, s: State, epoch: int, after: int, events: Log) -> tuple[State, str]:
-        """append.lua: the state, and OK, FENCED or BEHIND."""
-        if epoch < s.redis_epoch and self.on("redis_fence"):
-            return s, "FENCED"
-        if after != len(s.log) and self.on("predecessor"):
-            return s, "BEHIND"
-        return self.set_log(s, max(epoch, s.redis_epoch), s.log + events), "OK"
-
-    def sync(self, s: State, epoch: int) -> tuple[State, bool]:
-        """Ownership.sync; False: fenced. Reading first and repeating on BEHIND comes to one step at the append."""
-        if len(s.archive) <= len(s.log) or not self.on("refill"):
-            return s, True
-        s, outcome = self.append(s, epoch, len(s.log), s.archive[len(s.log) :])
-        return s, outcome == "OK"
+    script: tuple[str, ...] = ()
+    rules = RULES
 
     # Postgres: creation and commands.
 

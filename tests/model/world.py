@@ -35,8 +35,7 @@ class World:
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
-        rollbacks = scenario.budgets.get("rollbacks", 0)
-        self._do = Transactions(scenario.script, scenario.off, rollbacks)
+        self._do = Transactions(scenario.off, scenario.script)
         self._owners = Owners(self._do)
 
     def start(self) -> State:

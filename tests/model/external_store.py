@@ -1,0 +1,351 @@
+"""The model of an external run: its rows, its keys in Redis, and each transaction on them as one step.
+
+A transaction that dies before its commit has done nothing, so it is one step, which is made or not. `off` leaves out
+rules, to see that they are needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, NamedTuple
+
+from tests.model.explorer import Violation
+from tests.model.logs import Logs
+from tests.model.states import TERMINAL, Log
+
+UNCLAIMED = -1
+"""In place of the signs of life of a writer that is yet to come."""
+
+RULES = {
+    "answer_committed": "a batch is answered once it is committed",
+    "commit_first": "it is appended to Redis once it is committed",
+    "epoch_check": "it is taken under the epoch of the writer that has the run, no other",
+    "row_lock": "it is judged and committed with the run's row locked",
+    "batch_numbers": "a number that was taken is not taken again",
+    "number_with_batch": "the number is committed with the events",
+    "told_with_batch": "so is what the log has been told of inputs and decisions",
+    "carry_told": "the next writer's row goes on with what the log was told of inputs",
+    "ask_again": "a decision is told again to a log that has its question once more",
+    "claim_fences": "a writer that claims gets the next epoch",
+    "claim_heeds_ending": "nobody claims a run that is being ended",
+    "take_over_first": "whoever ends a run takes it over before they read its log",
+    "stored_ending": "how it is to end is stored with that",
+    "finish_numbered": "a finish has the number after the last batch's",
+    "same_finish": "the same finish again is answered with the run as it ended",
+    "finish_of_last_writer": "it is judged by the last writer's epoch, not by that of the ending",
+    "end_decides": "from where an end reads the decisions on, nobody decides any more",
+    "beats_compared": "a run is called lost only if its counter still stands where it stood",
+    "epoch_compared": "and only under the epoch that was seen",
+    "takes_again": "a janitor ends what somebody has begun to end",
+    "publish_ends": "a janitor brings ends into Redis",
+    "doubt_again": "it doubts an end once more when whoever published it has had the time to mark it published",
+    "predecessor": "an append names the event before its first, and is refused where that is not the head",
+    "heal_on_behind": "who is refused brings everything that is missing",
+    "beat_heals": "so does a heartbeat",
+    "claim_heals": "and a claim",
+    "refill": "what is archived and missing in Redis is appended",
+}
+SPARE = {
+    "redis_fence": "whoever appends under an earlier epoch than Redis knows is refused: all of them append the archive",
+    "end_fenced": "an end is committed under the epoch that has read its log: nobody writes to that but another end",
+}
+"""Of the rules of workers' runs, in code that is shared, those without which nothing goes wrong here."""
+
+
+class Row(NamedTuple):
+    """What a batch reads of the run and its latest writer."""
+
+    over: bool
+    epoch: int
+    number: int
+    head: int
+    told_inputs: int
+    told: bool
+    approval: str
+
+
+class Call(NamedTuple):
+    """A request that a web process is at, or a janitor at one run; `at` is its next step."""
+
+    kind: str
+    at: str
+    who: int = -1
+    """The writer that has sent it."""
+    heard: bool = True
+    """That one still waits for the answer."""
+    epoch: int = 0
+    """The writer's, or the run's as it was read or taken over."""
+    seq: int = 0
+    wanted: str = ""
+    beats: int = 0
+    heedless: bool = False
+    read: Row | tuple[()] = ()
+    """What it has read without a lock; only where a rule is off."""
+    after: int = 0
+    upto: int = 0
+    """What it has added to the log: the events after the one, up to the other."""
+    local: Log = ()
+    """The log with its end, as it is about to be committed."""
+    answer: str = ""
+    excused: bool = False
+    """Redis has failed since it was committed, or somebody else has the run."""
+
+
+class Writer(NamedTuple):
+    """Somebody's process. `at`: start, write, over, dead."""
+
+    at: str = "start"
+    later: bool = False
+    """It starts the run for a writer that comes later."""
+    waits: bool = False
+    epoch: int = 0
+    seq: int = 0
+    """The last batch that it takes for sent."""
+    told: int = 0
+    """The last batch that was answered with 200 or 204."""
+    wish: str = ""
+    """How it wants the run to end; empty: not yet."""
+    outcome: str = ""
+    """What it was told of that wish: done or refused."""
+
+
+class State(NamedTuple):
+    """Everything. Budgets count down what may still happen."""
+
+    # Postgres: the run, and its latest writer's row
+    status: str = "none"
+    epoch: int = 0
+    number: int = 0
+    head: int = 0
+    beats: int = 0
+    told_inputs: int = 0
+    ending: str = ""
+    last_writer: int = 0
+    archive: Log = ()
+    cancel: bool = False
+    inputs: int = 0
+    approval: str = ""
+    told: bool = False
+    """The log has the decision."""
+    published: bool = False
+    # Redis
+    redis_epoch: int = 0
+    log: Log = ()
+    past: tuple[tuple[int, Log], ...] = ()
+    # Processes
+    calls: tuple[Call, ...] = ()
+    writers: tuple[Writer, ...] = ()
+    doubt: bool = False
+    # What was seen, to be held against what comes
+    seen: Log = ()
+    accepted: str = ""
+    """How the run was to end when it was first taken over for that."""
+    accepted_from: int = 0
+    """Epoch of the writer that has asked for it; 0: none did."""
+    # Budgets
+    crashes: int = 0
+    impatience: int = 0
+    suspicions: int = 0
+    rollbacks: int = 0
+    outages: int = 0
+    cancels: int = 0
+    heartbeats: int = 0
+    retakes: int = 0
+    """How often an ending may be taken from somebody who is at it: without a bound two could do so for ever."""
+
+
+@dataclass(frozen=True)
+class Store(Logs[State]):
+    """The transactions."""
+
+    asks: bool = False
+    """Each writer's first batch asks for the same approval."""
+    rules: ClassVar = {**RULES, **SPARE}
+
+    # What writers bring.
+
+    def read(self, s: State) -> Row:
+        """batches._OPEN, once it has the lock."""
+        over = s.status in TERMINAL or (bool(s.ending) and self.on("take_over_first"))
+        return Row(over, s.epoch, s.number, s.head, s.told_inputs, s.told, s.approval)
+
+    def refusal(self, c: Call, row: Row) -> str:
+        """_Hold.refusal: ended, stale, gap, or nothing."""
+        if row.over:
+            return "ended"
+        if c.epoch != row.epoch and self.on("epoch_check"):
+            return "stale"
+        return "gap" if c.kind == "batch" and c.seq > row.number + 1 else ""
+
+    def take(self, s: State, c: Call, row: Row) -> tuple[State, Call]:
+        """BatchStore.take of one batch or heartbeat, judged by the row: several in one transaction are several steps.
+
+        `_commit` writes seqs after the row's head, and leaves alone what has a seq already.
+        """
+        if refused := self.refusal(c, row):
+            return s, c._replace(answer=refused)
+        new = c.kind == "batch" and (c.seq > row.number or not self.on("batch_numbers"))
+        brought, approval, told = self._brought(c, row) if new else ((), row.approval, row.told)
+        inputs = tuple(f"input:{n}@{row.epoch}" for n in range(row.told_inputs + 1, s.inputs + 1))
+        tells = approval not in ("", "open") and not told
+        events = (*brought, *inputs, *((f"decided:{approval}@{row.epoch}",) if tells else ()))
+        after = self.insert(s, row.head, events)._replace(approval=approval)
+        if s.epoch == row.epoch:
+            after = after._replace(number=max(row.number, c.seq) if new else row.number, head=row.head + len(events))
+            after = after._replace(told_inputs=s.inputs, beats=s.beats + 1)
+        after = after._replace(told=told or tells)
+        if approval not in ("", "open") and is_open(after.archive):
+            raise Violation(f"not told: {approval}, and the question is open in {after.archive}")
+        upto = row.head + len(events)
+        return after, c._replace(answer="ok", after=row.head, upto=upto if events or c.kind == "beat" else 0)
+
+    def _brought(self, c: Call, row: Row) -> tuple[Log, str, bool]:
+        """_Hold.take: the batch's events, the approval afterwards, and whether the log has its decision."""
+        tick = f"tick:{c.seq}.{c.who}@{c.epoch}"
+        if not self.asks or c.seq > 1:
+            return (tick,), row.approval, row.told
+        told = row.told and not self.on("ask_again")
+        return (tick, f"asked@{c.epoch}"), row.approval or "open", told
+
+    def insert(self, s: State, after: int, events: Log, **row: object) -> State:
+        """INSERT_EVENTS: an event whose seq is there already is left out."""
+        if after > len(s.archive):
+            raise Violation(f"a gap: an event after the {after}th in {s.archive}")
+        return self.archived(s, s.archive + events[len(s.archive) - after :], **row)
+
+    # Start and claim.
+
+    def create(self, s: State, *, later: bool) -> State | None:
+        """ExternalStore.create; None: it is there."""
+        if s.status != "none":
+            return None
+        s = s._replace(epoch=1, head=2, beats=UNCLAIMED if later else 0, last_writer=0 if later else 1)
+        return self.archived(s, ("created@1", "started@1"), status="running")
+
+    def claim(self, s: State, epoch: int) -> State | None:
+        """ExternalStore.claim of the run as it was read; None: not to be had."""
+        if s.epoch != epoch or s.status != "running" or (s.ending and self.on("claim_heeds_ending")):
+            return None
+        if s.beats == UNCLAIMED:
+            return s._replace(beats=0, last_writer=epoch)
+        if not self.on("claim_fences"):
+            return s
+        s = self.insert(s, s.head, (f"step@{epoch + 1}",))
+        return self._next(s, s.head + 1)._replace(last_writer=s.epoch + 1)
+
+    def _next(self, s: State, head: int, ending: str = "") -> State:
+        """_ADVANCE and _insert_writer."""
+        told = s.told_inputs if self.on("carry_told") else 0
+        return s._replace(epoch=s.epoch + 1, number=0, head=head, beats=0, told_inputs=told, ending=ending)
+
+    # Ends.
+
+    def take_over(self, s: State, wanted: str) -> State:
+        """_take_over."""
+        if s.accepted not in ("", wanted):
+            raise Violation(f"taken over twice: to end as {s.accepted}, and now as {wanted}")
+        s = s._replace(accepted=wanted)
+        if not self.on("take_over_first"):
+            return s._replace(ending=wanted)
+        return self._next(s, s.head, wanted if self.on("stored_ending") else "")
+
+    def begin_end(self, s: State, c: Call) -> tuple[State, Call]:
+        """ExternalStore.begin_end."""
+        if c.epoch != (s.last_writer if self.on("finish_of_last_writer") else s.epoch):
+            return s, c._replace(answer="stale")
+        if s.ending not in ("", c.wanted) or (s.status in TERMINAL and not self.on("same_finish")):
+            return s, c._replace(answer="ended")
+        if s.status in TERMINAL:
+            return s, c._replace(answer="done")
+        if not s.ending and c.seq != s.number + 1 and self.on("finish_numbered"):
+            return s, c._replace(answer="gap")
+        if not s.ending and batches(s.archive, c.who, c.epoch) != c.seq - 1:
+            raise Violation(f"a batch is missing: the finish is number {c.seq} of {s.archive}")
+        if s.accepted and not s.ending:
+            raise Violation(f"taken over twice: to end as {s.accepted} by {s.accepted_from}, and now by {c.epoch}")
+        s = self.take_over(s, c.wanted)._replace(accepted_from=s.accepted_from if s.ending else c.epoch)
+        return s, c._replace(at="open", epoch=s.epoch)
+
+    def take_lost(self, s: State, c: Call) -> tuple[State, Call | None]:
+        """ExternalStore.take_lost of what a janitor has seen; None: somebody was faster."""
+        if s.status != "running" or (s.epoch != c.epoch and self.on("epoch_compared")):
+            return s, None
+        if s.beats != c.beats and not c.heedless and self.on("beats_compared"):
+            return s, None
+        if (s.epoch, s.beats) != (c.epoch, c.beats) and not c.heedless:
+            raise Violation(f"called lost in spite of a sign of life: {c.epoch}, {c.beats} was seen of {s}")
+        wanted = s.ending or c.wanted
+        s = self.take_over(s, wanted)
+        return s, c._replace(at="open", epoch=s.epoch, wanted=wanted)
+
+    def take_again(self, s: State, epoch: int) -> tuple[State, str] | None:
+        """ExternalStore.take_again of the run as it was read."""
+        if s.epoch != epoch or s.status != "running" or not s.ending:
+            return None
+        return self.take_over(s, s.ending), s.ending
+
+    def owns(self, s: State, c: Call) -> bool:
+        """`WHERE epoch = … AND status = 'running'`."""
+        return s.status == "running" and (s.epoch == c.epoch or not self.on("end_fenced"))
+
+    def close(self, s: State, c: Call) -> tuple[State, Call]:
+        """Ownership.open_archived, end and close_approvals: the log is an ended writer's, and no longer written."""
+        local = s.archive
+        if is_open(local):
+            if not self.owns(s, c):
+                return s, c._replace(at="publish")
+            decision = s.approval if s.approval != "open" else "expired"
+            local = (*local, f"decided:{decision}@{c.epoch}")
+            s = s._replace(approval=decision) if self.on("end_decides") else s
+        return s, c._replace(at="commit_end", after=len(s.archive), local=(*local, f"{c.wanted}@{c.epoch}"))
+
+    def commit_end(self, s: State, c: Call) -> State | None:
+        """Ownership.commit_end; None: fenced."""
+        if not self.owns(s, c):
+            return None
+        approval = "expired" if s.approval == "open" else s.approval
+        s = self.insert(s, c.after, c.local[c.after :], status=c.wanted, approval=approval)
+        if s.archive != c.local:
+            raise Violation(f"an end that is not the log's: {c.local}, and the log is {s.archive}")
+        return s
+
+    # Users.
+
+    def decide(self, s: State) -> State:
+        """Waits.decide."""
+        return s._replace(approval="approved")
+
+
+def batches(log: Log, who: int, epoch: int) -> int:
+    """How many batches of this writer the log has."""
+    return sum(entry.startswith("tick:") and entry.endswith(f".{who}@{epoch}") for entry in log)
+
+
+def is_open(log: Log) -> bool:
+    """The log has a question without its answer."""
+    return next((e.startswith("asked") for e in reversed(log) if e.startswith(("asked", "decided"))), False)
+
+
+@cache
+def disorder(log: Log) -> str:
+    """What is wrong with a log; empty: nothing. Numbers follow each other, and no writer comes after its next."""
+    fence, number, inputs, asked = 1, 0, 0, False
+    for entry in log:
+        event, _, epoch = entry.partition("@")
+        type, _, n = event.partition(":")
+        if type == "step":
+            fence, number = int(epoch), 0
+        elif type in ("tick", "asked") and int(epoch) != fence:
+            return f"a writer goes on after its fence: {entry}"
+        number, inputs = number + (type == "tick"), inputs + (type == "input")
+        if type in ("tick", "input") and int(n.partition(".")[0]) != (number if type == "tick" else inputs):
+            return f"missing or doubled: {entry}"
+        if type == "decided" and not asked:
+            return "a decision is told twice, or of nothing"
+        asked = type == "asked" or (asked and type != "decided")
+    return ""
+
+
+def put(items: Sequence[Call], call: Call | None) -> tuple[Call, ...]:
+    """In one order, because it does not matter which process is at it."""
+    return tuple(sorted((*items, call) if call else items))
