@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-ARRIVES, ANSWER_LOST, REQUEST_LOST, BUSY = "arrives", "answer lost", "request lost", "busy"
+ARRIVES, ANSWER_LOST, REQUEST_LOST = "arrives", "answer lost", "request lost"
+BUSY, PAGE, TOO_LARGE = "busy", "a page", "too large"
+INSTEAD: dict[str, tuple[int, dict[str, str], bytes]] = {
+    BUSY: (503, {"Content-Length": "0"}, b""),
+    PAGE: (200, {"Content-Type": "text/html", "Content-Length": "16"}, b"<p>\n\nWelcome</p>"),
+    TOO_LARGE: (413, {"Content-Type": "text/html", "Content-Length": "16"}, b"<p>Too large</p>"),
+}
+"""What a proxy answers by itself."""
 
 
 @dataclass
@@ -19,6 +26,8 @@ class Line:
     fate: Callable[[str, str], str] = lambda path, producer_seq: ARRIVES
     """Of a request with that path and Producer-Seq, which may be empty: one of the constants above."""
     dead: bool = False
+    coming: bytes = b""
+    """The body of the request whose fate is asked for. (Of one at a time: a writer makes no more.)"""
     seen: list[tuple[str, str, bytes, str]] = field(default_factory=list)
     """Path, Producer-Seq, body and fate of each POST."""
 
@@ -35,12 +44,13 @@ def _handler(line: Line, target: int) -> type[BaseHTTPRequestHandler]:
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             number = self.headers.get("Producer-Seq", "")
+            line.coming = body
             fate = REQUEST_LOST if line.dead else line.fate(self.path, number)
             if self.command == "POST":
                 line.seen.append((self.path, number, body, fate))
-            answer = None if fate in (REQUEST_LOST, BUSY) else self._ask(body)
-            if fate == BUSY:
-                answer = (503, {"Content-Length": "0"}, b"")
+            answer = INSTEAD.get(fate)
+            if answer is None and fate != REQUEST_LOST:
+                answer = self._ask(body)
             if answer is None or fate == ANSWER_LOST:
                 self.close_connection = True
                 return

@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from runtail_client import Refused, Runtail, Unreachable, WriterLost
-from tests.client.lines import ANSWER_LOST, ARRIVES, BUSY, REQUEST_LOST, line_to
+from tests.client.lines import ANSWER_LOST, ARRIVES, BUSY, PAGE, REQUEST_LOST, TOO_LARGE, line_to
 from tests.harness import Stack, eventually, free_port
 from tests.stored import ended, payloads, row
 from tests.test_cli import bad_line
@@ -82,7 +82,7 @@ def test_a_writer_whose_every_answer_is_lost_once_loses_and_doubles_nothing(live
 @pytest.mark.parametrize("seed", range(3))
 def test_a_writer_over_a_line_that_is_cut_at_random_loses_and_doubles_nothing(live: Stack, seed: int) -> None:
     chance = random.Random(seed)
-    fates = [*[ARRIVES] * 4, ANSWER_LOST, REQUEST_LOST, BUSY]
+    fates = [*[ARRIVES] * 4, ANSWER_LOST, REQUEST_LOST, BUSY, PAGE]
     with line_to(live.port) as line, Runtail(line.url) as client:
         line.fate = lambda path, producer_seq: chance.choice(fates)
         with client.run(idempotency_key=f"random-{seed}") as run:
@@ -117,6 +117,33 @@ def test_a_writer_without_a_network_goes_on_until_its_buffer_is_full_and_then_wa
         assert written[0] == 4_999
     ended(live, run.id)
     assert [payload["n"] for payload in payloads(live, run.id, "custom.tick")] == list(range(5_000))
+
+
+def test_a_batch_that_is_too_large_for_a_proxy_is_cut_up(live: Stack) -> None:
+    with line_to(live.port) as line, Runtail(line.url) as client, client.run() as run:
+        line.fate = lambda path, producer_seq: TOO_LARGE if len(line.coming) > 4_000 else ARRIVES
+        for n in range(300):
+            run.emit("custom.tick", {"n": n, "text": "x" * 50})
+    ended(live, run.id)
+    assert [payload["n"] for payload in payloads(live, run.id, "custom.tick")] == list(range(300))
+    assert {fate for *_, fate in line.seen} == {ARRIVES, TOO_LARGE}
+
+
+def test_an_event_that_is_too_large_for_a_proxy_fails_the_run_at_once(live: Stack) -> None:
+    with line_to(live.port) as line, Runtail(line.url) as client:
+        line.fate = lambda path, producer_seq: TOO_LARGE if len(line.coming) > 4_000 else ARRIVES
+        with pytest.raises(Refused) as refused, client.run() as run:
+            run.emit("custom.large", {"text": "x" * 5_000})
+    assert refused.value.status == 413
+    assert ended(live, run.id, "failed").error["code"] == "agent_error"
+
+
+def test_a_watch_of_what_is_no_server_is_given_up(live: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtail_client.watching.GIVE_UP_SECONDS", 1.0)
+    with line_to(live.port) as line, Runtail(line.url) as client:
+        line.fate = lambda path, producer_seq: PAGE
+        with pytest.raises(Unreachable):
+            next(client.watch("run_any"))
 
 
 def test_an_end_whose_answer_is_lost_is_the_end(live: Stack) -> None:

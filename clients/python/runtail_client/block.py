@@ -61,7 +61,10 @@ class RunBlock:
         try:
             self._run.complete()
         except Refused:
-            self._run.fail("agent_error", "The agent failed.")
+            try:
+                self._run.fail("agent_error", "The agent failed.")
+            finally:
+                self._sender.stop()
             raise
 
     def _give_up(self, error: BaseException, cancelled: bool) -> None:

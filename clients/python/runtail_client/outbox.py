@@ -22,6 +22,7 @@ class Outbox:
     def __init__(self) -> None:
         self.bytes = 0
         """Of the lines."""
+        self._batch_bytes = BATCH_BYTES
         self._lines: deque[bytes] = deque()
         self._texts: dict[str, list[str]] = {}
         self._chars = 0
@@ -71,11 +72,21 @@ class Outbox:
             self.settle()
         batch = [self._lines.popleft()]
         size = len(batch[0])
-        while self._lines and len(batch) < BATCH_EVENTS and size + len(self._lines[0]) <= BATCH_BYTES:
+        while self._lines and len(batch) < BATCH_EVENTS and size + len(self._lines[0]) <= self._batch_bytes:
             batch.append(self._lines.popleft())
             size += len(batch[-1])
         self.bytes -= size
         return b"".join(batch)
+
+    def put_back(self, batch: bytes) -> bool:
+        """Take back a batch that was too large: it is cut in two, and later ones are as small. False: it cannot be."""
+        lines = batch.splitlines(keepends=True)
+        self._batch_bytes = len(batch) // 2
+        if len(lines) == 1:
+            return False
+        self._lines.extendleft(reversed(lines))
+        self.bytes += len(batch)
+        return True
 
     def clear(self) -> None:
         """Forget everything."""

@@ -2,7 +2,8 @@
 
 One request is under way at a time. A batch whose outcome is unknown is sent again as it is, under its number, until
 the server has answered; meanwhile the writer goes on until its buffer is full. Responsible for the lease too: a
-heartbeat goes out whenever there is nothing else. Not responsible for what the events say (`run`).
+heartbeat goes out whenever there is nothing else. Not responsible for what the events say (`run`), nor for HTTP
+(`calls`).
 """
 
 import logging
@@ -10,18 +11,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from runtail_client.connection import CONNECT_SECONDS, LAST_PAUSE, Connection, jittered, reason, refusal
+from runtail_client.calls import APPEND, BEAT, FINISH, Call, Calls, Lease, Unknown
+from runtail_client.connection import LAST_PAUSE, Connection, jittered, reason
 from runtail_client.errors import Cancelled, Refused, Unreachable, WriterLost
 from runtail_client.outbox import Outbox, event_line
 from runtail_client.values import dumps
 
-SEND_SECONDS = 15.0
-"""How long the answer to a batch may take before it is sent again."""
 FIRST_AGAIN = 0.1
 """Seconds before a request is made again; twice as many each time, up to LAST_PAUSE."""
 BEATS_PER_LEASE = 4
@@ -33,27 +32,6 @@ LOST = frozenset({"stale_epoch", "run_ended", "run_not_found"})
 """Refusals after which the run is somebody else's, or nobody's."""
 
 log = logging.getLogger("runtail_client")
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What the server gave to a run's writer."""
-
-    run_id: str
-    token: str
-    epoch: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A request: a batch, a heartbeat, or the end."""
-
-    name: str
-    body: bytes = b""
-
-
-_BEAT = _Call("heartbeat")
 
 
 class Sender:
@@ -70,26 +48,27 @@ class Sender:
         """A cancel was requested."""
         self.ended: dict[str, Any] | None = None
         """The run, once its end is confirmed."""
-        self._connection = connection
-        self._lease = lease
+        self._calls = Calls(connection, lease)
         self._buffer_bytes = buffer_bytes
         self._beat_seconds = beat_seconds or lease.seconds / BEATS_PER_LEASE
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._outbox = Outbox()
-        self._batch: _Call | None = None
+        self._batch: Call | None = None
         """Sent, or about to be, and not confirmed."""
         self._producer_seq = 1
-        self._ending: _Call | None = None
+        self._ending: Call | None = None
         self._stopping = False
         self._lost: WriterLost | None = None
         self._refused: Refused | None = None
+        """An event was turned down."""
+        self._end_refused: Refused | None = None
         self._failures = 0
         self._trouble = ""
         """Why the last request came to nothing."""
         self._not_before = 0.0
         self._beat_at = time.monotonic() + min(FIRST_BEAT_SECONDS, self._beat_seconds)
-        self._calls = self._answered = self._wanted = 0
+        self._made = self._answered = self._wanted = 0
         """Calls made; the last of them that was answered; the one whose answer somebody waits for."""
         self._inputs: list[str] = []
         self._inputs_taken = 0
@@ -169,7 +148,7 @@ class Sender:
         """The inputs that were not taken yet, as the server knows them by now; with `wait` at least one."""
         self._be_here()
         with self._changed:
-            since = self._calls
+            since = self._made
             self._look_until(lambda: self._answered > since and (not wait or self._new_inputs()), None)
             new = self._inputs[self._inputs_taken :]
             self._inputs_taken += len(new)
@@ -183,7 +162,7 @@ class Sender:
         pause = FIRST_LOOK
         while True:
             with self._changed:
-                self._wanted = self._calls + 1
+                self._wanted = self._made + 1
                 self._changed.notify_all()
             left = None if deadline is None else deadline - time.monotonic()
             if self._wait(come, pause if left is None else min(pause, left)) or (left is not None and left <= 0):
@@ -209,15 +188,23 @@ class Sender:
         """
         self._be_here()
         with self._changed:
-            self._ending = _Call("finish", dumps(ending).encode())
+            if self._refused is not None and ending["status"] == "completed":
+                raise self._refused.with_traceback(None)  # what is not whole is not completed
+            self._end_refused = None
+            self._ending = Call(FINISH, dumps(ending).encode())
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self.ended is not None or self._lost or self._ending is None, seconds)
+            self._changed.wait_for(lambda: self.ended is not None or self._lost or self._turned_down, seconds)
             if self.ended is not None:
                 return self.ended
-            if self._refused is not None and self._ending is None:
-                raise self._refused
+            if (refused := self._turned_down) is not None:
+                raise refused
             self.stop()
             raise self._lost or Unreachable(f"The end of {self.run_id} was not confirmed. {self._trouble}")
+
+    @property
+    def _turned_down(self) -> Refused | None:
+        """Why there is no end under way, where one was tried."""
+        return None if self._ending is not None else self._end_refused or self._refused
 
     def leave(self, seconds: float) -> None:
         """Send what is left, and leave the run as it is to its next writer.
@@ -250,16 +237,16 @@ class Sender:
     def _work(self) -> None:
         try:
             while (call := self._next()) is not None:
-                answer = self._make(call)
+                outcome = self._calls.make(call, self._producer_seq, len(self._inputs))
                 with self._changed:
-                    self._take(call, answer)
+                    self._take(call, outcome)
                     self._changed.notify_all()
         except Exception as error:
             # Whoever waits for this thread would wait for ever.
             log.exception("The writer of %s failed.", self.run_id)
             self._lose(f"The writer of {self.run_id} failed: {reason(error)}")
 
-    def _next(self) -> _Call | None:
+    def _next(self) -> Call | None:
         """Wait for something to do; None: there is nothing any more."""
         with self._changed:
             while not (self._stopping or self._lost or self.ended is not None):
@@ -267,12 +254,12 @@ class Sender:
                 if wait > 0:
                     self._changed.wait(wait)
                     continue
-                self._calls += 1
-                if name == "heartbeat":
-                    return _BEAT
-                if name == "finish":
+                self._made += 1
+                if name == BEAT:
+                    return Call(BEAT)
+                if name == FINISH:
                     return self._ending
-                self._batch = self._batch or _Call("events", self._outbox.take())
+                self._batch = self._batch or Call(APPEND, self._outbox.take())
                 return self._batch
             return None
 
@@ -281,73 +268,49 @@ class Sender:
         now = time.monotonic()
         held = self._not_before - now
         if self._batch is not None:
-            return "events", held
+            return APPEND, held
         if self._ending is not None:
             self._outbox.settle()
-            return ("events" if self._outbox else "finish"), held
+            return (APPEND if self._outbox else FINISH), held
         beat = 0.0 if self._answered < self._wanted else self._beat_at - now
         due = self._outbox.due_in()
         if due is not None and due <= max(beat, 0.0):
             return "events", max(due, held)
-        return "heartbeat", max(beat, held)
+        return BEAT, max(beat, held)
 
-    def _make(self, call: _Call) -> httpx.Response | None:
-        """None: the request came to nothing, or its outcome is unknown."""
-        headers = {"Authorization": f"Bearer {self._lease.token}", "Producer-Epoch": str(self.epoch)}
-        query = {}
-        if call.name != "finish":
-            query = {"inputs_after": str(len(self._inputs))}
-        if call.name != "heartbeat":
-            kind = "application/json" if call.name == "finish" else "application/x-ndjson"
-            headers |= {"Producer-Seq": str(self._producer_seq), "Content-Type": kind}
-        try:
-            return self._connection.http.post(
-                f"/runs/{self.run_id}/{call.name}",
-                params=query,
-                headers=headers,
-                content=call.body,
-                timeout=httpx.Timeout(SEND_SECONDS, connect=CONNECT_SECONDS),
-            )
-        except httpx.RequestError as error:
-            self._trouble = reason(error)
-            return None
-
-    def _take(self, call: _Call, answer: httpx.Response | None) -> None:
-        refused = None if answer is None or answer.is_success else refusal(answer)
-        if answer is None or (refused is not None and _says_nothing(refused)):
-            self._again(refused)
+    def _take(self, call: Call, outcome: dict[str, Any] | Refused | Unknown) -> None:
+        if isinstance(outcome, Unknown):
+            self._again(outcome)
             return
         self._failures, self._not_before, self._beat_at = 0, 0.0, time.monotonic() + self._beat_seconds
-        if refused is not None:
-            self._turn_down(call, refused)
-            return
-        if call.name == "finish":
-            self.ended = answer.json()
-            return
-        if call.name == "events":
-            self._batch = None
-            self._producer_seq += 1
-        if answer.status_code == httpx.codes.OK:
-            self._hear(answer.json())
+        if isinstance(outcome, Refused):
+            self._turn_down(call, outcome)
+        elif call.name == FINISH:
+            self.ended = outcome
         else:
-            self._wanted = self._calls + 1  # a batch that was taken before is answered without news
+            if call.name == APPEND:
+                self._batch = None
+                self._producer_seq += 1
+            self._hear(outcome)
 
-    def _again(self, refused: Refused | None) -> None:
-        if refused is not None:
-            self._trouble = str(refused)
+    def _again(self, unknown: Unknown) -> None:
+        self._trouble = unknown.why
         if self._failures == 0:
             log.warning("Events of %s are held back: %s", self.run_id, self._trouble)
         pause = jittered(min(LAST_PAUSE, FIRST_AGAIN * 2 ** min(self._failures, 10)))
         self._failures += 1
-        self._not_before = time.monotonic() + max(pause, min(refused.retry_after, LAST_PAUSE) if refused else 0.0)
+        self._not_before = time.monotonic() + max(pause, min(unknown.wait, LAST_PAUSE))
 
-    def _turn_down(self, call: _Call, refused: Refused) -> None:
-        if call is _BEAT or refused.code in LOST or refused.status == httpx.codes.UNAUTHORIZED:
+    def _turn_down(self, call: Call, refused: Refused) -> None:
+        if call.name == BEAT or refused.code in LOST or refused.status == httpx.codes.UNAUTHORIZED:
             self._lose(f"{self.run_id} is not this writer's any more: {refused}")
-            return
-        # The number stays free: the next end takes it.
-        self._refused, self._batch, self._ending = refused, None, None
-        self._outbox.clear()
+        elif call.name == FINISH:  # the number stays free: the next end takes it
+            self._end_refused, self._ending = refused, None
+        elif refused.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE and self._outbox.put_back(call.body):
+            self._batch = None
+        else:
+            self._refused, self._batch, self._ending = refused, None, None
+            self._outbox.clear()
 
     def _lose(self, detail: str) -> None:
         with self._changed:
@@ -356,12 +319,10 @@ class Sender:
             self._changed.notify_all()
 
     def _hear(self, told: Mapping[str, Any]) -> None:
-        self._answered = self._calls
+        if not told:
+            self._wanted = self._made + 1  # a batch that was taken before is answered without news
+            return
+        self._answered = self._made
         self.cancelled = self.cancelled or bool(told["cancel_requested"])
         self._inputs += [str(item["text"]) for item in told["inputs"]]
         self._decisions |= {decision["approval_id"]: decision for decision in told["decisions"]}
-
-
-def _says_nothing(refused: Refused) -> bool:
-    """The request may well succeed a little later, or it was not the server that answered but a proxy before it."""
-    return refused.passing or refused.code.startswith("http_")

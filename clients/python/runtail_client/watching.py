@@ -13,6 +13,7 @@ from runtail_client.errors import Unreachable
 
 Envelope = dict[str, Any]
 
+NDJSON = "application/x-ndjson"
 SILENCE_SECONDS = 60.0
 """A window sends a heartbeat every 15 s by default: after this long without a byte its connection is dead."""
 GIVE_UP_SECONDS = 300.0
@@ -37,7 +38,7 @@ class Watch:
     ) -> None:
         self._connection = connection
         self._path = path
-        self._headers = {**headers, "Accept": "application/x-ndjson"}
+        self._headers = {**headers, "Accept": NDJSON}
         self._query = query
         self._cursor = since
         self._pause = FIRST_PAUSE
@@ -75,6 +76,8 @@ class Watch:
                     answer.read()
                     refused = refusal(answer)
                     raise _Broken(str(refused), refused.retry_after) if refused.passing else refused
+                if not answer.headers.get("Content-Type", "").startswith(NDJSON):
+                    raise _Broken("What answered is no Runtail server.")
                 for line in _lines(answer.iter_bytes()):
                     self._lost_at = None
                     if line.strip():

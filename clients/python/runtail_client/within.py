@@ -1,4 +1,4 @@
-"""Where in a run some code is: the steps and tool calls around it, in a context variable, so each thread has its own."""
+"""Where in a run some code is: the steps and tool calls around it, by a context variable: each thread has its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
