@@ -216,6 +216,28 @@ def test_an_event_refused_at_the_very_end_is_raised_by_the_end(client: Runtail, 
     assert ended(live, run.id, "failed").error["code"] == "agent_error"
 
 
+def test_a_run_of_which_an_event_was_refused_is_not_completed(client: Runtail, live: Stack) -> None:
+    def look_away(run: Run) -> None:
+        run.emit("custom.NOT-A-NAME", {})
+        with pytest.raises(Refused):
+            run.sleep(30)
+
+    with pytest.raises(Refused) as refused, client.run() as run:
+        look_away(run)
+    assert refused.value.code == "invalid_event"
+    assert ended(live, run.id, "failed").error["code"] == "agent_error"
+
+
+def test_an_end_that_the_server_does_not_take_leaves_the_run_to_another_one(client: Runtail, live: Stack) -> None:
+    with client.run() as run:
+        with pytest.raises(Refused):
+            run.complete("x" * 3_000_000)
+        run.emit("custom.shorter", {})
+        run.complete("x")
+    assert state_of(live, run.id)["output"] == "x"
+    assert payloads(live, run.id, "custom.shorter") == [{}]
+
+
 def test_a_long_text_in_many_pieces_arrives_whole_in_few_events(client: Runtail, live: Stack) -> None:
     pieces = [f"{n} " for n in range(20_000)]
     with client.run() as run, run.message() as message:
@@ -379,6 +401,9 @@ def test_the_same_key_is_the_same_run_and_its_next_writer(client: Runtail, live:
 def test_a_run_that_is_opened_can_be_watched_before_anybody_writes_it(client: Runtail, live: Stack) -> None:
     opened = client.open(user="alice", input={"month": "May"})
     assert live.http.get(opened.watch_url, headers={"Accept": "application/json"}).json()["events"]
+    with Runtail(live.url, public_url="https://runs.example.com/") as behind_a_proxy:
+        seen_from_outside = behind_a_proxy.for_user("alice").watch_url(opened.run_id, opened.watch_token)
+    assert seen_from_outside == opened.watch_url.replace(live.url, "https://runs.example.com")
     with Runtail(live.url) as anybody:
         watched = anybody.watch(opened.run_id, watch_token=opened.watch_token)
         assert next(watched)["type"] == "run.created"

@@ -2,21 +2,21 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
 from runtail_client import rq_jobs
 from runtail_client.block import RunBlock
+from runtail_client.calls import Lease
 from runtail_client.connection import Connection
 from runtail_client.errors import RunEnded
 from runtail_client.jobs import as_job
-from runtail_client.sender import Lease, Sender
+from runtail_client.sender import Sender
 from runtail_client.values import given
 from runtail_client.watching import Envelope, Watch
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 BUFFER_BYTES = 8_000_000
 """With so many bytes of events unsent, as when the server is away, the verbs of a run block."""
@@ -30,7 +30,7 @@ class Opened:
 
     :ivar status: completed, failed or cancelled where it has ended before.
     :ivar watch_token: reads this run and nothing else: fit to be given to the user's browser. None once it has ended.
-    :ivar watch_url: the stream of its events, with that token.
+    :ivar watch_url: the stream of its events with that token, for an EventSource: see `Runtail.watch_url`.
     :ivar ref: what the writer needs: `client.run(ref=…)`. A text, so that every queue can carry it.
     """
 
@@ -54,6 +54,7 @@ class Runtail:
         key: str | None = None,
         *,
         user: str | None = None,
+        public_url: str | None = None,
         buffer_bytes: int = BUFFER_BYTES,
         beat_seconds: float | None = None,
     ) -> None:
@@ -61,12 +62,14 @@ class Runtail:
         :param url: where the server is, such as http://127.0.0.1:8000.
         :param key: an API key. To write runs it needs the scope `write`; a server in development mode wants none.
         :param user: act for this user of the key's tenant, which also needs that scope.
+        :param public_url: where browsers find it, for `watch_url`; None: at `url`.
         :param buffer_bytes: with so many bytes of a run's events unsent its verbs block.
         :param beat_seconds: how often a run that writes nothing asks the server whether it was cancelled; None: a
             quarter of the lease, 15 s by default.
         """
         self.url = url.rstrip("/")
         self.user = user
+        self._public_url = (public_url or url).rstrip("/")
         self._key = key
         self._buffer_bytes = buffer_bytes
         self._beat_seconds = beat_seconds
@@ -74,10 +77,8 @@ class Runtail:
 
     def for_user(self, user: str | None) -> "Runtail":
         """The same, acting for another user. It shares this one's connections, and costs next to nothing."""
-        other = Runtail(
-            self.url, self._key, user=user, buffer_bytes=self._buffer_bytes, beat_seconds=self._beat_seconds
-        )
-        other._connection = self._connection
+        other = copy(self)
+        other.user = user
         return other
 
     def close(self) -> None:
@@ -182,9 +183,15 @@ class Runtail:
         """
         ref = self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
         answer = self._claim(ref, {"Runtail-Writer": "later"})
-        token, events = answer["watch_token"], f"{self.url}{_path(answer['run_id'], '/events')}"
-        watch_url = f"{events}?watch_token={quote(token, safe='')}" if token else events
-        return Opened(answer["run_id"], answer["status"], answer["session_id"], token, watch_url, ref)
+        run_id, token = answer["run_id"], answer["watch_token"]
+        return Opened(run_id, answer["status"], answer["session_id"], token, self.watch_url(run_id, token or ""), ref)
+
+    def watch_url(self, run_id: str, watch_token: str = "") -> str:
+        """What a page gives to `new EventSource(…)`, whose `onmessage` then gets every event.
+
+        :param watch_token: of the run. Without one the URL ends where a page that has it appends it.
+        """
+        return f"{self._public_url}{_path(run_id, '/events')}?named=0&watch_token={quote(watch_token, safe='')}"
 
     def run(
         self,
@@ -210,7 +217,7 @@ class Runtail:
 
     def job(
         self,
-        function: F | None = None,
+        function: Callable[..., Any] | None = None,
         *,
         user: str | None = None,
         session: str | None = None,
@@ -226,7 +233,7 @@ class Runtail:
         :param retried: as in `run`. By default: an RQ job that has tries left.
         """
 
-        def decorate(function: F) -> Any:
+        def decorate(function: Callable[..., Any]) -> Any:
             def block(ref: str | None) -> RunBlock:
                 own = ref or self._ref(user, _body(EXTERNAL, None, session, metadata), rq_jobs.key())
                 return self.run(ref=own, retried=retried)

@@ -33,8 +33,7 @@ def start():
 
 @app.get("/live/<run_id>")
 def live(run_id):
-    events_url = f"{jobs.runtail.url}/runs/{run_id}/events?named=0&watch_token="
-    return render_template("live.html", run_id=run_id, events_url=events_url)
+    return render_template("live.html", run_id=run_id, events_url=jobs.runtail.watch_url(run_id))
 
 
 @app.post("/live/<run_id>/stop")
