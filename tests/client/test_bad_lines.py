@@ -1,7 +1,9 @@
 """A client on a line that breaks: nothing is lost, nothing is doubled, and nothing is buffered without end."""
 
 import random
+import socket
 import threading
+import time
 from collections import defaultdict
 
 import pytest
@@ -39,6 +41,15 @@ def test_a_watch_of_a_run_that_is_not_there_says_so(client: Runtail) -> None:
 def test_nobody_there_is_unreachable() -> None:
     with Runtail(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unreachable):
         client.start("emit")
+
+
+def test_a_server_that_does_not_answer_holds_a_view_up_no_longer_than_it_was_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asked_at = time.monotonic()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Runtail(url, timeout=1.0) as client, pytest.raises(Unreachable):
+            client.open()
+    assert 0.9 < time.monotonic() - asked_at < 2
 
 
 def test_a_start_whose_answer_is_lost_starts_one_run(live: Stack) -> None:

@@ -8,10 +8,10 @@ from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
-from runtail_client import rq_jobs
+from runtail_client import queues
 from runtail_client.block import RunBlock
 from runtail_client.calls import Lease
-from runtail_client.connection import Connection
+from runtail_client.connection import ASK_SECONDS, Connection
 from runtail_client.errors import RunEnded
 from runtail_client.jobs import as_job
 from runtail_client.sender import Sender
@@ -55,6 +55,7 @@ class Runtail:
         *,
         user: str | None = None,
         public_url: str | None = None,
+        timeout: float = ASK_SECONDS,
         buffer_bytes: int = BUFFER_BYTES,
         beat_seconds: float | None = None,
     ) -> None:
@@ -63,6 +64,7 @@ class Runtail:
         :param key: an API key. To write runs it needs the scope `write`; a server in development mode wants none.
         :param user: act for this user of the key's tenant, which also needs that scope.
         :param public_url: where browsers find it, for `watch_url`; None: at `url`.
+        :param timeout: seconds that a call may take, its attempts together. Not of `watch`, nor of what a run writes.
         :param buffer_bytes: with so many bytes of a run's events unsent its verbs block.
         :param beat_seconds: how often a run that writes nothing asks the server whether it was cancelled; None: a
             quarter of the lease, 15 s by default.
@@ -73,7 +75,7 @@ class Runtail:
         self._key = key
         self._buffer_bytes = buffer_bytes
         self._beat_seconds = beat_seconds
-        self._connection = Connection(url)
+        self._connection = Connection(url, timeout)
 
     def for_user(self, user: str | None) -> "Runtail":
         """The same, acting for another user. It shares this one's connections, and costs next to nothing."""
@@ -222,7 +224,7 @@ class Runtail:
         user: str | None = None,
         session: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        retried: Callable[[BaseException], bool] = rq_jobs.retried,
+        retried: Callable[[BaseException], bool] = queues.retried,
     ) -> Any:
         """Make of `def report(run, …)` a job `report(…)` that writes a run: under RQ, Celery, in a thread, anywhere.
 
@@ -235,7 +237,7 @@ class Runtail:
 
         def decorate(function: Callable[..., Any]) -> Any:
             def block(ref: str | None) -> RunBlock:
-                own = ref or self._ref(user, _body(EXTERNAL, None, session, metadata), rq_jobs.key())
+                own = ref or self._ref(user, _body(EXTERNAL, None, session, metadata), queues.key())
                 return self.run(ref=own, retried=retried)
 
             return as_job(function, block, lambda run_id: self.read(run_id)["output"])

@@ -15,8 +15,9 @@ import httpx
 from runtail_client.errors import Refused, Unreachable
 
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 35.0
-"""Above the longest that the server takes over an answer."""
+ASK_SECONDS = 20.0
+"""How long a call may take, its attempts together: longer than the server takes over an answer, and shorter than the
+30 s after which gunicorn kills a worker that waits."""
 ATTEMPTS = 4
 """Of a request that may be made again, which every one here may: it changes nothing, or carries a key."""
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
@@ -50,9 +51,13 @@ class Connection:
     Its sockets are made by the process that uses them, and so it works in processes forked from the one that made it.
     """
 
-    def __init__(self, url: str) -> None:
-        """:param url: where the server is, such as http://127.0.0.1:8000."""
+    def __init__(self, url: str, seconds: float) -> None:
+        """
+        :param url: where the server is, such as http://127.0.0.1:8000.
+        :param seconds: how long `ask` may take.
+        """
         self.url = url.rstrip("/")
+        self._seconds = seconds
         self._made: tuple[int, httpx.Client] | None = None
 
     @property
@@ -67,7 +72,7 @@ class Connection:
     def _make(self) -> httpx.Client:
         return _Unlogged(
             base_url=self.url,
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(self._seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=1.0),
             trust_env=not _is_loopback(self.url),  # a proxy of the environment does not know this machine's loopback
         )
@@ -83,22 +88,24 @@ class Connection:
 
         :raises Refused, Unreachable: at the last attempt too.
         """
+        deadline = time.monotonic() + self._seconds
         for pause in pauses(ATTEMPTS - 1):
             try:
-                return self._ask_once(method, path, headers, request)
-            except Unreachable:
-                time.sleep(pause)
-            except Refused as error:
-                if not error.passing:
+                return self._ask_once(method, path, headers, request, deadline)
+            except (Refused, Unreachable) as error:
+                pause = max(pause, min(error.retry_after, LAST_PAUSE))
+                if not error.passing or time.monotonic() + pause >= deadline:
                     raise
-                time.sleep(max(pause, min(error.retry_after, LAST_PAUSE)))
-        return self._ask_once(method, path, headers, request)
+            time.sleep(pause)
+        return self._ask_once(method, path, headers, request, deadline)
 
     def _ask_once(
-        self, method: str, path: str, headers: Mapping[str, str], request: Mapping[str, Any]
+        self, method: str, path: str, headers: Mapping[str, str], request: Mapping[str, Any], deadline: float
     ) -> dict[str, Any]:
+        left = max(0.0, deadline - time.monotonic())
+        timeout = httpx.Timeout(left, connect=min(left, CONNECT_SECONDS))
         try:
-            answer = self.http.request(method, path, headers=headers, **request)
+            answer = self.http.request(method, path, headers=headers, timeout=timeout, **request)
             if not answer.is_success:
                 raise refusal(answer)
             found: dict[str, Any] = answer.json()

@@ -23,6 +23,8 @@ class Unreachable(RuntailError):
     """The server does not answer, or something else does."""
 
     code = "unreachable"
+    retry_after = 0.0
+    passing = True
 
 
 class Refused(RuntailError):

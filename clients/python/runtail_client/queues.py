@@ -1,7 +1,15 @@
-"""What the RQ job that this code is in knows of itself. RQ is not imported where it is not in use."""
+"""What RQ and Celery do to the job that this code is in. Neither is imported where it is not in use."""
 
 import sys
 from typing import Any
+
+_TIME_LIMITS = (("rq.timeouts", "BaseTimeoutException"), ("billiard.exceptions", "SoftTimeLimitExceeded"))
+
+
+def out_of_time(error: Exception) -> bool:
+    """Whether the queue has thrown this into its job, whose time is over."""
+    kinds = (getattr(sys.modules.get(module), name, None) for module, name in _TIME_LIMITS)
+    return any(kind is not None and isinstance(error, kind) for kind in kinds)
 
 
 def key() -> str | None:
