@@ -1,11 +1,12 @@
 """Jobs that a plain `rq worker` executes, of a module such as an application has it."""
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
 
-from runtail_client import Run, Runtail
+from runtail_client import Run, Runtail, ToolError
 
 client = Runtail(os.environ["RUNTAIL_URL"], beat_seconds=0.1)
 
@@ -44,6 +45,14 @@ def endless(run: Run) -> None:
     while True:
         run.emit("custom.tick", {})
         run.sleep(0.05)
+
+
+@client.job
+def too_slow(run: Run) -> None:
+    """Goes on with something else where its tool fails."""
+    with contextlib.suppress(ToolError):
+        run.tool("wait", time.sleep, 30, retries=5, backoff=0.01)
+    run.stream(["Something else."])
 
 
 def _first_time(folder: str) -> bool:

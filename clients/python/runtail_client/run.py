@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from runtail_client.errors import InvalidEvent, RunFailed, ToolError, WriterLost
 from runtail_client.handles import Approval, Message, Step
+from runtail_client.queues import out_of_time
 from runtail_client.sinks import Sink
 from runtail_client.values import clamped, clean, clean_text, given, preview, shown
 from runtail_client.within import CALL, STEP, inside, places_of
@@ -306,6 +307,8 @@ def foreseen(code: str, message: str) -> Iterator[None]:
     except (ToolError, WriterLost):
         raise
     except Exception as error:
+        if out_of_time(error):
+            raise
         raise ToolError(code, message) from error
 
 
