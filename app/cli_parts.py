@@ -14,6 +14,7 @@ from app.errors import RuntailError
 from app.plain import printable
 
 URL = "http://127.0.0.1:8000"
+USER_HELP = "Act for this user of the key's tenant; the key needs the scope `write`."
 
 EXIT_BY_STATUS = {"completed": 0, "failed": 1, "cancelled": 3}
 EXIT_TROUBLE = 2
@@ -58,9 +59,10 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
 
     @click.option("--url", envvar="RUNTAIL_URL", default=URL, show_default=True, show_envvar=True, help="The server.")
     @click.option("--key", envvar="RUNTAIL_KEY", show_envvar=True, help="API key; none in development mode.")
+    @click.option("--user", envvar="RUNTAIL_USER", show_envvar=True, help=USER_HELP)
     @wraps(command)
-    def with_client(url: str, key: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
-        with explained(), Client(url, key) as client:
+    def with_client(url: str, key: str | None, user: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
+        with explained(), Client(url, key, user) as client:
             command(client, *args, **kwargs)
 
     return with_client

@@ -70,15 +70,19 @@ class _Interrupted(Exception):
 class Client:
     """Calls to one server. Every method may raise Refused and Unreachable."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, user: str | None = None) -> None:
         """
         :param url: where the server is, such as http://127.0.0.1:8000.
         :param key: an API key; a server in development mode needs none.
+        :param user: act for this user of the key's tenant.
         """
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if user is not None:
+            headers["Runtail-User"] = user
         self.url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=httpx.Headers(headers, encoding="utf-8"),
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             trust_env=not _is_loopback(self.url),  # no proxy of the environment knows this machine's loopback
         )

@@ -29,7 +29,7 @@ ENDLESS = {"count": 100_000, "interval_ms": 100, "type": "custom.tick"}
 
 
 def environment(url: str, **more: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "RUNTAIL_KEY")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "RUNTAIL_KEY", "RUNTAIL_USER")}
     return {**inherited, "RUNTAIL_URL": url, "FORCE_COLOR": "1", **more}
 
 
@@ -418,6 +418,15 @@ def test_a_created_key_reaches_the_runs_of_its_own_user_only(live: Stack) -> Non
     run_id = runtail(live.url, "start", "emit", "--input", '{"count": 1}', RUNTAIL_KEY=key).stdout.strip()
     assert runtail(live.url, "tail", run_id, "--key", key).returncode == 0
     assert "run_not_found" in one_sentence(runtail(live.url, "tail", run_id))
+
+
+def test_a_key_that_writes_shows_the_runs_of_the_user_that_is_named(live: Stack) -> None:
+    options = ("--tenant", "acme", "--user", "reports", "--write", "--database", database(live))
+    key = runtail("", "keys", "create", *options).stdout.strip()
+    start = ("start", "emit", "--input", '{"count": 1}', "--user", "Jürgen")
+    run_id = runtail(live.url, *start, RUNTAIL_KEY=key).stdout.strip()
+    assert runtail(live.url, "tail", run_id, RUNTAIL_KEY=key, RUNTAIL_USER="Jürgen").returncode == 0
+    assert "run_not_found" in one_sentence(runtail(live.url, "tail", run_id, RUNTAIL_KEY=key))
 
 
 def test_runtail_worker_is_the_worker(stack: StackMaker, tmp_path: Path) -> None:

@@ -84,6 +84,21 @@ def test_a_run_of_another_user_is_theirs(client: Runtail) -> None:
     assert (refused.value.status, refused.value.code) == (404, "run_not_found")
 
 
+def test_users_may_have_names_of_any_script(client: Runtail) -> None:
+    opened = client.open(user="Jürgen 王")
+    with client.run(ref=opened.ref):
+        pass
+    mine = client.for_user("Jürgen 王")
+    assert mine.read(opened.run_id)["status"] == "completed"
+    assert [*mine.watch(opened.run_id)][-1]["type"] == "run.completed"
+
+
+def test_a_header_that_cannot_be_sent_is_not_taken_for_a_server_that_is_none(client: Runtail) -> None:
+    with pytest.raises(Refused) as refused:
+        client.open(idempotency_key="é")
+    assert refused.value.code == "invalid_request"
+
+
 def test_a_stream_is_one_message_and_is_closed(client: Runtail, live: Stack) -> None:
     closed: list[bool] = []
 

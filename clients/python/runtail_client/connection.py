@@ -105,15 +105,21 @@ class Connection:
         left = max(0.0, deadline - time.monotonic())
         timeout = httpx.Timeout(left, connect=min(left, CONNECT_SECONDS))
         try:
-            answer = self.http.request(method, path, headers=headers, timeout=timeout, **request)
-            if not answer.is_success:
-                raise refusal(answer)
-            found: dict[str, Any] = answer.json()
-            return found
+            answer = self.http.request(method, path, headers=encoded(headers), timeout=timeout, **request)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.url} cannot be reached: {reason(error)}") from error
+        if not answer.is_success:
+            raise refusal(answer)
+        try:
+            found: dict[str, Any] = answer.json()
+            return found
         except ValueError as error:
             raise Unreachable(f"{self.url} is no Runtail server: its answer is not JSON.") from error
+
+
+def encoded(headers: Mapping[str, str]) -> httpx.Headers:
+    """As they are sent: a user's name may be of any script."""
+    return httpx.Headers(headers, encoding="utf-8")
 
 
 def pauses(times: int) -> list[float]:

@@ -8,7 +8,16 @@ from typing import Any
 
 import httpx
 
-from runtail_client.connection import CONNECT_SECONDS, FIRST_PAUSE, LAST_PAUSE, Connection, jittered, reason, refusal
+from runtail_client.connection import (
+    CONNECT_SECONDS,
+    FIRST_PAUSE,
+    LAST_PAUSE,
+    Connection,
+    encoded,
+    jittered,
+    reason,
+    refusal,
+)
 from runtail_client.errors import Unreachable
 
 Envelope = dict[str, Any]
@@ -69,7 +78,8 @@ class Watch:
     def _window(self) -> Generator[Envelope, None, None]:
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         query = {**self._query, "since_seq": str(self._cursor)}
-        window = self._connection.http.stream("GET", self._path, params=query, headers=self._headers, timeout=timeout)
+        headers = encoded(self._headers)
+        window = self._connection.http.stream("GET", self._path, params=query, headers=headers, timeout=timeout)
         try:
             with window as answer:
                 if answer.status_code != httpx.codes.OK:
