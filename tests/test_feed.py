@@ -408,6 +408,27 @@ def test_the_process_that_ends_gives_a_last_account(stack: StackMaker) -> None:
     process.stop()
 
 
+def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_process(stack: StackMaker) -> None:
+    web = stack(RUNTAIL_DEV="")
+    process, author = web.start_web("/healthz"), LogAuthor(web)
+    quick = Follower(web)
+    with following(quick), RawClient(web.port, receive_buffer=2_048) as stuck:
+        authorization = f"Authorization: Bearer {key(web, DEV)}"
+        stuck.socket.sendall(f"GET /admin/feed HTTP/1.1\r\nHost: h\r\n{authorization}\r\n\r\n".encode())
+
+        def is_heard() -> bool:
+            author.append()
+            return comes_true(lambda: quick.seqs(author.run_id)[-1:] == [author.head])
+
+        eventually(is_heard, what="an event in the feed")
+        for _ in range(40):
+            author.append(100, "x" * 2_000)
+            eventually(lambda: quick.seqs(author.run_id)[-1:] == [author.head], 5, "the events")
+        told = time.monotonic()
+        process.stop(seconds=15)
+        assert time.monotonic() - told < 3.5  # gunicorn waits for 5 s, and kills it then
+
+
 def test_the_reader_goes_with_the_last_feed_and_comes_with_the_next(web: Stack, heard: Callable[..., None]) -> None:
     with Redis.from_url(web.env["REDIS_URL"]) as redis:
         for _ in range(2):

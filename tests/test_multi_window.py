@@ -19,9 +19,10 @@ from app.storage.run_store import Principal, RunPosition
 from app.streaming.windows import Opening
 from app.streaming.wire import NDJSON as NDJSON_FORMAT
 from tests.conftest import StackMaker
-from tests.harness import Stack, eventually, pending_run, problem
+from tests.harness import DEV, Stack, eventually, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.raw_client import Incoming, RawClient
+from tests.test_tail_hub import open_windows
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 BOB = Principal("elsewhere", "bob")
@@ -332,6 +333,38 @@ def test_a_process_that_ends_says_when_to_come_back(stack: StackMaker) -> None:
         client.until(b"\r\n0\r\n\r\n")
         assert client.body.rpartition(b"\n\n")[2].startswith(b"retry: ")
     process.stop()
+
+
+@pytest.mark.parametrize("query", ["/events?runs={}", "/runs/{}/events?speed=1000"])
+def test_a_client_that_does_not_read_does_not_hold_up_the_end_of_the_process(stack: StackMaker, query: str) -> None:
+    web = stack(RUNTAIL_DEV="")
+    process, key, author = web.start_web("/healthz"), web.services.registry.create_key(DEV), LogAuthor(web)
+    for _ in range(40):
+        author.append(100, "x" * 2_000)
+    author.archive()
+    author.commit_end()
+    with RawClient(web.port, receive_buffer=2_048) as client:
+        client.socket.sendall(
+            f"GET {query.format(author.run_id)} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+        )
+        client.until(b'"seq":1,')
+        told = time.monotonic()
+        process.stop(seconds=15)
+        assert time.monotonic() - told < 3.5  # gunicorn waits for 5 s, and kills it then
+    assert not web.services.leases.look([author.run_id])[author.run_id].windows
+
+
+def test_a_client_that_does_not_read_is_given_up_without_a_word_in_the_log(stack: StackMaker) -> None:
+    web = stack(STREAM_MAX_LAG_SECONDS="1", WEB_CONCURRENCY="1")
+    process, author = web.start_web(), LogAuthor(web)
+    for _ in range(40):
+        author.append(100, "x" * 2_000)
+    before = process.log.read_text()
+    with RawClient(web.port, receive_buffer=2_048) as client:
+        client.ask(path([author])).until(b'"seq":1,')
+        assert open_windows(web) == 1
+        eventually(lambda: open_windows(web) == 0, 15)
+    assert process.log.read_text() == before
 
 
 # Without a hub, in this process.

@@ -15,7 +15,6 @@ from app.errors import StoreUnavailable
 from app.storage.feed_log import Entry, FeedReader
 from app.streaming.admission import Ticket
 from app.streaming.feed import Feed
-from app.streaming.socket_window import tune
 from app.streaming.window import Closing
 from app.streaming.windows import Windows
 from app.streaming.wire import Format
@@ -65,8 +64,6 @@ class Feeds:
 
         :param sock: what they are sent on, where that is known.
         """
-        if sock is not None:
-            tune(sock, self._windows.limits)
         feed = Feed(
             tenant_id,
             sample,
@@ -77,6 +74,7 @@ class Feeds:
             draining=self._windows.draining,
             connection=sock,
         )
+        self._windows.begin(feed, sock)
         with self._changing:
             self._feeds.add(feed)
             if not self._reading:
@@ -87,6 +85,7 @@ class Feeds:
     def _left(self, feed: Feed, why: Closing) -> None:
         with self._changing:
             self._feeds.discard(feed)
+        self._windows.end(feed)
         self._windows.admission.release(feed.ticket, before_the_end=False)
         if why is Closing.ROTATED:
             metrics.ROTATIONS.inc()

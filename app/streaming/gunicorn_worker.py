@@ -3,6 +3,8 @@
 Loaded before gevent patches the standard library: imports gunicorn and gevent, and nothing of ours.
 """
 
+import errno
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -40,10 +42,18 @@ class Worker(GeventWorker):
         return bool(super().is_already_handled(respiter))
 
     def handle_request(self, *args: Any) -> Any:
-        """Count the request while it is under way."""
+        """Count the request while it is under way.
+
+        :raises ConnectionResetError: the kernel has given up a client that did not read. Of a timeout gunicorn would
+            log a page as an error.
+        """
         self.requests += 1
         try:
             return super().handle_request(*args)
+        except TimeoutError as error:
+            if error.errno != errno.ETIMEDOUT:
+                raise
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
         finally:
             self.requests -= 1
 

@@ -5,11 +5,14 @@ every window that is iterated over has in common.
 """
 
 import logging
+import os
 import select
 import socket
 import threading
 import time
+from _socket import socket as NativeSocket  # which gevent has not patched
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 from gevent import monkey
@@ -138,6 +141,12 @@ def has_left(connection: socket.socket | None) -> bool:
     poll = _poll()
     poll.register(connection.fileno(), GONE)
     return bool(poll.poll(0))
+
+
+def cut(connection: socket.socket) -> None:
+    """End the connection, whatever is under way on it: who sends on it is not held up by its client any more."""
+    with suppress(OSError), closing(NativeSocket(fileno=os.dup(connection.fileno()))) as native:
+        native.shutdown(socket.SHUT_RDWR)  # past TLS, which would first have something to say
 
 
 def look_up(tail: Tail, history: History) -> None:

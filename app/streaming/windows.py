@@ -17,7 +17,7 @@ from app.protocol.events import control
 from app.storage.history import History
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Admission, Ticket
-from app.streaming.iterated_window import IteratedWindow
+from app.streaming.iterated_window import Iterated, IteratedWindow, cut
 from app.streaming.multi_window import MultiWindow
 from app.streaming.playback import PlaybackWindow
 from app.streaming.socket_window import SocketWindow, tune
@@ -69,6 +69,8 @@ class Windows:
         self._hub = hub
         self._history = history
         self._started = threading.Lock()
+        self._connections: dict[Iterated | Window, socket.socket] = {}
+        """Of the windows that are iterated over: who sends one may be held up by its client."""
 
     def __len__(self) -> int:
         return len(self._hub.windows())
@@ -119,10 +121,9 @@ class Windows:
 
         :param sock: what they are sent on, where that is known.
         """
-        if sock is not None:
-            tune(sock, self.limits)
         window = self._iterated(opening, sock)
         window.posted_at = opening.posted_at
+        self.begin(window, sock)
         self._hub.enter(window)
         return window
 
@@ -146,8 +147,6 @@ class Windows:
 
         :param openings: one for each run, with the same format and the same ticket.
         """
-        if sock is not None:
-            tune(sock, self.limits)
         window = MultiWindow(
             wire(openings[0].format, chunked=False),
             self.limits,
@@ -157,10 +156,24 @@ class Windows:
             watched=lambda: self._hub.running,
             connection=sock,
         )
+        self.begin(window, sock)
         for opening in openings:
             member = window.add(self._tail(opening), opening.cursor, leave=lambda member, _: self._hub.leave(member))
             self._hub.enter(member)
         return window
+
+    def begin(self, window: Iterated, sock: socket.socket | None) -> None:
+        """A window that is iterated over begins. Call `end` once it is closed.
+
+        :param sock: what it is sent on, where that is known.
+        """
+        if sock is not None:
+            tune(sock, self.limits)
+            self._connections[window] = sock
+
+    def end(self, window: Iterated | Window) -> None:
+        """Nothing of the window is sent any more."""
+        self._connections.pop(window, None)
 
     def _tail(self, opening: Opening) -> Tail:
         run = opening.run
@@ -170,12 +183,14 @@ class Windows:
 
     def _left(self, window: Window, why: Closing) -> None:
         self._hub.leave(window)
+        self.end(window)
         self.admission.release(window.ticket, before_the_end=why is Closing.LEFT)
         if why is Closing.ROTATED:
             metrics.ROTATIONS.inc()
         log.debug("A window of %s was closed at %s: %s.", window.tail.run_id, window.cursor, why.value)
 
     def _left_several(self, window: MultiWindow, why: Closing) -> None:
+        self.end(window)
         self.admission.release(window.ticket, before_the_end=why is Closing.LEFT, ended=window.ended)
         if why is Closing.ROTATED:
             metrics.ROTATIONS.inc()
@@ -187,7 +202,10 @@ class Windows:
         while not self.draining():
             time.sleep(POLL_SECONDS)
         deadline = time.monotonic() + DRAIN_SECONDS
-        while windows := self._hub.windows():
+        while (windows := self._hub.windows()) or self._connections:
+            if time.monotonic() >= deadline:
+                for connection in list(self._connections.values()):
+                    cut(connection)
             for window in windows:
                 if window.farewell is None:
                     window.say_farewell(Closing.DRAINED, random.randint(*DRAIN_RETRY_MS))
