@@ -84,11 +84,11 @@ class BodyTimeout(RuntailError):
 
 
 class UnsupportedMediaType(RuntailError):
-    """The request's body is not `application/json`."""
+    """The request's body is not of the media type that the call takes."""
 
     code = "unsupported_media_type"
     status = 415
-    title = "The request body must be application/json"
+    title = "The request body has another media type"
 
 
 class NotAcceptable(RuntailError):
