@@ -364,11 +364,15 @@ def test_an_approval_expires(client: Runtail) -> None:
         assert run.approve("Pay 42 EUR?", expires_in=1).decision == "expired"
 
 
-def test_a_writer_that_starts_over_and_asks_the_same_gets_the_decision_of_before(client: Runtail) -> None:
+def test_a_writer_that_starts_over_and_asks_the_same_gets_the_decision_of_before(client: Runtail, live: Stack) -> None:
     opened = client.open()
 
+    def decide() -> None:
+        eventually(lambda: payloads(live, opened.run_id, "approval.required"))
+        client.approve(opened.run_id, "pay")
+
     def break_down(run: Run) -> None:
-        decider = threading.Timer(0.3, lambda: client.approve(run.id, "pay"))
+        decider = threading.Thread(target=decide)
         decider.start()
         assert run.approve("Pay 42 EUR?", id="pay").approved
         decider.join()
@@ -387,8 +391,10 @@ def test_inputs_come_once_and_in_order(client: Runtail) -> None:
         client.send_input(run.id, "two")
         assert run.inputs() == ["one", "two"]
         assert run.inputs() == []
-        threading.Timer(0.3, lambda: client.send_input(run.id, "three")).start()
+        sender = threading.Timer(0.3, lambda: client.send_input(run.id, "three"))
+        sender.start()
         assert run.inputs(wait=True) == ["three"]
+        sender.join()
 
 
 # Who writes.
