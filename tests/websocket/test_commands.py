@@ -2,66 +2,22 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import pytest
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 from app.external_events import APPROVAL_ID_MAX_CHARS
 from app.storage.run_store import Principal
-from tests.conftest import StackMaker
 from tests.external_writer import ExternalWriter
 from tests.harness import Stack, eventually, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.socket_client import SocketClient, masked
-from tests.test_tail_hub import LONG, SMALL_BUFFER, UNLIMITED, open_windows
+from tests.test_tail_hub import LONG, SMALL_BUFFER, open_windows
 from tests.waiting import waiting
+from tests.websocket.conftest import Connect, texts
 
 MESSAGE_BYTES = 65_536
-
-Connect = Callable[..., SocketClient]
-
-
-@pytest.fixture(scope="module")
-def web(module_stack: StackMaker) -> Stack:
-    """A web process, and no worker: logs are written by the tests."""
-    stack = module_stack(**UNLIMITED, REPLAY_MAX_BYTES="0")
-    stack.start_web()
-    return stack
-
-
-@pytest.fixture(scope="module")
-def guarded(module_stack: StackMaker) -> Stack:
-    """A web process that wants keys."""
-    stack = module_stack(**UNLIMITED, RUNTAIL_DEV="")
-    stack.start_web()
-    return stack
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Connects clients, any number, and closes them."""
-    with ExitStack() as opened:
-        yield lambda web, **options: opened.enter_context(SocketClient(web.port, **options))
-
-
-@pytest.fixture
-def author(web: Stack) -> LogAuthor:
-    return LogAuthor(web)
-
-
-@pytest.fixture
-def client(web: Stack, author: LogAuthor, connect: Connect) -> SocketClient:
-    """A window that has the first event."""
-    client = connect(web).open(author.run_id)
-    client.messages(1)
-    return client
-
-
-def texts(author: LogAuthor) -> list[str]:
-    return [event.text for event in author.events]
-
 
 # Messages.
 

@@ -5,8 +5,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -21,53 +20,11 @@ from tests.log_author import LogAuthor
 from tests.raw_client import RawClient
 from tests.socket_client import SocketClient, masked
 from tests.test_tail_hub import LONG, SMALL_BUFFER, UNLIMITED, open_windows
+from tests.websocket.conftest import ORIGIN, Connect, texts
 
-ORIGIN = "https://console.example.com"
 MEGABYTE = "🚚" * 250_000
 NONCE = "AAAAAAAAAAAAAAAAAAAAAA=="
 CERTIFICATE = str(ROOT / "tests" / "localhost.pem")
-
-Connect = Callable[..., SocketClient]
-
-
-@pytest.fixture(scope="module")
-def web(module_stack: StackMaker) -> Stack:
-    """A web process, and no worker: logs are written by the tests."""
-    stack = module_stack(**UNLIMITED, REPLAY_MAX_BYTES="0", CORS_ORIGINS=ORIGIN)
-    stack.start_web()
-    return stack
-
-
-@pytest.fixture(scope="module")
-def guarded(module_stack: StackMaker) -> Stack:
-    """A web process that wants keys."""
-    stack = module_stack(**UNLIMITED, RUNTAIL_DEV="", CORS_ORIGINS=ORIGIN)
-    stack.start_web()
-    return stack
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Connects clients, any number, and closes them."""
-    with ExitStack() as opened:
-        yield lambda web, **options: opened.enter_context(SocketClient(web.port, **options))
-
-
-@pytest.fixture
-def author(web: Stack) -> LogAuthor:
-    return LogAuthor(web)
-
-
-@pytest.fixture
-def client(web: Stack, author: LogAuthor, connect: Connect) -> SocketClient:
-    """A window that has the first event."""
-    client = connect(web).open(author.run_id)
-    client.messages(1)
-    return client
-
-
-def texts(author: LogAuthor, after: int = 0) -> list[str]:
-    return [event.text for event in author.events[after:]]
 
 
 def refused(client: SocketClient, status: int, code: str) -> dict[str, str]:
