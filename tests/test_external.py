@@ -159,6 +159,25 @@ def test_the_agents_do_not_list_it(web: Stack) -> None:
 # Append.
 
 
+@pytest.mark.parametrize(
+    ("call", "answers", "body"),
+    [
+        ("events", {"200", "204"}, "application/x-ndjson"),
+        ("heartbeat", {"200"}, None),
+        ("finish", {"200"}, "application/json"),
+    ],
+)
+def test_the_openapi_document_says_what_a_writer_sends_and_gets(
+    web: Stack, call: str, answers: set[str], body: str | None
+) -> None:
+    described = web.http.get("/openapi.json").json()["paths"][f"/runs/{{run_id}}/{call}"]["post"]
+    assert set(described["responses"]) == {*answers, "default"}
+    assert "application/json" in described["responses"]["200"]["content"]
+    needed = {parameter["name"] for parameter in described["parameters"] if parameter.get("required")}
+    assert needed == {"Producer-Epoch", "Producer-Seq"} - (set() if body else {"Producer-Seq"})
+    assert list(described.get("requestBody", {}).get("content", [])) == ([body] if body else [])
+
+
 def test_batches_are_taken_in_their_order_and_a_repeated_one_is_not_doubled(web: Stack, writer: ExternalWriter) -> None:
     assert writer.append(CHECKED).json()["head"] == 3
     repeated = writer.send(ndjson([CHECKED, CHECKED]))

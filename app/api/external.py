@@ -14,7 +14,7 @@ from app.api.context import Blueprint, runtail
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE
 from app.api.parsing import loads, parse
 from app.api.problems import problem
-from app.api.schemas import RunSchema
+from app.api.schemas import RunSchema, TakenSchema
 from app.errors import (
     BodyTimeout,
     InvalidJson,
@@ -36,10 +36,25 @@ BODY_SECONDS = 30.0
 """In which a body has to arrive."""
 NUMBER_MAX = 2**31 - 1
 
+_EPOCH, _SEQ = (
+    {"in": "header", "name": name, "required": True, "schema": {"type": "integer", "minimum": 1, "maximum": NUMBER_MAX}}
+    for name in ("Producer-Epoch", "Producer-Seq")
+)
+_INPUTS_AFTER = {"in": "query", "name": "inputs_after", "schema": {"type": "integer", "minimum": 0, "default": 0}}
+
+
+def _sent(media_type: str, schema: dict[str, str]) -> dict[str, Any]:
+    """A request's body, as the OpenAPI document has it."""
+    return {"required": True, "content": {media_type: {"schema": schema}}}
+
+
 blueprint = Blueprint("external", __name__, description="Writing runs from outside")
 
 
 @blueprint.route("/runs/<run_id>/events", methods=["POST"])
+@blueprint.doc(parameters=[_EPOCH, _SEQ, _INPUTS_AFTER], requestBody=_sent(NDJSON_TYPE, {"type": "string"}))
+@blueprint.alt_response(200, schema=TakenSchema, content_type=JSON_TYPE, description="It is committed.")
+@blueprint.alt_response(204, description="It was taken before; nothing is doubled.")
 def append(run_id: str) -> Response:
     """Append a batch of events to an external run: one JSON object {type, payload} per line."""
     writer = _writer(run_id)
@@ -52,12 +67,15 @@ def append(run_id: str) -> Response:
 
 
 @blueprint.route("/runs/<run_id>/heartbeat", methods=["POST"])
+@blueprint.doc(parameters=[_EPOCH, _INPUTS_AFTER])
+@blueprint.alt_response(200, schema=TakenSchema, content_type=JSON_TYPE, description="The writer has the run.")
 def heartbeat(run_id: str) -> Response:
     """Show that the writer of an external run is there. Answers with what it has to know."""
     return _answer(runtail().external.beat(_writer(run_id), _inputs_after()))
 
 
 @blueprint.route("/runs/<run_id>/finish", methods=["POST"])
+@blueprint.doc(parameters=[_EPOCH, _SEQ], requestBody=_sent(JSON_TYPE, {"type": "object"}))
 @blueprint.response(200, RunSchema)
 def finish(run_id: str) -> Any:
     """End an external run: {"status": "completed" | "failed" | "cancelled"}, with its output or its error."""

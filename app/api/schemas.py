@@ -69,6 +69,32 @@ class StartHeadersSchema(IdempotencyKeySchema):
     writer_later = fields.Boolean(data_key="Runtail-Writer", load_default=False, truthy={"later"}, falsy=set())
 
 
+class ToldInputSchema(Schema):
+    """An input, as a writer is told."""
+
+    input_id = fields.String()
+    text = fields.String()
+
+
+class ToldDecisionSchema(Schema):
+    """A decision, as a writer is told."""
+
+    approval_id = fields.String()
+    decision = fields.String(validate=OneOf(APPROVAL_STATUSES[1:]))
+    by = fields.String(allow_none=True)
+    comment = fields.String(allow_none=True)
+
+
+class TakenSchema(Schema):
+    """The answer to a writer's batch or heartbeat."""
+
+    head = fields.Integer()
+    producer_seq = fields.Integer()
+    cancel_requested = fields.Boolean()
+    inputs = fields.List(fields.Nested(ToldInputSchema))
+    decisions = fields.List(fields.Nested(ToldDecisionSchema))
+
+
 class UrlsSchema(Schema):
     """Where a run is found."""
 
