@@ -67,10 +67,11 @@ test: $(DEV_STAMP)
 test-chaos: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/chaos -s --chaos-rounds 20 --chaos-runs 200 $(ARGS)
 
-# Every interleaving of the long scenarios, and 500 orders on the real stores; RUNTAIL_MODEL_SEED picks others.
+# Every interleaving of the long scenarios, and 500 orders on the real stores and on a live server.
+# RUNTAIL_MODEL_SEED picks others.
 test-model: $(DEV_STAMP)
 	RUNTAIL_MODEL_LONG=1 RUNTAIL_MODEL_EXAMPLES=$${RUNTAIL_MODEL_EXAMPLES:-500} \
-		$(BIN)/python -m pytest tests/model -s $(ARGS)
+		$(BIN)/python -m pytest tests/model tests/test_external_machine.py -s $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ def test_with_all_rules_no_interleaving_breaks_an_external_run(name: str) -> Non
     assert found.states > 300
 
 
-@pytest.mark.parametrize("name", ["a writer and its retry, wrongly called lost", "Redis back with less, a retry"])
+@pytest.mark.parametrize("name", ["a writer that wavers, an ending taken over", "Redis back with less, a crash"])
 def test_what_redis_and_an_end_check_beside_that_is_not_needed(name: str) -> None:
     """Nobody has to rely on it."""
     found = _explore(SHORT[name].without(*SPARE))
