@@ -7,7 +7,8 @@ so each call is an actor of its own, which may die on its own or stand still: as
 
 from collections.abc import Iterator
 
-from tests.model.external_store import UNCLAIMED, Call, Row, State, Store
+from tests.model.external_states import UNCLAIMED, Call, Row, State
+from tests.model.external_store import Store
 from tests.model.states import TERMINAL
 
 Move = tuple[str, State, Call | None, bool]
@@ -51,18 +52,15 @@ class Calls:
     def _claim(self, s: State, c: Call) -> Iterator[Move]:
         """External._claim."""
         if s.writers[c.who].later:
-            at = ("answer", "later") if (s.epoch, s.status) == (c.epoch, "running") else ("find", "")
-            yield "watch it too", s, c._replace(at=at[0], answer=at[1]), False
+            mine = (s.epoch, s.status) == (c.epoch, "running")
+            after = c._replace(at="answer", answer="later") if mine else c._replace(at="find", epoch=0)
+            yield "watch it too", s, after, False
             return
         claimed = self._do.claim(s, c.epoch)
         if claimed is not None:
             at = "heal" if self._do.on("claim_heals") else "answer"
-            yield (
-                "CLAIM",
-                claimed,
-                c._replace(at=at, answer="writes", epoch=claimed.epoch, upto=len(claimed.archive)),
-                False,
-            )
+            after = c._replace(at=at, answer="writes", epoch=claimed.epoch, upto=len(claimed.archive))
+            yield "CLAIM", claimed, after, False
         else:
             yield "claim refused", s, c._replace(at="again"), False
 
@@ -187,6 +185,6 @@ class Calls:
         return c._replace(at="answer", answer=answer, wanted=c.wanted, local=(), after=0)
 
 
-def patience_with(s: State) -> str:
+def holder(s: State) -> str:
     """Whom a janitor sees that finds the run as it is: nobody yet, an ending, or a writer."""
     return "ending" if s.ending else "nobody" if s.beats == UNCLAIMED else "writer"

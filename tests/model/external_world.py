@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from tests.model.explorer import Step, Violation
-from tests.model.external_calls import ENDING, Calls, patience_with
-from tests.model.external_store import Call, State, Store, Writer, batches, disorder, is_open, put
+from tests.model.external_calls import ENDING, Calls, holder
+from tests.model.external_states import Call, State, Writer, batches, disorder, is_open, put
+from tests.model.external_store import Store
 from tests.model.states import TERMINAL
 
 
@@ -214,7 +215,7 @@ class ExternalWorld:
 
     def _look(self, s: State) -> Iterator[Step]:
         """LostWriters: what it finds has stood still for long enough, rightly (they are gone) or not."""
-        kind = patience_with(s)
+        kind = holder(s)
         if kind == "ending" and not self._do.on("takes_again"):
             return
         if kind == "ending":
