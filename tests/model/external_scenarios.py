@@ -51,7 +51,7 @@ LONG = {
     "a question, a retry, an input, a crash": _scenario(TWO, asks=True, inputs=1, crashes=1, heartbeats=1),
     "a question, a retry, a cancel, wrongly called lost": _scenario(TWO, asks=True, cancels=1, suspicions=1),
     "Redis back with less twice, a crash": _scenario(sends=2, rollbacks=2, crashes=1, heartbeats=1, impatience=1),
-    "Redis back with less, a retry, a crash": _scenario(TWO, rollbacks=1, crashes=1, suspicions=1),
+    "Redis back with less, a retry, a crash": _scenario(TWO, rollbacks=1, crashes=1),
     "Redis away, a retry, a crash": _scenario(TWO, outages=2, crashes=1, heartbeats=1),
 }
 
