@@ -1,12 +1,13 @@
-"""A reader of `GET /admin/feed`: counts what it is sent, from a thread of its own.
+"""A reader of `GET /admin/feed`: keeps what it is sent, in a thread of its own, and counts it when it is asked.
 
-Responsible for the counting. Not responsible for what should have come.
+It shares the cores with what is measured: while events come it does as little as it can. Not responsible for what
+should have come.
 """
 
 import json
 import threading
-from collections import Counter
-from http.client import HTTPConnection
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from socket import SHUT_RDWR
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from bench.client import HOST, TIMEOUT_SECONDS
 from bench.processes import BenchError
 
 STATUS = "feed.status"
+PIECE_BYTES = 65_536
 
 
 class Feed:
@@ -24,10 +26,7 @@ class Feed:
 
         :raises BenchError: the server refuses.
         """
-        self.types: Counter[str] = Counter()
-        """How many there came of each type."""
-        self.status: dict[str, Any] = {}
-        """What the last `feed.status` said."""
+        self._pieces: list[bytes] = []
         self._connection = HTTPConnection(HOST, port, timeout=TIMEOUT_SECONDS)
         self._connection.request("GET", f"/admin/feed?sample={sample}", headers={"Accept": "application/x-ndjson"})
         assert self._connection.sock
@@ -38,14 +37,14 @@ class Feed:
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def _read(self) -> None:
-        while line := self._response.readline():
-            if line.strip():
-                self._count(json.loads(line))
+        with suppress(ValueError, HTTPException):  # it is cut off in the middle of a chunk: see `__exit__`
+            while piece := self._response.read1(PIECE_BYTES):
+                self._pieces.append(piece)
 
-    def _count(self, envelope: dict[str, Any]) -> None:
-        self.types[envelope["type"]] += 1
-        if envelope["type"] == STATUS:
-            self.status = envelope["payload"]
+    def of_type(self, type: str) -> list[dict[str, Any]]:
+        """The envelopes of that type that have come so far."""
+        *lines, _ = b"".join(self._pieces).split(b"\n")
+        return [envelope for envelope in map(json.loads, filter(None, lines)) if envelope["type"] == type]
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -78,9 +78,10 @@ class FeedBeside:
 
     def _shown(self, feed: Feed, events: int) -> Figures:
         """What the feed has shown of so many events. Its next status stands behind all of them."""
-        told = feed.types[STATUS]
-        eventually(lambda: feed.types[STATUS] > told, STATUS_SECONDS, "The next status of the feed")
-        return {"shown": feed.types[TYPE], "share": feed.types[TYPE] / events, "dropped": feed.status["dropped"]}
+        told = len(feed.of_type(STATUS))
+        eventually(lambda: len(feed.of_type(STATUS)) > told, STATUS_SECONDS, "The next status of the feed")
+        shown, dropped = len(feed.of_type(TYPE)), feed.of_type(STATUS)[-1]["payload"]["dropped"]
+        return {"shown": shown, "share": shown / events, "dropped": dropped}
 
     def _summary(self, pairs: Sequence[Sequence[Figures]]) -> Figures:
         without, with_feed = zip(*pairs, strict=True)
