@@ -86,17 +86,10 @@ def open_iterated(format: Format, run_ids: Sequence[str], open: Callable[[Ticket
     :raises TooManyStreams: the caller has too many windows open; for SSE the response says so.
     """
     windows = runtail().windows
-    if (response := _without_window(windows, format, HEADERS)) is not None:
-        return response
-    windows.start()
-    try:
-        ticket = windows.admission.admit(principal(), request.remote_addr or "", *run_ids)
-    except TooManyStreams as error:
-        if format is not NDJSON:
-            return reject(error, format, NO_RUN)
-        raise
-    give_up = partial(windows.admission.release, ticket, before_the_end=True)
-    return IteratedResponse(format, HEADERS, open(ticket), give_up)
+    ticket = _admit(windows, format, run_ids, NO_RUN, HEADERS, in_band=format is not NDJSON)
+    if isinstance(ticket, Response):
+        return ticket
+    return IteratedResponse(format, HEADERS, open(ticket), _give_up(windows, ticket))
 
 
 def open_window(
@@ -114,20 +107,38 @@ def open_window(
     :raises TooManyStreams: the caller has too many windows open; for SSE and for a posted run the response says so.
     """
     windows, headers = runtail().windows, {**HEADERS, **(about or {})}
+    in_band = format is not NDJSON or posted_at is not None  # the run that was posted exists: say so
+    ticket = _admit(windows, format, [run.id], run.id, headers, in_band=in_band)
+    if isinstance(ticket, Response):
+        return ticket
+    opening = Opening(run, cursor, format, ticket, posted_at, speed)
+    if speed is None:
+        return WindowResponse(windows, opening, headers)
+    return IteratedResponse(format, headers, partial(windows.iterate, opening), _give_up(windows, ticket))
+
+
+def _admit(
+    windows: Windows, format: Format, run_ids: Sequence[str], told: str, headers: Mapping[str, str], *, in_band: bool
+) -> Ticket | Response:
+    """The ticket of a window onto these runs, or the answer where there is to be none.
+
+    :param told: the `run_id` of a refusal.
+    :param in_band: a refusal is a response of the window's format, not an error.
+    :raises TooManyStreams: the caller has too many windows open.
+    """
     if (response := _without_window(windows, format, headers)) is not None:
         return response
     windows.start()
     try:
-        ticket = windows.admission.admit(principal(), request.remote_addr or "", run.id)
+        return windows.admission.admit(principal(), request.remote_addr or "", *run_ids)
     except TooManyStreams as error:
-        if format is not NDJSON or posted_at is not None:  # the run that was posted exists: say so
-            return reject(error, format, run.id, headers)
+        if in_band:
+            return reject(error, format, told, headers)
         raise
-    opening = Opening(run, cursor, format, ticket, posted_at, speed)
-    if speed is None:
-        return WindowResponse(windows, opening, headers)
-    give_up = partial(windows.admission.release, ticket, before_the_end=True)
-    return IteratedResponse(format, headers, partial(windows.iterate, opening), give_up)
+
+
+def _give_up(windows: Windows, ticket: Ticket) -> Callable[[], None]:
+    return partial(windows.admission.release, ticket, before_the_end=True)
 
 
 def _without_window(windows: Windows, format: Format, headers: Mapping[str, str]) -> Response | None:
