@@ -2,10 +2,8 @@
 
 from typing import Any
 
-UP = """
-ALTER TABLE runs ADD COLUMN cancel_reason text;
-CREATE INDEX runs_cancelled_on_disconnect ON runs (id) WHERE on_disconnect = 'cancel' AND finished_at IS NULL;
-"""
+UP = "ALTER TABLE runs ADD COLUMN cancel_reason text"
+INDEXES = {"runs_cancelled_on_disconnect": "runs (id) WHERE on_disconnect = 'cancel' AND finished_at IS NULL"}
 
 
 def up(migrator: object, db: Any) -> None:
@@ -13,5 +11,5 @@ def up(migrator: object, db: Any) -> None:
 
 
 def down(migrator: object, db: Any) -> None:
-    db.execute_sql("DROP INDEX runs_cancelled_on_disconnect")
+    db.execute_sql("DROP INDEX IF EXISTS runs_cancelled_on_disconnect")
     db.execute_sql("ALTER TABLE runs DROP COLUMN cancel_reason")

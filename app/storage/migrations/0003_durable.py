@@ -9,8 +9,6 @@ ALTER TABLE runs ADD COLUMN agent_version text;
 ALTER TABLE runs ADD COLUMN generation integer NOT NULL DEFAULT 1;
 ALTER TABLE runs ADD COLUMN crashed_epoch integer NOT NULL DEFAULT 0;
 ALTER TABLE runs ADD COLUMN wake_at timestamptz;
-CREATE UNIQUE INDEX runs_client_run_id ON runs (tenant_id, user_id, client_run_id);
-CREATE INDEX runs_waking ON runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 
 CREATE TABLE run_ops (
     run_id text COLLATE "C" NOT NULL,
@@ -67,6 +65,11 @@ CREATE TABLE early_cancels (
     PRIMARY KEY (tenant_id, user_id, kind, key)
 );
 """
+
+INDEXES = {
+    "UNIQUE runs_client_run_id": "runs (tenant_id, user_id, client_run_id)",
+    "runs_waking": "runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL",
+}
 
 COLUMNS = ("queue", "client_run_id", "agent_version", "generation", "crashed_epoch", "wake_at")
 

@@ -18,10 +18,11 @@ CREATE TABLE writers (
     beats bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (run_id, epoch)
 ) WITH (fillfactor = 50);
-CREATE INDEX runs_external ON runs (id) WHERE queue = 'external' AND status = 'running';
 ALTER TABLE approvals ADD COLUMN told boolean NOT NULL DEFAULT false;
 ALTER TABLE api_keys ADD COLUMN writer boolean NOT NULL DEFAULT false;
 """
+
+INDEXES = {"runs_external": "runs (id) WHERE queue = 'external' AND status = 'running'"}
 
 
 def up(migrator: object, db: Any) -> None:
@@ -31,5 +32,5 @@ def up(migrator: object, db: Any) -> None:
 def down(migrator: object, db: Any) -> None:
     db.execute_sql("ALTER TABLE api_keys DROP COLUMN writer")
     db.execute_sql("ALTER TABLE approvals DROP COLUMN told")
-    db.execute_sql("DROP INDEX runs_external")
+    db.execute_sql("DROP INDEX IF EXISTS runs_external")
     db.execute_sql("DROP TABLE writers")

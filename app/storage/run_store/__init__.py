@@ -1,10 +1,11 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
 from app.storage.run_store.batches import Batch, BatchStore, Taken
-from app.storage.run_store.database import Database, migrate
+from app.storage.run_store.database import Database
 from app.storage.run_store.early import EarlyCancels
 from app.storage.run_store.external import EXTERNAL, ExternalStore, Hashes, WriterBeat
 from app.storage.run_store.journal import JournalStore, Recorded
+from app.storage.run_store.migrating import migrate
 from app.storage.run_store.records import (
     ApprovalRecord,
     Checkpoint,

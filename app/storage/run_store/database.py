@@ -1,14 +1,12 @@
-"""The connection pool, sessions on it, and migrations. Knows no table but the one of applied migrations."""
+"""The connection pool, and sessions on it. Knows no table."""
 
 from _socket import socket as NativeSocket  # gevent has not patched it: it never waits here
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
 import peewee
-from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 from psycopg2.errors import UndefinedTable
 
@@ -18,9 +16,6 @@ POOL_WAIT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 5
 BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """A process that is stopped in the middle of a transaction must not keep its rows from those who take over."""
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
-MIGRATION_LOCK = 0x52544D47
-"""Advisory lock: two releases at once apply each migration once."""
 
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 """Of each connection, seconds but for the last, milliseconds: a peer that vanished is noticed in about 10 s."""
@@ -107,19 +102,3 @@ def rows(cursor: Any) -> list[dict[str, Any]]:
     """The rows of a cursor as dictionaries by column name."""
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-
-def migrate(url: str) -> list[str]:
-    """Apply the pending migrations. Returns their names.
-
-    :raises StoreUnavailable: Postgres cannot be reached.
-    """
-    database = Database(url, pool_size=1)
-    try:
-        with database.session() as db:
-            db.execute_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-            applied: list[str] = Runner(db, str(MIGRATIONS)).up()
-            db.execute_sql("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
-            return applied
-    finally:
-        database.close()
