@@ -68,10 +68,11 @@ class Config:
         """
         number = _number_reader(environ)
         redis_url = _required(environ, "REDIS_URL")
+        tls = _tls(environ)
         return cls(
             database_url=_required(environ, "DATABASE_URL"),
-            redis_url=redis_url,
-            events_redis_url=environ.get("EVENTS_REDIS_URL") or redis_url,
+            redis_url=tls(redis_url),
+            events_redis_url=tls(environ.get("EVENTS_REDIS_URL") or redis_url),
             port=number("PORT", 8000, 1),
             dev=environ.get("RUNTAIL_DEV", "") not in ("", "0"),
             web_concurrency=number("WEB_CONCURRENCY", 2, 1),
@@ -104,6 +105,20 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise ConfigError(f"{name} is not set. `runtail dev` starts embedded servers and sets it by itself.")
     return value
+
+
+def _tls(environ: Mapping[str, str]) -> Callable[[str], str]:
+    """What makes of a URL of Redis one that says whether a certificate is verified. The URL itself may say so too."""
+    verify = environ.get("REDIS_TLS_VERIFY", "").strip() or "1"
+    if verify not in ("0", "1"):
+        raise ConfigError(f"REDIS_TLS_VERIFY must be 0 or 1, not {verify!r}.")
+
+    def tls(url: str) -> str:
+        if verify == "1" or not url.startswith("rediss://") or "ssl_cert_reqs" in url:
+            return url
+        return url + ("&" if "?" in url else "?") + "ssl_cert_reqs=none"
+
+    return tls
 
 
 def _number_reader(environ: Mapping[str, str]) -> Callable[[str, int, int], int]:

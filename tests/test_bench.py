@@ -212,7 +212,7 @@ def test_decided_runs_are_resumed_before_their_agents_go_on(stage: Stage) -> Non
 def test_waiting_runs_leave_nothing_in_the_worker(stage: Stage) -> None:
     scenario = Waiting(runs=6, seconds=0.5, decisions=2, clients=2, warm_up=4)
     figures = played(stage, scenario)["figures"]["runtail"]
-    assert figures["greenlets_more"] == figures["started_jobs_more"] == figures["owned_runs_after"] == 0
+    assert figures["greenlets_more"] == figures["job_hashes_more"] == figures["owned_runs_after"] == 0
     assert figures["executions_after"] == 1
     assert figures["resumed_p50_ms"] > 0
 

@@ -12,7 +12,7 @@ from app.errors import Behind, Fenced, StoreUnavailable
 from app.identifiers import new_id
 from app.protocol.events import Event, encode
 from app.storage import event_log
-from app.storage.event_log import Append, EventLog, channel, connect, tolerate_self_signed
+from app.storage.event_log import Append, EventLog, channel, connect
 from tests.harness import eventually, free_port
 
 TTL = 100
@@ -207,13 +207,6 @@ def test_a_lost_connection_is_not_replaced_behind_an_owners_back(log: EventLog, 
         log.append_all([Append(run_id, 1, _events(run_id, 3, 3))], confirmed=confirmed)
     assert log.head(run_id) == 2
     assert log.append_all([Append(run_id, 1, _events(run_id, 3, 3))], confirmed=log.connects) == [3]
-
-
-def test_a_self_signed_certificate_is_accepted_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tolerate_self_signed("rediss://h:1/0") == "rediss://h:1/0?ssl_cert_reqs=none"
-    assert tolerate_self_signed("rediss://h:1/0?a=b") == "rediss://h:1/0?a=b&ssl_cert_reqs=none"
-    assert tolerate_self_signed("rediss://h:1/0?ssl_cert_reqs=required") == "rediss://h:1/0?ssl_cert_reqs=required"
-    assert tolerate_self_signed("redis://h:1/0") == "redis://h:1/0"
 
 
 def test_callers_wait_for_a_free_connection(config: Config) -> None:

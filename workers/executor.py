@@ -7,8 +7,6 @@ the greenlet around it.
 import logging
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
-from typing import Protocol
 
 import gevent
 
@@ -31,20 +29,6 @@ STRAY_SECONDS = 6.0
 """A run that names this worker for so long without being executed by it goes back to pending."""
 
 log = logging.getLogger(__name__)
-current: ContextVar["Executes"] = ContextVar("runtail_executor")
-"""The executor of the process, for the job function that RQ finds by its dotted path."""
-
-
-class Executes(Protocol):
-    """Who executes runs."""
-
-    def execute(self, run_id: str) -> None:
-        """Execute a pending run until it ends, waits or goes elsewhere."""
-
-
-def execute(run_id: str) -> None:
-    """The RQ job: a hint that the run is pending."""
-    current.get().execute(run_id)
 
 
 class Executor:

@@ -1,30 +1,27 @@
-"""A worker whose runs have a process each: RQ's forking worker, one run at a time, on the queue `isolated`.
+"""A worker whose runs have a process each: RQ's loop, which forks for one run at a time, on the queue `isolated`.
 
 Nothing here is patched, and there is no event loop: agents are to find Python as it is, and a fork is to inherit none.
 """
 
 import logging
 import os
+import random
 import signal
 import time
 import uuid
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 from redis import RedisError
-from rq import Worker
-from rq.exceptions import InvalidJobOperation, StopRequested
-from rq.job import Job, JobStatus
-from rq.queue import Queue
+from rq.exceptions import StopRequested
 
 from app.config import Config
 from app.errors import StoreUnavailable
 from app.storage.run_queue import ISOLATED_QUEUE
 from app.wiring import Services
-from workers.executor import current
-from workers.gevent_worker import JOB_HEARTBEAT_SECONDS, RESTART_SECONDS, WORKER_TTL_SECONDS
 from workers.heartbeat import Heartbeat
+from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
 from workers.lifetime import live_no_longer_than
@@ -87,16 +84,11 @@ class IsolatedProcess:
             log.exception("Commands could not be heeded.")
 
 
-class IsolatedWorker(Worker):
-    """RQ's worker, with a keeper for its horse."""
-
-    max_connection_wait_time = 2.0
-    log_result_lifespan = False
+class IsolatedWorker(HintWorker):
+    """RQ's work loop, with a keeper for the horse that it forks for each run."""
 
     def __init__(self, connection: Any, keeper: Keeper, new_horse: "partial[Horse]", drain_seconds: float) -> None:
-        super().__init__(
-            [ISOLATED_QUEUE], connection=connection, worker_ttl=WORKER_TTL_SECONDS, log_job_description=False
-        )
+        super().__init__(connection, ISOLATED_QUEUE)
         self._keeper = keeper
         self._new_horse = new_horse
         self._drain_seconds = drain_seconds
@@ -121,16 +113,21 @@ class IsolatedWorker(Worker):
                 self.name = uuid.uuid4().hex
                 time.sleep(RESTART_SECONDS)
 
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """As RQ's; a signal meanwhile stops the worker afterwards."""
+    def execute_run(self, run_id: str) -> None:
+        """Fork a horse for the run, and wait until it has ended and the run is settled.
+
+        A signal meanwhile stops the worker afterwards.
+        """
         self._fetching = False
         try:
-            super().execute_job(job, queue)
+            self._kept_alive = time.monotonic()
+            self._fork(run_id)
+            self._keeper.watch(self._keep_alive)
         finally:
             self._fetching = True
 
-    def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        """As RQ's, with a pipe in either direction."""
+    def _fork(self, run_id: str) -> None:
+        """With a pipe in either direction."""
         words, words_in = os.pipe()
         bell, bell_in = os.pipe()
         os.set_blocking(bell_in, False)
@@ -141,44 +138,33 @@ class IsolatedWorker(Worker):
             live_no_longer_than(parent)
             os.close(words)
             os.close(bell_in)
-            current.set(self._new_horse(words_in, bell))
-            self.main_work_horse(job, queue)  # does not return
+            self._be_horse(run_id, words_in, bell)  # does not return
         os.close(words_in)
         os.close(bell)
-        self._horse_pid = pid
-        self._keeper.begin(job.args[0], pid, words, bell_in)
+        self._keeper.begin(run_id, pid, words, bell_in)
 
-    def monitor_work_horse(self, job: Job, queue: Queue) -> None:
-        """Wait until the horse has ended and its run is settled; then keep RQ's record of the job."""
-        self._kept_alive = time.monotonic()
-        code = self._keeper.watch(lambda: self._keep_alive(job))
-        self._horse_pid = 0
-        if code == 0:
-            return
+    def _be_horse(self, run_id: str, words: int, bell: int) -> NoReturn:
+        """In the fork."""
+        code = 1
         try:
-            if job.get_status() not in (JobStatus.FINISHED, JobStatus.FAILED):
-                self.handle_job_failure(job, queue, exc_string=f"The work horse ended with {code}.")
-        except InvalidJobOperation:
-            return  # it had been concluded
-        except RedisError:
-            log.warning("RQ could not keep its record of job %s.", job.id, exc_info=True)
+            random.seed()
+            _leave_signals_to_the_parent()
+            self._new_horse(words, bell).execute(run_id)
+            code = 0
+        except BaseException:  # SystemExit among them: this is not the worker
+            log.exception("%s could not be executed.", run_id)
+        finally:
+            os._exit(code)
 
-    def _keep_alive(self, job: Job) -> None:
-        if time.monotonic() - self._kept_alive < JOB_HEARTBEAT_SECONDS:
+    def _keep_alive(self) -> None:
+        """RQ's own record of this worker, which decides nothing."""
+        if time.monotonic() - self._kept_alive < HEARTBEAT_SECONDS:
             return
         self._kept_alive = time.monotonic()
         try:
-            self.maintain_heartbeats(job)
+            self.heartbeat()
         except RedisError:
-            log.warning("RQ could not keep its record of job %s.", job.id, exc_info=True)
-
-    def setup_work_horse_signals(self) -> None:
-        """The horse leaves signals to its parent, also where a platform sends them to every process of a container.
-
-        By a handler, because what is ignored stays so in the programs that an agent starts.
-        """
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
+            log.warning("RQ could not keep its record of this worker.", exc_info=True)
 
     def _install_signal_handlers(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -193,3 +179,12 @@ class IsolatedWorker(Worker):
         if self._fetching:
             self._fetching = False
             raise StopRequested
+
+
+def _leave_signals_to_the_parent() -> None:
+    """Also where a platform sends them to every process of a container.
+
+    By a handler, because what is ignored stays so in the programs that an agent starts.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)

@@ -206,7 +206,7 @@ def connect(url: str, max_connections: int, *, on_connect: Callable[[Any], None]
     :param on_connect: called with each new connection, in place of its own `on_connect`.
     """
     pool = redis.BlockingConnectionPool.from_url(
-        tolerate_self_signed(url),
+        url,
         max_connections=max_connections,
         timeout=POOL_WAIT_SECONDS,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
@@ -223,7 +223,7 @@ def one_connection(url: str, socket_timeout: float, on_connect: Callable[[Any], 
     RESP2, in which replies have one shape. A `redis.connection.Connection`, whose methods carry no types.
     """
     pool = redis.ConnectionPool.from_url(
-        tolerate_self_signed(url),
+        url,
         protocol=2,
         socket_timeout=socket_timeout,
         socket_connect_timeout=min(socket_timeout, SOCKET_TIMEOUT_SECONDS),
@@ -231,13 +231,6 @@ def one_connection(url: str, socket_timeout: float, on_connect: Callable[[Any], 
         redis_connect_func=on_connect,
     )
     return pool.make_connection()
-
-
-def tolerate_self_signed(url: str) -> str:
-    """Heroku's Redis speaks TLS with a certificate of its own making: encrypt, but do not verify it."""
-    if url.startswith("rediss://") and "ssl_cert_reqs" not in url:
-        return url + ("&" if "?" in url else "?") + "ssl_cert_reqs=none"
-    return url
 
 
 def stream_key(run_id: str) -> str:

@@ -1,7 +1,11 @@
 """The RQ queue that tells workers which runs are pending. A job is only a hint: the claim in Postgres decides.
 
-RQ has a connection pool of its own, because its workers change their pool's socket timeout.
+A job's id is `{run_id}-{epoch}`, and all that a worker reads of it. RQ has a connection pool of its own, because its
+workers change their pool's socket timeout.
 """
+
+import re
+from typing import Any
 
 import redis
 from rq import Queue
@@ -14,13 +18,21 @@ QUEUE = "runs"
 ISOLATED_QUEUE = "isolated"
 """Of agents that get a process of their own for each run."""
 JOB = "workers.executor.execute"
-"""Dotted path, so that the web process never imports worker code."""
+"""What workers of the version before call, with the run's id. Nobody else reads it: it can go with the next release."""
 NO_TIMEOUT = -1
+
+_JOB_ID = re.compile(rb"(run_[0-9A-Z]{26})-[0-9]{1,10}")
 
 
 def queue_of(isolation: str) -> str:
     """The queue whose workers execute agents of that isolation, `gevent` or `process`."""
     return ISOLATED_QUEUE if isolation == "process" else QUEUE
+
+
+def run_of(job_id: bytes) -> str | None:
+    """The run that a job hints at, by the job's id; None: it is none of ours."""
+    match = _JOB_ID.fullmatch(job_id)
+    return match[1].decode() if match else None
 
 
 class RunQueue:
@@ -54,9 +66,10 @@ class RunQueue:
         :raises StoreUnavailable: Redis cannot be reached.
         """
         try:
-            return {job_id.rpartition("-")[0] for queue in self._queues.values() for job_id in queue.job_ids}
+            job_ids: list[Any] = [id for queue in self._queues.values() for id in self.redis.lrange(queue.key, 0, -1)]
         except redis.RedisError as error:
             raise StoreUnavailable("Redis cannot be reached.") from error
+        return {run_id for job_id in job_ids if (run_id := run_of(job_id)) is not None}
 
     def close(self) -> None:
         """Close every connection."""

@@ -1,0 +1,91 @@
+"""Redis over TLS: a certificate that nobody vouches for is refused, unless a setting says otherwise."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from app.config import Config
+from app.errors import ConfigError, StoreUnavailable
+from app.wiring import Services
+from tests.harness import ROOT
+
+
+@pytest.fixture(scope="module")
+def tls_url(environment: dict[str, str]) -> Iterator[str]:
+    """The session's Redis behind TLS, with a certificate of its own making."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ROOT / "tests" / "localhost.pem")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_accept, args=(server, context, environment["REDIS_URL"]), daemon=True).start()
+        credentials = urlsplit(environment["REDIS_URL"]).netloc.rpartition("@")[0]
+        yield f"rediss://{credentials}@localhost:{server.getsockname()[1]}/0"
+
+
+def _accept(server: socket.socket, context: ssl.SSLContext, url: str) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            threading.Thread(target=_serve, args=(client, context, url), daemon=True).start()
+
+
+def _serve(client: socket.socket, context: ssl.SSLContext, url: str) -> None:
+    with (
+        contextlib.suppress(OSError),
+        context.wrap_socket(client, server_side=True) as outside,
+        _plain(url) as inside,
+    ):
+        threading.Thread(target=_copy, args=(inside, outside), daemon=True).start()
+        _copy(outside, inside)
+
+
+def _plain(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    if parts.hostname:
+        return socket.create_connection((parts.hostname, parts.port or 6379))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(parts.path)
+    return connection
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _services(environment: dict[str, str], **settings: str) -> Iterator[Services]:
+    with contextlib.closing(Services.for_web(Config.from_env({**environment, **settings}))) as services:
+        yield services
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "EVENTS_REDIS_URL"])
+def test_a_certificate_that_nobody_vouches_for_is_refused(environment: dict[str, str], tls_url: str, name: str) -> None:
+    with _services(environment, **{name: tls_url}) as services, pytest.raises(StoreUnavailable):
+        services.log.ping() if name == "EVENTS_REDIS_URL" else services.queue.waiting()
+
+
+def test_it_is_taken_where_a_setting_says_so(environment: dict[str, str], tls_url: str) -> None:
+    with _services(environment, REDIS_URL=tls_url, REDIS_TLS_VERIFY="0") as services:
+        services.log.ping()
+        services.queue.waiting()
+
+
+def test_a_url_that_says_how_to_verify_is_left_as_it_is(environment: dict[str, str], tls_url: str) -> None:
+    with _services(environment, REDIS_URL=f"{tls_url}?ssl_cert_reqs=none") as services:
+        services.log.ping()
+    url = f"{tls_url}?ssl_cert_reqs=required"
+    with _services(environment, REDIS_URL=url, REDIS_TLS_VERIFY="0") as services, pytest.raises(StoreUnavailable):
+        services.log.ping()
+
+
+@pytest.mark.parametrize("value", ["no", "false", "2", "-1"])
+def test_a_flag_is_0_or_1(environment: dict[str, str], value: str) -> None:
+    with pytest.raises(ConfigError, match="REDIS_TLS_VERIFY"):
+        Config.from_env({**environment, "REDIS_TLS_VERIFY": value})
