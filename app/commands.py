@@ -16,8 +16,8 @@ from app.errors import (
     StoreUnavailable,
     TooManyInputs,
 )
+from app.identifiers import askable, no_run
 from app.protocol.ending import NOT_DECIDED
-from app.runs import askable, no_run
 from app.storage.run_store import ApprovalRecord, Decision, InputRecord, Principal, ToldRun
 from app.wiring import Services
 

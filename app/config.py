@@ -50,6 +50,8 @@ class Config:
     """How long a run with `on_disconnect: cancel` may be without a window."""
     external_lease_seconds: int = 60
     """How long the writer of an external run may be silent; then the run has lost it."""
+    external_lease_max_seconds: int = 7_200
+    """The longest lease that such a writer may ask for; a longer one is cut to this."""
     external_claim_seconds: int = 86_400
     """How long an external run waits for a writer that comes later."""
     run_max_attempts: int = 5
@@ -92,6 +94,7 @@ class Config:
             replay_max_bytes=number("REPLAY_MAX_BYTES", 1_000_000, 0),
             on_disconnect_grace_seconds=number("ON_DISCONNECT_GRACE_SECONDS", 30, 1),
             external_lease_seconds=number("EXTERNAL_LEASE_SECONDS", 60, 1),
+            external_lease_max_seconds=number("EXTERNAL_LEASE_MAX_SECONDS", 7_200, 1),
             external_claim_seconds=number("EXTERNAL_CLAIM_SECONDS", 86_400, 1),
             run_max_attempts=number("RUN_MAX_ATTEMPTS", 5, 1),
             run_timeout_seconds=number("RUN_TIMEOUT_SECONDS", 3_600, 0),

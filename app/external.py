@@ -22,9 +22,10 @@ from app.errors import (
 )
 from app.external_ends import Ends, Wanted
 from app.external_events import outbound_of
+from app.identifiers import askable, no_run
 from app.protocol.events import dumps, encode
 from app.protocol.reducer import reduce
-from app.runs import Runs, StartRequest, askable, new_run, no_run
+from app.runs import Runs, StartRequest, new_run
 from app.storage.event_log import Append
 from app.storage.run_store import (
     EXTERNAL,
@@ -44,6 +45,12 @@ OUTAGE_SECONDS = 1.0
 """After Redis failed to answer, nobody waits for it for so long."""
 KNOWN_MAX = 10_000
 """Tokens that are remembered; beyond it the one that was looked up first is forgotten."""
+JANITOR_LOOK_SECONDS = 60.0
+"""Between two looks whether there is a janitor."""
+NO_JANITOR = (
+    "No worker is running: nothing ends a run whose writer is lost, or puts right what else a process left behind. "
+    "Start `python -m workers`."
+)
 log = logging.getLogger(__name__)
 
 
@@ -60,10 +67,9 @@ class Tokens:
         writer = None if request.writer_later else f"rtw_{secrets.token_urlsafe(32)}"
         return cls(writer, f"rtv_{secrets.token_urlsafe(32)}")
 
-    @property
-    def hashes(self) -> Hashes:
+    def hashes(self, lease_seconds: int | None) -> Hashes:
         """What is stored of them."""
-        return Hashes(hash_key(self.writer) if self.writer else None, hash_key(self.watch))
+        return Hashes(hash_key(self.writer) if self.writer else None, hash_key(self.watch), lease_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class Started:
 
     run: RunRecord
     tokens: Tokens | None
+    lease_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ class External:
         self._storing: set[str] = set()
         """Runs whose state is being stored at the moment."""
         self._retry_at = 0.0
+        self._look_for_janitor_at = 0.0
 
     # Start.
 
@@ -110,10 +118,11 @@ class External:
             raise ScopeRequired("`runtail keys create --write` makes a key that may start external runs.")
         if request.timeout_s is not None:
             raise InvalidRequest("timeout_s: an external run ends when its writer finishes it, or falls silent.")
+        self._warn_without_janitor()
         while True:
             earlier = self._runs.started_before(principal, request)
             if earlier is not None and earlier.terminal:
-                return Started(earlier, None)
+                return self._ended(earlier, request)
             started = self._claim(earlier, request) if earlier is not None else self._begin(principal, request)
             if started is not None:  # None: somebody else did something to the run, or with its name
                 return started
@@ -123,24 +132,48 @@ class External:
         payload = self._services.hooks("run.started", {"attempt": 1, "worker": EXTERNAL})
         started = encode(new.id, 2, "run.started", payload)
         new.state.update(reduce(new.state, started.envelope()))
-        tokens = Tokens.make(request)
-        run = self._services.external.create(new, [created, started], tokens.hashes)
+        tokens, lease = Tokens.make(request), self._lease(request)
+        run = self._services.external.create(new, [created, started], tokens.hashes(lease))
         if run is None:
             return None
         self._append([Append(run.id, run.epoch, [created, started], archived=started.seq)])
-        return Started(run, tokens)
+        if request.writer_later and run.cancel_requested and self._ends.end_unclaimed(run):
+            run = self._services.store.get(run.id) or run
+        return Started(run, tokens, lease)
 
     def _claim(self, run: RunRecord, request: StartRequest) -> Started | None:
-        tokens = Tokens.make(request)
+        if run.cancel_requested and self._ends.end_unclaimed(run):
+            return None
+        tokens, lease = Tokens.make(request), self._lease(request)
+        hashes = tokens.hashes(lease)
         if request.writer_later:
-            return Started(run, tokens) if self._services.external.watch_too(run, tokens.hashes) else None
-        claimed = self._services.external.claim(run, tokens.hashes)
+            return Started(run, tokens, lease) if self._services.external.watch_too(run, hashes) else None
+        claimed = self._services.external.claim(run, hashes)
         if claimed is not None:
             self.heal(claimed.id, claimed.epoch)
-            return Started(claimed, tokens)
+            return Started(claimed, tokens, lease)
         if (again := self._services.external.take_again(run)) is not None:
             self._ends.end(*again)
         return None
+
+    def _warn_without_janitor(self) -> None:
+        if time.monotonic() < self._look_for_janitor_at:
+            return
+        self._look_for_janitor_at = time.monotonic() + JANITOR_LOOK_SECONDS
+        if not self._services.registry.has_janitor():
+            log.warning(NO_JANITOR)
+
+    def _ended(self, run: RunRecord, request: StartRequest) -> Started:
+        """A run that has ended has no writer any more. A view that asks for it may show it once more."""
+        tokens, lease = Tokens.make(request), self._lease(request)
+        shown = request.writer_later and self._services.external.watch_ended(run, tokens.hashes(lease))
+        return Started(run, tokens if shown else None, lease)
+
+    def _lease(self, request: StartRequest) -> int:
+        """Seconds that a writer gets."""
+        own = self._services.config.external_lease_seconds
+        longest = max(own, self._services.config.external_lease_max_seconds)
+        return min(request.lease_seconds or own, longest)
 
     # Append and heartbeat.
 

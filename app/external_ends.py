@@ -19,8 +19,8 @@ from app.errors import (
     TooDeep,
     WriterLost,
 )
+from app.identifiers import no_run
 from app.protocol.ending import Ending, reconcile
-from app.runs import no_run
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import RunRecord, WriterBeat
 from app.wiring import Services
@@ -41,7 +41,7 @@ class Ends:
         """End a run whose writer is lost, or does not heed its cancel. False: somebody else was faster."""
         config = self.services.config
         lost = WriterLost(
-            f"The writer was silent for {config.external_lease_seconds} s."
+            f"The writer was silent for {beat.lease_seconds or config.external_lease_seconds} s."
             if beat.claimed
             else f"No writer came within {config.external_claim_seconds} s."
         )
@@ -51,6 +51,10 @@ class Ends:
         if taken is not None:
             self.end(*taken)
         return taken is not None
+
+    def end_unclaimed(self, run: RunRecord) -> bool:
+        """End a run whose cancel was requested before it had a writer. False: it has one, or is being ended."""
+        return self.end_lost(WriterBeat.unclaimed(run), heedless=False)
 
     def end(self, run: RunRecord, wanted: Wanted) -> RunRecord:
         """Write the end of a run that was taken over. Returns the run as it ended.

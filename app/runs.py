@@ -16,18 +16,18 @@ from app.errors import (
     IdempotencyConflict,
     InvalidInput,
     NotTerminal,
-    RunNotFound,
     StoreUnavailable,
     UnknownAgent,
 )
+from app.external_ends import Ends
 from app.hooks import Hooks
-from app.identifiers import new_id
+from app.identifiers import askable, new_id, no_run
 from app.protocol.events import TERMINAL, Event, encode
 from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
 from app.storage.event_log import Append
 from app.storage.run_queue import queue_of
-from app.storage.run_store import AgentRecord, NewRun, Principal, RunPosition, RunRecord
+from app.storage.run_store import EXTERNAL, AgentRecord, NewRun, Principal, RunPosition, RunRecord
 from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
@@ -63,6 +63,8 @@ class StartRequest:
     idempotency_key: str | None
     writer_later: bool = False
     """An external run that nobody is to write yet."""
+    lease_seconds: int | None = None
+    """How long the writer of an external run may be silent; None: as long as the server's settings say."""
 
     @property
     def hash(self) -> str:
@@ -146,7 +148,10 @@ class Runs:
         if run.terminal:
             return run
         try:
-            self.services.ownership.end_unowned(run)
+            if run.queue == EXTERNAL:
+                Ends(self.services).end_unclaimed(run)
+            else:
+                self.services.ownership.end_unowned(run)
             self._follow_to_end(run.id, CANCEL_WAIT_SECONDS, ring=True)
         except StoreUnavailable:
             log.warning("%s is to be cancelled; its owner or the janitor will find out.", run.id)
@@ -233,16 +238,6 @@ class Runs:
             if any(event.type in TERMINAL for event in events):
                 return
             seq = events[-1].seq if events else seq
-
-
-def askable(run_id: str) -> str:
-    """The id as it can be looked up: Postgres takes no NUL, and no id holds one."""
-    return "" if "\0" in run_id else run_id
-
-
-def no_run(run_id: str) -> RunNotFound:
-    """There is no such run, or not for who asks."""
-    return RunNotFound(f"There is no run {run_id[:100]!r}.")
 
 
 def _found(run: T | None, run_id: str) -> T:

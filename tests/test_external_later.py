@@ -59,7 +59,8 @@ def test_asking_again_for_later_leaves_the_writer_at_work(live: Stack) -> None:
     assert writer.append(*words("grey")).status_code == 200
     writer.complete()
     over = later(live, "later-3")
-    assert (over["status"], over["watch_token"]) == ("completed", None)
+    assert (over["status"], over["writer_token"]) == ("completed", None)
+    assert over["watch_token"]
 
 
 def test_a_cancel_before_the_writer_comes_ends_the_run_and_the_writer_is_told(live: Stack) -> None:

@@ -80,8 +80,12 @@ class LostWriters:
                 yield beat, True
 
     def _patience(self, beat: WriterBeat) -> float:
-        """Seconds that it may stay as it is."""
-        return min(ENDING_SECONDS, self._lease_seconds) if beat.ending else self._lease_seconds
+        """Seconds that it may stay as it is. What was cancelled is not kept for a later try of its job."""
+        own = self._lease_seconds
+        if beat.ending:
+            return min(ENDING_SECONDS, own)
+        lease = beat.lease_seconds or own
+        return min(lease, own) if beat.cancel_requested else lease
 
     def _forget(self) -> None:
         self._seen.clear()

@@ -49,7 +49,8 @@ class WorkerProcess:
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
         retention = Retention(services.erasure, config.run_retention_days)
         lost_writers = LostWriters(services)
-        self._janitor = Janitor(services, unwatched.cancel, retention.purge, apart=[lost_writers.end])
+        show = partial(services.registry.show_janitor, self.id)
+        self._janitor = Janitor(services, show, unwatched.cancel, retention.purge, apart=[lost_writers.end])
         self._executor = Executor(services, self._emitter, self._agents, self.id)
 
     def run(self) -> None:

@@ -12,7 +12,8 @@ from app.auth import Authenticator, Caller
 from app.commands import Commands
 from app.errors import InvalidRequest, ScopeRequired
 from app.external import External
-from app.runs import Runs, no_run
+from app.identifiers import no_run
+from app.runs import Runs
 from app.storage.run_store import Principal
 from app.streaming.feeds import Feeds
 from app.streaming.windows import Windows

@@ -9,8 +9,9 @@ from app import metrics
 from app.api.context import Blueprint, principal, runtail
 from app.api.schemas import AgentSchema
 from app.errors import NotFound, StoreUnavailable
+from app.external import NO_JANITOR
 from app.protocol.events import json_schema
-from app.storage.run_store import AgentRecord
+from app.storage.run_store import AgentRecord, Registry
 
 blueprint = Blueprint("meta", __name__, description="Agents, schemas, health, metrics")
 
@@ -43,11 +44,12 @@ def healthz() -> Response:
 @blueprint.response(200)
 @blueprint.alt_response(503, description="Degraded: `checks` says what cannot be reached.")
 def readyz() -> Response:
-    """Postgres and Redis can be reached."""
+    """Postgres and Redis can be reached; `warnings` says what else is missing."""
     services = runtail().services
     checks = {"postgres": _reaches(services.database.ping), "redis": _reaches(services.log.ping)}
     ready = all(checks.values())
-    body = {"status": "ready" if ready else "degraded", "checks": checks}
+    warnings = _warnings(services.registry) if checks["postgres"] else []
+    body = {"status": "ready" if ready else "degraded", "checks": checks, "warnings": warnings}
     return Response(json.dumps(body) + "\n", 200 if ready else 503, mimetype="application/json")
 
 
@@ -58,6 +60,13 @@ def prometheus() -> Response:
     if not principal().admin:
         raise NotFound("Metrics are for administrators.")
     return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+
+
+def _warnings(registry: Registry) -> list[str]:
+    try:
+        return [] if registry.has_janitor() else [NO_JANITOR]
+    except StoreUnavailable:
+        return []  # the next call says that Postgres cannot be reached
 
 
 def _reaches(ping: Callable[[], None]) -> bool:

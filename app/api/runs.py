@@ -202,7 +202,7 @@ def _start_external(start: StartRequest) -> tuple[dict[str, Any], dict[str, str]
         "writer_token": started.tokens and started.tokens.writer,
         "watch_token": started.tokens and started.tokens.watch,
         "epoch": started.run.epoch if started.tokens and started.tokens.writer else None,
-        "lease_seconds": runtail().services.config.external_lease_seconds,
+        "lease_seconds": started.lease_seconds,
     }
     return {**_started(started.run), **writer}, _about(started.run)
 

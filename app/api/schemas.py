@@ -15,6 +15,8 @@ LIST_LIMIT = 50
 LIST_LIMIT_MAX = 200
 EVENTS_LIMIT = 500
 EVENTS_LIMIT_MAX = 1_000
+LEASE_MAX = 2**31 - 1
+"""Seconds; what the server grants is up to its settings."""
 TIMEOUT_MAX_SECONDS = 30 * 86_400
 # Patterns go into the OpenAPI document: they mean the same in JavaScript, which has no \Z.
 SESSION_ID = Regexp(r"^[A-Za-z0-9_.:\-]{1,128}(?!\n)$", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
@@ -67,6 +69,7 @@ class StartHeadersSchema(IdempotencyKeySchema):
     """Headers of POST /runs."""
 
     writer_later = fields.Boolean(data_key="Runtail-Writer", load_default=False, truthy={"later"}, falsy=set())
+    lease_seconds = fields.Integer(data_key="Runtail-Lease", load_default=None, validate=Range(1, LEASE_MAX))
 
 
 class ToldInputSchema(Schema):
@@ -111,7 +114,7 @@ class StartedSchema(Schema):
     session_id = fields.String()
     urls = fields.Nested(UrlsSchema)
     writer_token = fields.String(allow_none=True, metadata={"description": "Of an external run; null once it ended."})
-    watch_token = fields.String(allow_none=True, metadata={"description": "Of an external run; null once it ended."})
+    watch_token = fields.String(allow_none=True, metadata={"description": "Of an external run; see the protocol."})
     epoch = fields.Integer(allow_none=True, metadata={"description": "Of an external run; null once it ended."})
     lease_seconds = fields.Integer(metadata={"description": "Of an external run."})
 

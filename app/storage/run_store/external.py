@@ -28,10 +28,13 @@ _BEGIN = f"""
 UPDATE runs SET status = 'running', epoch = 1, started_at = now() WHERE id = %s RETURNING {RUN_COLUMNS}
 """
 _INSERT_WRITER = """
-INSERT INTO writers (run_id, epoch, token_hash, watch_token_hashes, head, inputs_told, ending, beats)
-VALUES (%s, %s, %s, %s::text[], %s, %s, %s, %s)
+INSERT INTO writers (run_id, epoch, token_hash, watch_token_hashes, head, inputs_told, ending, beats, lease_seconds)
+VALUES (%s, %s, %s, %s::text[], %s, %s, %s, %s, %s)
 """
-_COME = f"UPDATE writers SET token_hash = %s, beats = 0 WHERE run_id = %s AND epoch = %s AND beats = {UNCLAIMED}"
+_COME = f"""
+UPDATE writers SET token_hash = %s, beats = 0, lease_seconds = %s
+WHERE run_id = %s AND epoch = %s AND beats = {UNCLAIMED}
+"""
 # The last WATCH_TOKENS_MAX of them stay good.
 _WATCH_TOO = f"""
 UPDATE writers SET watch_token_hashes =
@@ -54,7 +57,8 @@ JOIN runs ON runs.id = run_id
 WHERE EXISTS (SELECT FROM writers w WHERE w.run_id = asked.run_id AND hash = ANY (watch_token_hashes))
 """
 _BEATS = """
-SELECT r.id, r.epoch, w.beats, w.ending IS NOT NULL, r.cancel_requested, extract(epoch FROM now() - r.created_at)
+SELECT r.id, r.epoch, w.beats, w.ending IS NOT NULL, r.cancel_requested, extract(epoch FROM now() - r.created_at),
+       w.lease_seconds
 FROM runs r JOIN writers w ON w.run_id = r.id AND w.epoch = r.epoch
 WHERE r.queue = 'external' AND r.status = 'running'
 """
@@ -69,6 +73,8 @@ class Hashes:
 
     writer: str | None
     watch: str
+    lease_seconds: int | None = None
+    """The lease of the writer; None: the server's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,13 @@ class WriterBeat:
     cancel_requested: bool
     age_seconds: float
     """Since it was started."""
+    lease_seconds: int | None = None
+    """What its writer has asked for; None: the server's own."""
+
+    @classmethod
+    def unclaimed(cls, run: RunRecord) -> "WriterBeat":
+        """A run that no writer has claimed yet, and whose cancel was requested."""
+        return cls(run.id, run.epoch, UNCLAIMED, ending=False, cancel_requested=True, age_seconds=0.0)
 
     @property
     def claimed(self) -> bool:
@@ -131,7 +144,7 @@ class ExternalStore:
             if latest is None or latest.ending is not None:
                 return None
             if latest.beats == UNCLAIMED:
-                db.execute_sql(_COME, (hashes.writer, run.id, run.epoch))
+                db.execute_sql(_COME, (hashes.writer, hashes.lease_seconds, run.id, run.epoch))
                 _watch_too(db, run, hashes)
                 return run
             claimed = RunRecord(*db.execute_sql(_ADVANCE, (1, run.id)).fetchone())
@@ -145,6 +158,11 @@ class ExternalStore:
         """Give the run another watch token; its writer stays who it is. False: it has ended, or another writer."""
         with self._database.session(atomic=True) as db:
             return _lock(db, run.id, run.epoch) is not None and _watch_too(db, run, hashes)
+
+    def watch_ended(self, run: RunRecord, hashes: Hashes) -> bool:
+        """Give a run that has ended another watch token. False: it was erased."""
+        with self._database.session() as db:
+            return _watch_too(db, run, hashes)
 
     # Who a token belongs to.
 
@@ -262,4 +280,5 @@ def _insert_writer(
     token, watchers = (hashes.writer, [hashes.watch]) if hashes else (None, [])
     beats = UNCLAIMED if hashes and token is None else 0
     stored = dumps(ending) if ending is not None else None
-    db.execute_sql(_INSERT_WRITER, (run_id, epoch, token, watchers, head, inputs_told, stored, beats))
+    lease = hashes.lease_seconds if hashes else None
+    db.execute_sql(_INSERT_WRITER, (run_id, epoch, token, watchers, head, inputs_told, stored, beats, lease))

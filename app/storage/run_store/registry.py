@@ -10,6 +10,10 @@ from app.storage.run_store.database import Database, rows
 from app.storage.run_store.records import Principal
 
 KEY_PREFIX = "rt_"
+JANITOR_SHOWN_SECONDS = 5
+"""How often a janitor shows that it is at work."""
+JANITOR_GONE_SECONDS = 20
+"""A janitor that has not shown itself for so long is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,18 @@ class Registry:
         sql = """INSERT INTO workers (id) VALUES (%s)
                  ON CONFLICT (id) DO UPDATE SET beats = workers.beats + 1, seen_at = now()"""
         self._execute(sql, worker_id)
+
+    def show_janitor(self, worker_id: str) -> None:
+        """Note that the worker's janitor is at work; called often, it writes now and then."""
+        sql = f"""UPDATE workers SET janitor_at = now() WHERE id = %s
+                  AND (janitor_at IS NULL OR janitor_at < now() - interval '{JANITOR_SHOWN_SECONDS} seconds')"""
+        self._execute(sql, worker_id)
+
+    def has_janitor(self) -> bool:
+        """Whether the janitor of some worker has been at work lately."""
+        sql = f"SELECT FROM workers WHERE janitor_at > now() - interval '{JANITOR_GONE_SECONDS} seconds' LIMIT 1"
+        with self._database.session() as db:
+            return db.execute_sql(sql).fetchone() is not None
 
     def remove_worker(self, worker_id: str) -> None:
         """A worker ends in order."""
