@@ -1,9 +1,9 @@
 # Everything runs from .venv, which the targets make themselves. On the machine: python >= 3.11 and make.
-#   make run      real PostgreSQL and Redis under .data/, web and worker; prints the URL
+#   make run      real PostgreSQL and Valkey under .data/, web and worker; prints the URL
 #   make test     the whole suite          make lint   ruff, mypy, import-linter
-# The first of these that is new enough. 3.11 and 3.12 come first: for them pip has a Redis binary.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && exit; done; \
+# The first of these that is supported.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && exit; done; \
 	echo python3)
 PORT ?= 8000
 DATA ?= .data
@@ -23,7 +23,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test test-chaos test-model lint format bench lock test-browser test-proxy clean
+.PHONY: install run test test-chaos test-model test-redis test-fresh test-fresh-readme lint format bench lock \
+	test-browser test-proxy clean
 .DEFAULT_GOAL := help
 
 help:
@@ -95,6 +96,19 @@ test-browser: $(BROWSER_STAMP)
 test-proxy: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/proxy $(ARGS)
 
+# What speaks to Redis itself, on a Redis: everything else runs on the Valkey of the wheel. Needs a redis-server on PATH.
+REDIS_SERVER ?= redis-server
+test-redis: $(DEV_STAMP)
+	RUNTAIL_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest tests/test_event_log.py tests/test_log_writer.py \
+		tests/test_tail.py tests/test_tail_hub.py tests/test_leases.py tests/test_ownership.py tests/test_feed.py $(ARGS)
+
+# A bare Debian 13 in a folder: its `make run` with the README's lines, and the whole suite. Needs root and debootstrap.
+test-fresh-readme: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/fresh/test_readme.py --timeout 600 $(ARGS)
+
+test-fresh: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/fresh --timeout 3600 $(ARGS)
+
 # requirements-dev.txt locks every extra; requirements.txt is the deployment's part of it (what Heroku installs).
 define PINS
 import json, sys
@@ -107,7 +121,7 @@ RESOLVE := $(PIP) install --dry-run --ignore-installed --report -
 
 lock: $(VENV_STAMP)
 	$(PIP) install --upgrade pip
-	$(RESOLVE) '.[embedded,dev,bench,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
+	$(RESOLVE) setuptools '.[embedded,dev,bench,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
 	$(RESOLVE) -c requirements-dev.txt.new . | $(BIN)/python -c "$$PINS" > requirements.txt.new
 	mv requirements-dev.txt.new requirements-dev.txt
 	mv requirements.txt.new requirements.txt

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -43,6 +41,7 @@ from bench.scenarios.writers import WRITELOAD, Log, Writers, judge
 from bench.servers import BASELINES
 from bench.stage import Stage
 from tests.harness import ROOT
+from tests.programs import needed
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
@@ -51,9 +50,7 @@ END = b"0\r\n\r\n"
 @pytest.fixture(scope="module")
 def compiler() -> None:
     """A gcc for the load client. Where there is none its tests are skipped, except in CI, where they fail."""
-    if shutil.which("gcc") is None:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("There is no gcc on PATH.")
+    needed("gcc")
 
 
 @pytest.fixture(scope="module")

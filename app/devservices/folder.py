@@ -33,7 +33,8 @@ ORPHAN_SECONDS = 4.0
 POLL_SECONDS = 0.02
 OWNER_VARIABLE = "RUNTAIL_DEV_DATA"
 """Set in the environment of every child to its data folder; so a pid can be told to be ours."""
-SERVER_PROGRAMS = {"postgres": signal.SIGINT, "redis-server": signal.SIGTERM}
+POSTGRES = "postgres"
+"""Its program, as the kernel names a process of it."""
 
 
 class DevError(Exception):
@@ -161,7 +162,7 @@ def stop_orphans(data: Path) -> int:
     Web and worker first: they talk to the servers while they end. Blocks for up to four times ORPHAN_SECONDS.
     """
     orphans = list(_orphans(data))
-    servers = [orphan for orphan in orphans if orphan.program in SERVER_PROGRAMS]
+    servers = [orphan for orphan in orphans if orphan.is_server]
     pids = {orphan.process.pid for orphan in servers}
     _stop([orphan for orphan in orphans if orphan not in servers])
     # The backends go with their postmaster; a signal of their own would only make it report a crash.
@@ -190,7 +191,9 @@ def _is_alive(process: psutil.Process) -> bool:
 
 class _Orphan(NamedTuple):
     process: psutil.Process
-    program: str
+    is_server: bool
+    """A server works in a folder of its own below the data folder; web and workers do not."""
+    stop_signal: signal.Signals
     parent: int
 
 
@@ -200,20 +203,17 @@ def _orphans(data: Path) -> Iterator[_Orphan]:
             continue
         # Somebody else's, or just gone: not ours to end.
         with suppress(psutil.AccessDenied, psutil.NoSuchProcess):
-            if _is_ours(process, data):
-                yield _Orphan(process, process.name(), process.ppid())
-
-
-def _is_ours(process: psutil.Process, data: Path) -> bool:
-    if process.environ().get(OWNER_VARIABLE) == str(data):
-        return True
-    # PostgreSQL's backends write their title over their environment, but they work in their folder.
-    return process.name() in SERVER_PROGRAMS and Path(process.cwd()).parent == data
+            is_server = Path(process.cwd()).parent == data
+            is_postgres = process.name() == POSTGRES
+            # PostgreSQL's backends write their title over their environment, which tells whose the others are.
+            if process.environ().get(OWNER_VARIABLE) == str(data) or (is_server and is_postgres):
+                stop_signal = signal.SIGINT if is_postgres else signal.SIGTERM
+                yield _Orphan(process, is_server, stop_signal, process.ppid())
 
 
 def _stop(orphans: list[_Orphan]) -> None:
     for orphan in orphans:
-        _signal(orphan.process, SERVER_PROGRAMS.get(orphan.program, signal.SIGTERM))
+        _signal(orphan.process, orphan.stop_signal)
     alive = wait_until_gone([orphan.process for orphan in orphans], ORPHAN_SECONDS)
     for process in alive:
         _signal(process, signal.SIGKILL)

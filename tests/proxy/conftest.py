@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Process, Stack, eventually, free_port
+from tests.programs import needed
 from tests.test_docs import OPERATIONS
 
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
@@ -73,11 +73,7 @@ def documented() -> str:
 @pytest.fixture(scope="session")
 def binary() -> str:
     """The nginx on PATH, or where systems hide it from users."""
-    path = shutil.which("nginx", path=PATH)
-    if path is None:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("There is no nginx on PATH.")
-    return path
+    return needed("nginx", PATH)
 
 
 @pytest.fixture(scope="module")
