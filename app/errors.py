@@ -343,8 +343,19 @@ class Fenced(RuntailError):
     title = "The run has another owner"
 
 
+class EpochTaken(Fenced):
+    """Redis knows a later epoch, or this one as another owner's. `epoch` says which; 0: it knows none at all."""
+
+    code = "epoch_taken"
+    title = "The epoch is taken"
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"Epoch {epoch} is taken.")
+        self.epoch = epoch
+
+
 class Behind(RuntailError):
-    """The log's head is not the event before the first one to append. `head` says where it is."""
+    """The log, or its archive, does not end with the event before the first to be added. `head` says where it ends."""
 
     code = "behind"
     status = 409

@@ -231,7 +231,7 @@ def _take_over(apart: Services, writing: Writing) -> None:
 
 def test_who_was_fenced_in_redis_is_told_that_the_run_is_lost(apart: Services, opened: Open) -> None:
     writing, other = opened(), opened()
-    apart.log.raise_epoch(writing.run.id, 9)
+    apart.log.raise_epoch(writing.run.id, 9, "another")
     writing.emission.emit("custom.tick", {}, "1")
     other.emission.emit("custom.tick", {}, "1")
     _until(lambda: writing.told)

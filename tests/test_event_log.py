@@ -63,7 +63,7 @@ def test_a_text_of_any_content_survives(log: EventLog, run_id: str) -> None:
 
 def test_a_fenced_writer_cannot_append(log: EventLog, run_id: str) -> None:
     log.append(Append(run_id, 1, _events(run_id, 1, 2)))
-    assert log.raise_epoch(run_id, 2) == 2
+    assert log.raise_epoch(run_id, 2, "w") == 2
     with pytest.raises(Fenced):
         log.append(Append(run_id, 1, _events(run_id, 3, 3)))
     assert log.head(run_id) == 2
@@ -71,10 +71,10 @@ def test_a_fenced_writer_cannot_append(log: EventLog, run_id: str) -> None:
 
 
 def test_an_epoch_is_never_lowered(log: EventLog, run_id: str) -> None:
-    log.raise_epoch(run_id, 3)
+    log.raise_epoch(run_id, 3, "w")
     with pytest.raises(Fenced):
-        log.raise_epoch(run_id, 2)
-    assert log.raise_epoch(run_id, 3) == 0
+        log.raise_epoch(run_id, 2, "w")
+    assert log.raise_epoch(run_id, 3, "w") == 0
 
 
 def test_a_writer_that_is_not_at_the_head_is_told_where_it_is(log: EventLog, run_id: str) -> None:
@@ -135,12 +135,12 @@ def test_scripts_that_redis_has_lost_are_brought_again(log: EventLog, redis: Red
     redis.delete(*_keys(other))
     assert outcomes == [3, 1]
     redis.script_flush()
-    assert log.raise_epoch(run_id, 2) == 3
+    assert log.raise_epoch(run_id, 2, "w") == 3
 
 
 def test_each_run_of_a_batch_has_its_own_outcome(log: EventLog, redis: Redis) -> None:
     fine, fenced, behind = (new_id("run") for _ in range(3))
-    log.raise_epoch(fenced, 5)
+    log.raise_epoch(fenced, 5, "w")
     outcomes = log.append_all(
         [
             Append(fenced, 4, _events(fenced, 1, 1)),

@@ -36,7 +36,7 @@ class Owner:
         self.run = run
 
     def adopt(self) -> "Owner":
-        self.writer = self.services.ownership.adopt(self.run)
+        self.run, self.writer = self.services.ownership.adopt(self.run)
         return self
 
     def confirm(self) -> bool:
@@ -489,7 +489,7 @@ def test_a_stale_owner_syncs_nothing(apart: Services, run_id: str) -> None:
     stale = Owner(apart, run_id, "a").adopt().say("fact", fact=True).archive()
     _put_back(apart, stale)
     owner = Owner(apart, run_id, "b")
-    apart.log.raise_epoch(run_id, owner.run.epoch)
+    apart.log.raise_epoch(run_id, owner.run.epoch, "b")
     with pytest.raises(Fenced):
         apart.ownership.sync(run_id, stale.run.epoch)
     owner.adopt().finish(Ending.completed("x"))

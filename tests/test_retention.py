@@ -51,7 +51,7 @@ def _ended(services: Services, marker: str = "", days_ago: float = 0, ending: En
     run = pending_run(services, input={"q": marker}, metadata={"m": marker})
     claimed = services.store.claim(run.id, "tests", start=True)
     assert claimed is not None
-    writer = services.ownership.adopt(claimed)
+    _, writer = services.ownership.adopt(claimed)
     writer.add("custom.said", {"text": marker})
     op = OpRecord("1", "tool", "look_up", {"x": marker}, "f", False, {"y": marker})
     asked = NewApproval("apr_2", marker, "owner", "tool_1", None)

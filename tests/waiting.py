@@ -42,7 +42,7 @@ def asked(
         encode(run.id, seq, "approval.required", {"approval_id": a.id, "label": a.label, "requires": requires})
         for seq, a in enumerate(new, 2)
     ]
-    services.log.raise_epoch(run.id, claimed.epoch)
+    services.log.raise_epoch(run.id, claimed.epoch, "w")
     services.store.archive([Checkpoint(run.id, claimed.epoch, events, *_state(claimed, events), approvals=new)])
     services.log.append(Append(run.id, claimed.epoch, events, archived=events[-1].seq))
     return got(services, run.id)

@@ -16,6 +16,7 @@ from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, NewApproval, OpRecord
 from workers.branches import in_greenlets
 from workers.interrupts import Interrupted, Lost, TimedOut
+from workers.retry import Backoff
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ class Emission:
         self.writer = writer
         self.interrupt = interrupt
         self.delta_due: float | None = None
+        self.refused = Backoff()
+        """Redis has refused events of this run alone, or could not be asked where it has the run's log."""
         self.state_due = 0.0
         self.moved = Flag()
         """Set whenever Redis or Postgres has taken events of this run."""

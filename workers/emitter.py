@@ -107,23 +107,33 @@ class Emitter:
                 self._confirmed = UNCONFIRMED
                 self._retry_append(batch)
                 raise
-            failure: StoreUnavailable | None = None
+            refused: list[tuple[str, StoreUnavailable]] = []
             for emission, outcome in zip(batch, outcomes, strict=True):
                 try:
                     self._appended(emission, outcome)
-                except StoreUnavailable as error:  # the other runs' outcomes count all the same
+                    emission.refused.clear()
+                except StoreUnavailable as error:  # this run alone waits for its next try
+                    emission.refused.put_off()
                     self._retry_append([emission])
-                    failure = error
-            if failure is not None:
-                raise failure
+                    refused.append((emission.writer.run_id, error))
+            if refused:
+                run_id, first = refused[0]
+                log.warning("Events of %d runs wait, of %s among them. %s", len(refused), run_id, _why(first))
 
     def _until_due(self) -> float | None:
-        due = [e.delta_due for e in self._to_append if e.delta_due is not None]
+        due = [
+            max(emission.delta_due or 0.0, emission.refused.until)
+            for emission in self._to_append
+            if emission.delta_due is not None or emission.refused.until
+        ]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _due_for_append(self) -> list[Emission]:
         now, later, batch = time.monotonic(), set(), []
         for emission in self._to_append:
+            if emission.refused.until > now:
+                later.add(emission)
+                continue
             if emission.delta_due is not None:
                 if emission.delta_due <= now:
                     emission.settle()
@@ -152,25 +162,16 @@ class Emitter:
             emission.interrupt(Lost())
             return
         if isinstance(outcome, Behind):
-            self._level(emission, outcome.head)
+            try:
+                self._ownership.level(emission.writer, outcome.head)
+            except Fenced:
+                emission.interrupt(Lost())
+                return
         else:
             emission.writer.mark_appended(outcome)
             emission.moved.set()
         if emission.writer.appendable():
             self.append_soon(emission)
-
-    def _level(self, emission: Emission, head: int) -> None:
-        """Redis' head is elsewhere: it lost events, or has taken some whose answer got lost."""
-        writer = emission.writer
-        try:
-            self._ownership.confirm(writer.run_id, writer.epoch)
-            if head > writer.head:
-                raise Fenced(f"Somebody else has written event {head} of {writer.run_id}.")
-            if not writer.remembers(head):
-                head = self._ownership.sync(writer.run_id, writer.epoch)
-            writer.level(head)
-        except Fenced:
-            emission.interrupt(Lost())
 
     def _retry_append(self, batch: list[Emission]) -> None:
         for emission in batch:
@@ -224,16 +225,34 @@ class Emitter:
         log.exception("%s cannot be archived; this attempt ends here.", emission.writer.run_id)
         emission.interrupt(Lost())
 
-    def _archived(self, emission: Emission, checkpoint: Checkpoint, cancel_requested: bool | None) -> None:
-        if cancel_requested is None:
+    def _archived(self, emission: Emission, checkpoint: Checkpoint, outcome: bool | Behind | None) -> None:
+        if outcome is None:
             emission.interrupt(Lost())
-            return
-        emission.mark_archived(checkpoint)
-        self.append_soon(emission)
-        if cancel_requested:
-            emission.interrupt(Cancelled())
+        elif isinstance(outcome, Behind):
+            self._refill(emission, outcome.head)
+        else:
+            emission.mark_archived(checkpoint)
+            self.append_soon(emission)
+            if outcome:
+                emission.interrupt(Cancelled())
+
+    def _refill(self, emission: Emission, head: int) -> None:
+        """Postgres has lost events of the run. What it has to commit is then tried again with the next tick."""
+        try:
+            self._ownership.refill(emission.writer, head)
+            self.archive_soon(emission)
+        except Fenced as fenced:
+            log.warning("This attempt ends here. %s", fenced.detail)
+            emission.interrupt(Lost())
+        except StoreUnavailable as error:
+            log.warning("%s waits to get back what Postgres has lost. %s", emission.writer.run_id, error.detail)
 
 
 def _append(emission: Emission) -> Append:
     writer = emission.writer
-    return Append(writer.run_id, writer.epoch, writer.appendable()[:APPEND_EVENTS], archived=writer.archived)
+    events = writer.appendable()[:APPEND_EVENTS]
+    return Append(writer.run_id, writer.epoch, events, archived=writer.archived, owner=writer.owner)
+
+
+def _why(error: StoreUnavailable) -> str:
+    return f"{error.detail} {error.__cause__ or ''}".strip()

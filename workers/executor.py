@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import gevent
 
 from app.errors import Fenced, StoreUnavailable
-from app.protocol.events import dumps
 from app.storage.log_writer import LogWriter
 from app.storage.run_queue import QUEUE
-from app.storage.run_store import Checkpoint, OwnedRun
+from app.storage.run_store import OwnedRun
 from app.wiring import Services
 from workers.emitter import Emitter
 from workers.execution import Execution
@@ -27,6 +26,8 @@ from workers.stretch import RESUMED, Stretches
 
 STRAY_SECONDS = 6.0
 """A run that names this worker for so long without being executed by it goes back to pending."""
+STARTED = "retry"
+"""Why there is another stretch of a run whose log has begun and whose row says that it has not."""
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,11 @@ class Executor:
 
     def _attempt(self, execution: Execution) -> None:
         run = execution.run
-        writer = until_reachable(lambda: self._ownership.adopt(run))
+        run, writer = until_reachable(lambda: self._ownership.adopt(run))
+        execution.run = run
         reason = run.requeue_reason
+        if reason is None and writer.state["attempt"]:
+            reason = STARTED  # Postgres has lost that the run was claimed before
         while True:
             outcome = self._stretches.execute(execution, writer, reason)
             match outcome:
@@ -135,15 +139,10 @@ class Executor:
                         return
                     reason = RESUMED  # what it was to wait for has arrived meanwhile
                 case Drained():
-                    self._archive(writer)
+                    until_reachable(lambda: self._ownership.archive(writer))
                     return self._settlement.hand_back(run, "deploy")
                 case _:
                     return self._settlement.finish(writer, outcome)
-
-    def _archive(self, writer: LogWriter) -> None:
-        """So that nothing of a run that is handed back rests in Redis alone."""
-        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived())
-        until_reachable(lambda: self._ownership.store.archive([last]))
 
     def _suspend(self, writer: LogWriter, waits: Sequence[Wait]) -> bool:
         """Let the run wait; False: it goes on at once.
@@ -153,13 +152,11 @@ class Executor:
         kinds = {wait.on for wait in waits}
         on = kinds.pop() if len(kinds) == 1 else "several"
         writer.add("run.waiting", {"on": on, "ids": [wait.id for wait in waits]}, commit_first=True)
-        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps(writer.state), writer.head)
         approvals = [wait.id for wait in waits if wait.on == "approval"]
         awaited = [int(wait.id.removeprefix("inp_")) - 1 for wait in waits if wait.on == "input"]
         inputs = min(awaited, default=len(writer.state["inputs"]))  # those that the agent has looked at
         wake_at = min((wait.until for wait in waits if wait.until is not None), default=None)
-        waiting = until_reachable(lambda: self._ownership.suspend(last, approvals, inputs, wake_at))
-        writer.mark_archived(writer.head)
+        waiting = until_reachable(lambda: self._ownership.suspend(writer, approvals, inputs, wake_at))
         if waiting:
             self._publish_wait(writer)
         return waiting

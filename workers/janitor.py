@@ -118,6 +118,8 @@ class Janitor:
         """Bring terminal events into Redis that are committed but are not there."""
         self._ownership.log.ping()
         if self._connects != self._ownership.log.connects:
+            if sentence := self._ownership.log.evicts():
+                log.warning(sentence)
             # A new connection may be to a Redis that has lost what it was known to have.
             self._store.doubt_published(self._stream_ttl_seconds)
             self._connects = self._ownership.log.connects

@@ -11,6 +11,7 @@ from app.api.schemas import AgentSchema
 from app.errors import NotFound, StoreUnavailable
 from app.external import NO_JANITOR
 from app.protocol.events import json_schema
+from app.storage.event_log import EventLog
 from app.storage.run_store import AgentRecord, Registry
 
 blueprint = Blueprint("meta", __name__, description="Agents, schemas, health, metrics")
@@ -49,6 +50,8 @@ def readyz() -> Response:
     checks = {"postgres": _reaches(services.database.ping), "redis": _reaches(services.log.ping)}
     ready = all(checks.values())
     warnings = _warnings(services.registry) if checks["postgres"] else []
+    if checks["redis"]:
+        warnings += _evictions(services.log)
     body = {"status": "ready" if ready else "degraded", "checks": checks, "warnings": warnings}
     return Response(json.dumps(body) + "\n", 200 if ready else 503, mimetype="application/json")
 
@@ -67,6 +70,13 @@ def _warnings(registry: Registry) -> list[str]:
         return [] if registry.has_janitor() else [NO_JANITOR]
     except StoreUnavailable:
         return []  # the next call says that Postgres cannot be reached
+
+
+def _evictions(log: EventLog) -> list[str]:
+    try:
+        return [sentence] if (sentence := log.evicts()) else []
+    except StoreUnavailable:
+        return []  # the next call says that Redis cannot be reached
 
 
 def _reaches(ping: Callable[[], None]) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "json_schema",
     "schema_json",
     "timestamp",
+    "unbroken",
     "validate",
 ]
 
@@ -80,6 +81,14 @@ def control(run_id: str, type: str, payload: Mapping[str, Any], ts: datetime | N
         f'{{"v":{VERSION},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'
         f'"ts":"{timestamp(ts)}","payload":{dumps(payload)}}}'
     )
+
+
+def unbroken(events: list[Event]) -> list[Event]:
+    """The events up to the first seq that is missing among them: what a page of a log may show."""
+    if not events or events[-1].seq - events[0].seq == len(events) - 1:
+        return events
+    first = events[0].seq
+    return events[: next(n for n, event in enumerate(events) if event.seq != first + n)]
 
 
 def timestamp(moment: datetime | None = None) -> str:

@@ -3,7 +3,8 @@
 Keys, all of a run in one cluster slot:
 
     rt:{run_id}:events   stream   entry `n-0` is event n: `t` type, `e` the envelope's text, `o` the op it belongs to
-    rt:{run_id}:meta     hash     `epoch` of the owner, `head`: seq of the last event
+    rt:{run_id}:meta     hash     `epoch` of the owner, `head`: seq of the last event, `owner`: an epoch and whose it is
+                                  (another epoch than `epoch`: a version without this field has claimed the run)
     rt:{run_id}:windows  hash     the open windows, see `app.storage.leases`; only deleted here
     rt:ping              string   empty: written to see whether Redis takes writes
 
@@ -14,7 +15,8 @@ Channels, which carry no data:
 
 What was appended goes to the feed of all runs too, while somebody wants one (`app.storage.feed_log`).
 
-It enforces who may append, by epoch; who that is, Postgres decides (`app.storage.ownership`).
+It enforces who may append, by epoch and owner; who that is, Postgres decides (`app.storage.ownership`). The scripts
+repair what was evicted: the head comes from the stream, the epoch from the next owner that has confirmed its own.
 Every method may raise StoreUnavailable; what an append that raised it has done is unknown.
 """
 
@@ -28,8 +30,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.errors import Behind, Fenced, StoreUnavailable
-from app.protocol.events import TERMINAL, Event
+from app.errors import Behind, EpochTaken, Fenced, StoreUnavailable
+from app.protocol.events import TERMINAL, Event, unbroken
 from app.storage.feed_log import FeedWriter
 
 LIVE_EVENTS = 10_000
@@ -38,6 +40,9 @@ SWEEP_SECONDS = 2.0
 PING_SECONDS = 60
 SOCKET_TIMEOUT_SECONDS = 5
 POOL_WAIT_SECONDS = 5
+KEEPS = "noeviction"
+"""The `maxmemory-policy` of a Redis that loses nothing when its memory is full."""
+EVICTS = "Redis has the maxmemory-policy {}: once its memory is full it throws away parts of logs. Set noeviction."
 
 Outcome = int | Fenced | Behind | StoreUnavailable
 """Of one append: the new head, or why there is none."""
@@ -47,12 +52,15 @@ _LUA = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Consecutive events of one run to append under an epoch. `archived`: how far Postgres has them."""
+    """Consecutive events of one run to append under an epoch."""
 
     run_id: str
     epoch: int
     events: Sequence[Event]
     archived: int = 0
+    """How far Postgres has the log."""
+    owner: str = ""
+    """Whose epoch it is. Empty: the events are archived, and it does not matter who brings them."""
 
 
 class EventLog:
@@ -114,21 +122,23 @@ class EventLog:
         first, last = append.events[0], append.events[-1]
         trim_to = max(0, min(append.archived, last.seq - LIVE_EVENTS))
         ttl = self._ttl_seconds if last.type in TERMINAL else 0
-        arguments: list[str | int] = [channel(append.run_id), append.epoch, first.seq - 1, trim_to, ttl]
+        arguments: list[str | int] = [channel(append.run_id), append.epoch, append.owner, first.seq - 1, trim_to, ttl]
         for event in append.events:
             arguments += (event.type, event.text, event.op)
         return arguments
 
-    def raise_epoch(self, run_id: str, epoch: int) -> int:
+    def raise_epoch(self, run_id: str, epoch: int, owner: str, *, known: bool = False, anew: bool = False) -> int:
         """Fence every earlier owner of the run. Returns the head.
 
-        :raises Fenced: a later epoch owns the run.
+        :param known: Redis has to know an earlier epoch: where it knows none, it has lost who else may have this one.
+        :param anew: drop the stream, which is then to be filled from the archive.
+        :raises EpochTaken: a later epoch is known, or this one as another owner's.
         """
         with _reachable():
-            outcome = _outcome(*self._raise_epoch(keys=_keys(run_id)[1:], args=[epoch]))
-        if isinstance(outcome, int):
-            return outcome
-        raise outcome
+            word, number = self._raise_epoch(keys=_keys(run_id), args=[epoch, owner, int(known), int(anew)])
+        if word == b"TAKEN":
+            raise EpochTaken(number)
+        return int(number)
 
     def delete(self, run_id: str) -> None:
         """Remove every key of the run."""
@@ -150,17 +160,17 @@ class EventLog:
             return [int(head or 0) for head in pipeline.execute()]
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
-        """Events with seq > `after`, in order, at most `limit`. The first need not be `after` + 1: callers check."""
+        """Consecutive events with seq > `after`, at most `limit`. The first need not be `after` + 1: callers check."""
         with _reachable():
             reply: Any = self._redis.xrange(_keys(run_id)[0], min=f"({after}-0", max="+", count=limit)
-            return [_event(entry_id, fields) for entry_id, fields in reply]
+            return unbroken([_event(entry_id, fields) for entry_id, fields in reply])
 
     def wait(self, run_id: str, after: int, timeout_ms: int, limit: int) -> list[Event]:
         """As `read`, but block up to `timeout_ms` (> 0) for the first of them; then empty."""
         key = _keys(run_id)[0]
         with _reachable():
             reply: Any = self._redis.xread({key: f"{after}-0"}, count=limit, block=timeout_ms)
-            return [_event(entry_id, fields) for _, entries in reply for entry_id, fields in entries]
+            return unbroken([_event(entry_id, fields) for _, entries in reply for entry_id, fields in entries])
 
     # Doorbells of owners.
 
@@ -184,6 +194,13 @@ class EventLog:
         """:raises StoreUnavailable: Redis cannot be reached, or takes no writes, as one without memory."""
         with _reachable():
             self._redis.set("rt:ping", "", ex=PING_SECONDS)
+
+    def evicts(self) -> str | None:
+        """A sentence about the `maxmemory-policy` of this Redis, where it throws keys away once its memory is full."""
+        with _reachable():
+            memory: Any = self._redis.info("memory")
+        policy = memory.get("maxmemory_policy", KEEPS)
+        return None if policy == KEEPS else EVICTS.format(policy)
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()

@@ -16,7 +16,7 @@ import hiredis
 import redis
 
 from app.errors import StoreUnavailable
-from app.protocol.events import Event
+from app.protocol.events import Event, unbroken
 from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, one_connection, stream_key
 
 SILENCE_SECONDS = 10
@@ -99,19 +99,19 @@ class LogReader:
             self._line.connect()
 
     def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
-        """For each run that has events after its cursor: those, in order, at most `limit`. Never waits for any.
+        """For each run that has events after its cursor: consecutive ones, at most `limit`. Never waits for any.
 
         The first need not be cursor + 1: callers check.
         """
         keys = map(stream_key, cursors)
         ids = [f"{seq}-0" for seq in cursors.values()]
         (reply,) = self._ask([("XREAD", "COUNT", limit, "STREAMS", *keys, *ids)])
-        return {key[4:-8].decode(): list(map(_event, entries)) for key, entries in reply or ()}
+        return {key[4:-8].decode(): unbroken(list(map(_event, entries))) for key, entries in reply or ()}
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """As `read_many`, for one run."""
         (reply,) = self._ask([("XRANGE", stream_key(run_id), f"({after}-0", "+", "COUNT", limit)])
-        return list(map(_event, reply))
+        return unbroken(list(map(_event, reply)))
 
     def entries(self, seqs: Mapping[str, int]) -> dict[str, Event]:
         """Of each run the event of that seq, where Redis has it."""

@@ -15,14 +15,16 @@ from app.protocol.reducer import State, apply
 class LogWriter:
     """The events that one owner, under one epoch, adds to one run."""
 
-    def __init__(self, run_id: str, epoch: int, state: State, *, appended: int, archived: int) -> None:
+    def __init__(self, run_id: str, epoch: int, state: State, *, appended: int, archived: int, owner: str = "") -> None:
         """
+        :param owner: whose epoch it is, as the run's row says.
         :param state: the fold of the log so far; the writer owns it from here on.
         :param appended: seq up to which Redis has the log.
         :param archived: seq up to which Postgres has it.
         """
         self.run_id = run_id
         self.epoch = epoch
+        self.owner = owner
         self.state = state
         self.appended = appended
         self.archived = archived
@@ -63,6 +65,10 @@ class LogWriter:
     def remembers(self, after: int) -> bool:
         """Every event with seq > `after` is still in memory."""
         return after <= self.head and (after == self.head or (bool(self._events) and self._events[0].seq <= after + 1))
+
+    def remembered(self, after: int, last: int) -> Sequence[Event]:
+        """The events from `after` + 1 to `last`; empty where the first of them is not in memory any more."""
+        return self._between(after, last) if self._events and self._events[0].seq <= after + 1 else ()
 
     def level(self, head: int) -> None:
         """Redis' head was found to be `head`, which may be less than was thought: go on from there."""

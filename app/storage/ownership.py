@@ -3,25 +3,30 @@
 Postgres decides, Redis enforces. The rules (checked by exploring their interleavings; keep their order):
 
 1. A claim raises the epoch in Postgres, then in Redis, then levels log and archive; only then may anything be appended.
+   Where Redis has that epoch as somebody else's, Postgres has lost a claim: the row is raised above both.
 2. Every later write names its epoch. No row, or FENCED: somebody else owns the run, for that run alone.
 3. What is a fact (`run.created`, a tool's result, the end) is committed with every event before it, then appended.
+   What is archived follows the archive's last event: where Postgres has lost some, they come back from Redis first.
 4. Commands are rows first; Redis only rings.
 5. A lost owner is observed (`workers.janitor`), never assumed.
 """
 
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
-from app.errors import Behind, Fenced
+from app.errors import Behind, EpochTaken, Fenced
 from app.protocol.ending import Ending, closing, terminal_payload
-from app.protocol.events import Event
-from app.protocol.reducer import fold
+from app.protocol.events import Event, dumps
+from app.protocol.reducer import ENDED, fold
 from app.storage.event_log import Append, EventLog
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, RunRecord, RunStore
+
+T = TypeVar("T")
 
 CHUNK = 500
 """Events that are moved between Postgres and Redis at a time."""
@@ -42,23 +47,51 @@ class Ownership:
         :raises Fenced: it was taken over meanwhile.
         """
         run = self.store.claim(run_id, owner, start=False)
-        return (run, self.adopt(run)) if run else None
+        return self.adopt(run) if run else None
 
-    def adopt(self, run: RunRecord) -> LogWriter:
+    def adopt(self, run: RunRecord) -> tuple[RunRecord, LogWriter]:
         """Make the claimed run's log writable: fence earlier owners, then level the log and its archive.
+
+        Returns the run under the epoch that it now has.
+
+        :raises Fenced: the run was taken over meanwhile, or its log has its end, which its row has lost.
+        """
+        run = self.fence(run)
+        self.sync(run.id, run.epoch)
+        self.archive_rest(run)
+        writer = self.open_archived(run)
+        if writer.state["status"] in ENDED:
+            self.commit_end(writer)
+            self.publish(run.id, run.epoch)
+            raise Fenced(f"{run.id} had ended: Postgres has lost that, its log has not.")
+        return run, writer
+
+    def fence(self, run: RunRecord) -> RunRecord:
+        """Raise the run's epoch in Redis; the run as it is after that.
+
+        Where Redis has the epoch as another owner's, or a later one, Postgres has lost claims. Where it has none at
+        all, it may have lost one: then nobody else shall have this one either.
 
         :raises Fenced: the run was taken over meanwhile.
         """
-        self.log.raise_epoch(run.id, run.epoch)
-        self.sync(run.id, run.epoch)
-        self._archive_rest(run)
-        return self.open_archived(run)
+        known = True
+        while True:
+            try:
+                self.log.raise_epoch(run.id, run.epoch, run.owner or "", known=known)
+                return run
+            except EpochTaken as taken:
+                raised = self.store.raise_epoch(run, taken.epoch)
+                if raised is None:
+                    raise
+                if taken.epoch:
+                    log.warning("Epoch %d of %s was taken: Postgres has lost a claim.", run.epoch, run.id)
+                run, known = raised, False
 
     def open_archived(self, run: RunRecord) -> LogWriter:
         """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive."""
         state = fold((e.envelope() for e in self._archive_after(run.id, run.state_seq)), run.state)
         head = state["last_seq"]
-        return LogWriter(run.id, run.epoch, state, appended=head, archived=head)
+        return LogWriter(run.id, run.epoch, state, appended=head, archived=head, owner=run.owner or "")
 
     def confirm(self, run_id: str, epoch: int) -> bool:
         """Ask Postgres whether the run is still ours, because Redis may have lost a later owner's epoch.
@@ -72,6 +105,51 @@ class Ownership:
             raise Fenced(f"{run_id} is not running under epoch {epoch}.")
         return owned[run_id]
 
+    def level(self, writer: LogWriter, head: int) -> None:
+        """Redis' head is not where the writer takes it to be: have the writer go on from where it is.
+
+        Redis has lost events, or has taken some whose answer got lost.
+
+        :raises Fenced: somebody else has the run, or has written to its log.
+        """
+        self.confirm(writer.run_id, writer.epoch)
+        head = self.log.raise_epoch(writer.run_id, writer.epoch, writer.owner)
+        if head > writer.head:
+            raise Fenced(f"Somebody else has written event {head} of {writer.run_id}.")
+        if not writer.remembers(head):
+            head = self.sync(writer.run_id, writer.epoch)
+        writer.level(head)
+
+    def refill(self, writer: LogWriter, head: int) -> None:
+        """The archive ends with `head`, because Postgres has lost events: bring it to where the writer takes it to be.
+
+        :raises Fenced: somebody else has the run, or nobody has the events any more: the next owner goes on without.
+        """
+        log.warning("Postgres has lost events of %s after %d.", writer.run_id, head)
+        while head < writer.archived:
+            events = writer.remembered(head, min(writer.archived, head + CHUNK)) or [
+                event for event in self.log.read(writer.run_id, head, CHUNK) if event.seq <= writer.archived
+            ]
+            if not events or events[0].seq != head + 1:
+                raise Fenced(f"Event {head + 1} of {writer.run_id} is lost.")
+            if not self.store.take_in(writer.run_id, events, epoch=writer.epoch):
+                raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
+            head = events[-1].seq
+
+    def archive(self, writer: LogWriter) -> None:
+        """Archive all that the writer holds.
+
+        :raises Fenced: another owner has the run.
+        """
+        while True:
+            last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived())
+            outcome = self.store.archive([last]).get(writer.run_id)
+            if outcome is None:
+                raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
+            if not isinstance(outcome, Behind):
+                return writer.mark_archived(writer.head)
+            self.refill(writer, outcome.head)
+
     def end(self, writer: LogWriter, ending: Ending) -> None:
         """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed.
 
@@ -84,35 +162,46 @@ class Ownership:
         writer.add(ending.type, terminal_payload(writer.state, ending), commit_first=True)
 
     def suspend(
-        self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
+        self, writer: LogWriter, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
     ) -> bool:
-        """Let the run wait, as `RunStore.suspend` does; False: it goes on, and stays ours.
+        """Let the run wait with all that its writer holds, as `RunStore.suspend` does; False: it goes on, stays ours.
 
         :raises Fenced: another owner has the run, as it has when an earlier call was carried out although its answer
             was lost and what the run waits for has come since.
         """
+        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps(writer.state), writer.head)
         try:
-            return self.store.suspend(last, approval_ids, inputs_seen, wake_at)
+            waits = self._following(writer, lambda: self.store.suspend(last, approval_ids, inputs_seen, wake_at))
         except Fenced:
             run = self.store.get(last.run_id)
             if run is None or (run.epoch, run.status) != (last.epoch, "waiting"):
                 raise
-            return True
+            waits = True
+        writer.mark_archived(writer.head)
+        return waits
 
     def commit_end(self, writer: LogWriter) -> None:
         """Commit what `end` wrote.
 
         :raises Fenced: another owner has the run, or has finished it.
         """
-        status = writer.state["status"]
+        id, epoch, state = writer.run_id, writer.epoch, writer.state
         try:
-            self.store.finish(writer.run_id, writer.epoch, status, writer.state, writer.unarchived())
+            self._following(writer, lambda: self.store.finish(id, epoch, state["status"], state, writer.unarchived()))
         except Fenced:
             run = self.store.get(writer.run_id)
             if run is None or (run.epoch, run.digest) != (writer.epoch, writer.state["digest"]):
                 raise
             # An earlier call was carried out although its answer was lost.
         writer.mark_archived(writer.head)
+
+    def _following(self, writer: LogWriter, commit: Callable[[], T]) -> T:
+        """The result of the commit, which is made once the archive is where the writer takes it to be."""
+        while True:
+            try:
+                return commit()
+            except Behind as behind:
+                self.refill(writer, behind.head)
 
     def end_unowned(self, run: RunRecord) -> None:
         """End a run whose cancel was requested, if nobody has it; one that is running is its owner's to end."""
@@ -148,17 +237,28 @@ class Ownership:
         """
         head = self.log.head(run_id)
         while events := self.store.events(run_id, head, CHUNK):
+            if events[0].seq != head + 1:
+                log.error("Events %d to %d of %s are lost.", head + 1, events[0].seq - 1, run_id)
+                break
             try:
                 head = self.log.append(Append(run_id, epoch, events, archived=events[-1].seq))
             except Behind as behind:  # somebody else is bringing the same events, or Redis lost its own
                 head = behind.head
         return head
 
-    def _archive_rest(self, run: RunRecord) -> None:
-        """Archive what Redis holds beyond the archive: the earlier owner's last, un-archived events."""
+    def archive_rest(self, run: RunRecord) -> None:
+        """Archive what Redis holds beyond the archive: the earlier owner's last events, or what Postgres has lost.
+
+        :raises Fenced: the run was taken over meanwhile.
+        """
         archived = self.store.archived_head(run.id)
         while events := self.log.read(run.id, archived, CHUNK):
-            if run.id not in self.store.archive([Checkpoint(run.id, run.epoch, events)]):
+            if events[0].seq != archived + 1:
+                log.error("Events %d to %d of %s are lost.", archived + 1, events[0].seq - 1, run.id)
+                self.log.raise_epoch(run.id, run.epoch, run.owner or "", anew=True)
+                self.sync(run.id, run.epoch)
+                return
+            if not self.store.take_in(run.id, events, epoch=run.epoch):
                 raise Fenced(f"{run.id} is not running under epoch {run.epoch}.")
             archived = events[-1].seq
 

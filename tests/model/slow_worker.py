@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 from app.errors import Behind, Fenced
 from app.protocol.ending import Ending
-from app.protocol.events import dumps
 from app.storage.event_log import Append
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import ApprovalRecord, Checkpoint, NewApproval, OpRecord, Recorded, RunRecord
@@ -67,9 +66,11 @@ class SlowWorker:
             return
         self.epoch = run.epoch
         yield "claim"
-        self.services.log.raise_epoch(run.id, run.epoch)
+        run = self.services.ownership.fence(run)
+        self.epoch = run.epoch
         yield "fence"
-        self.writer = writer = self.services.ownership.adopt(run)
+        run, self.writer = self.services.ownership.adopt(run)
+        writer, self.epoch = self.writer, run.epoch
         yield "adopt"
         reason = run.requeue_reason
         while True:
@@ -172,20 +173,12 @@ class SlowWorker:
             yield "append"
 
     def _level(self, writer: LogWriter, head: int) -> Steps:
-        self.services.ownership.confirm(writer.run_id, writer.epoch)
-        if head > writer.head:
-            raise Fenced
         yield "behind"
-        if not writer.remembers(head):
-            head = self.services.ownership.sync(writer.run_id, writer.epoch)
-        writer.level(head)
+        self.services.ownership.level(writer, head)
 
     def _suspend(self, writer: LogWriter) -> bool:
         writer.add("run.waiting", {"on": "approval", "ids": [APPROVAL]}, commit_first=True)
-        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps(writer.state), writer.head)
-        waiting = self.services.ownership.suspend(last, [APPROVAL], len(writer.state["inputs"]), None)
-        writer.mark_archived(writer.head)
-        return waiting
+        return self.services.ownership.suspend(writer, [APPROVAL], len(writer.state["inputs"]), None)
 
     def _finish(self, writer: LogWriter, ending: Ending) -> Steps:
         self.services.ownership.end(writer, ending)

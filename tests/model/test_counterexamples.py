@@ -29,7 +29,7 @@ def test_a_waiting_run_ends_although_whoever_cancelled_it_crashed_after_the_requ
 def test_nobody_decides_on_a_run_that_is_being_ended(apart: Services) -> None:
     """[end_rereads]"""
     run = asked(apart)
-    writer = apart.ownership.adopt(run)
+    _, writer = apart.ownership.adopt(run)
     apart.ownership.end(writer, Ending("failed", error={"code": "run_timeout", "message": "…"}))
     decided = apart.waits.decide(DEV, run.id, "apr_1", "approved", None)
     assert decided is not None

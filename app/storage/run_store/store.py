@@ -5,9 +5,9 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from app.errors import Fenced
+from app.errors import Behind, Fenced
 from app.protocol.ending import NOT_DECIDED
-from app.protocol.events import Event, dumps
+from app.protocol.events import Event, dumps, unbroken
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
@@ -21,6 +21,7 @@ from app.storage.run_store.records import (
     RunPosition,
     RunRecord,
 )
+from app.storage.run_store.restoring import restore_rows
 from app.storage.run_store.retention import erase_runs
 from app.storage.together import Together
 
@@ -37,11 +38,23 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, %
 ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
 """
 INSERT_EVENTS = """
-INSERT INTO run_events (run_id, seq, type, ts, op, e)
-SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
-FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
-ON CONFLICT DO NOTHING
-"""  # A conflict is a commit that was repeated because its outcome was unknown: same owner, same events.
+WITH new AS (
+    SELECT * FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
+), archive AS (
+    SELECT run_id, min(seq) AS first,
+           (SELECT coalesce(max(seq), 0) FROM run_events e WHERE e.run_id = new.run_id) AS head
+    FROM new GROUP BY run_id
+), inserted AS (
+    INSERT INTO run_events (run_id, seq, type, ts, op, e)
+    SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
+    FROM new JOIN archive USING (run_id) WHERE first <= head + 1
+    ON CONFLICT DO NOTHING
+) SELECT run_id, head FROM archive WHERE first > head + 1
+"""
+"""Inserts what follows each run's archive; the answer is the runs whose archive ends before, which get nothing.
+
+A conflict is a commit that was repeated because its outcome was unknown: same owner, same events.
+"""
 _LOCK_OWNED = """
 SELECT r.id, r.cancel_requested FROM runs r
 JOIN unnest(%s::text[], %s::int[]) AS mine (id, epoch) ON r.id = mine.id AND r.epoch = mine.epoch
@@ -71,6 +84,10 @@ UPDATE runs SET epoch = epoch + 1, status = 'running', owner = %s, wake_at = NUL
                 started_at = CASE WHEN %s THEN coalesce(started_at, now()) ELSE started_at END
 WHERE id = %s AND status = ANY (%s) RETURNING {RUN_COLUMNS}
 """
+_RAISE_EPOCH = f"""
+UPDATE runs SET epoch = greatest(epoch, %s) + 1 WHERE id = %s AND epoch = %s AND owner = %s AND status = 'running'
+RETURNING {RUN_COLUMNS}
+"""
 _RELEASE = f"""
 UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = coalesce(%s, queue), enqueued_at = now()
 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
@@ -83,6 +100,7 @@ WHERE owner = %s AND (SELECT beats FROM workers WHERE id = owner) IS NOT DISTINC
 RETURNING {RUN_COLUMNS}
 """
 _LOCK = "SELECT FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE"
+_LOCK_ANY = "SELECT FROM runs WHERE id = %s AND epoch = coalesce(%s, epoch) AND status = 'running' FOR NO KEY UPDATE"
 # A statement of its own: one that had to wait for the lock would look at the rows as they were before it waited.
 _HAS_ARRIVED = """
 SELECT cancel_requested
@@ -177,13 +195,13 @@ class RunStore:
         return self._many(sql, *values, limit)
 
     def events(self, run_id: str, after: int, limit: int) -> list[Event]:
-        """Archived events with seq > `after`, in order, at most `limit`."""
+        """Consecutive archived events with seq > `after`, at most `limit`. The first need not be `after` + 1."""
         sql = "SELECT seq, type, e, op FROM run_events WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s"
         with self._database.session() as db:
-            return [Event(*row) for row in db.execute_sql(sql, (run_id, after, limit)).fetchall()]
+            return unbroken([Event(*row) for row in db.execute_sql(sql, (run_id, after, limit)).fetchall()])
 
     def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
-        """For each run that has archived events after its cursor: those, in order, at most `limit`."""
+        """For each run that has archived events after its cursor: as `events`."""
         sql = """SELECT run_id, e.seq, e.type, e.e, e.op FROM unnest(%s::text[], %s::int[]) AS known (run_id, cursor)
                  CROSS JOIN LATERAL (SELECT seq, type, e, op FROM run_events WHERE run_events.run_id = known.run_id
                      AND seq > cursor ORDER BY seq LIMIT %s) AS e ORDER BY run_id, e.seq"""
@@ -193,7 +211,7 @@ class RunStore:
         with self._database.session() as db:
             for run_id, *event in db.execute_sql(sql, (list(cursors), list(cursors.values()), limit)).fetchall():
                 found.setdefault(run_id, []).append(Event(*event))
-        return found
+        return {run_id: unbroken(events) for run_id, events in found.items()}
 
     def last_events(self, run_ids: Sequence[str]) -> dict[str, Event]:
         """Of each run its last archived event, where there is one."""
@@ -224,21 +242,43 @@ class RunStore:
         """
         return self._one(_CLAIM, owner, start, run_id, ["pending"] if start else ["pending", "waiting"])
 
+    def raise_epoch(self, run: RunRecord, taken: int) -> RunRecord | None:
+        """Give a claimed run an epoch that nobody else has: one above its own and `taken`. None: it was taken over."""
+        return self._one(_RAISE_EPOCH, taken, run.id, run.epoch, run.owner)
+
+    def take_in(self, run_id: str, events: Sequence[Event], *, epoch: int | None = None, batch: int = 0) -> bool:
+        """Archive what Postgres has lost of a running run, and what its rows have lost with it.
+
+        :param events: consecutive ones, from the log that still has them.
+        :param epoch: under which the run has to be running; None: any.
+        :param batch: the number of the last batch of an external run's writer that is among them; 0: not known.
+        :raises Behind: the archive ends before the first of them.
+        """
+        with self._database.session(atomic=True) as db:
+            if db.execute_sql(_LOCK_ANY, (run_id, epoch)).fetchone() is None:
+                return False
+            _insert_following(db, run_id, events)
+            restore_rows(db, run_id, events, batch)
+            return True
+
     def owned(self, epochs: Mapping[str, int]) -> dict[str, bool]:
         """Which of these runs (id → epoch) are still running under that epoch → whether their cancel was requested."""
         with self._database.session(atomic=True) as db:
             return _lock_owned(db, epochs)
 
-    def archive(self, checkpoints: Sequence[Checkpoint]) -> dict[str, bool]:
+    def archive(self, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Behind]:
         """Commit the checkpoints of any number of runs in one transaction.
 
         A run that is no longer running under the checkpoint's epoch is left alone and missing from the answer;
-        for the others the answer says whether their cancel was requested.
+        for the others the answer says whether their cancel was requested. Behind: the archive ends before the
+        checkpoint's first event, because Postgres has lost some; nothing of the checkpoint was committed.
         """
         with self._database.session(atomic=True) as db:
-            owned = _lock_owned(db, {c.run_id: c.epoch for c in checkpoints})
+            owned: dict[str, bool | Behind] = {**_lock_owned(db, {c.run_id: c.epoch for c in checkpoints})}
             mine = [c for c in checkpoints if c.run_id in owned]
-            insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
+            behind = insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
+            owned |= {run_id: Behind(head) for run_id, head in behind.items()}
+            mine = [c for c in mine if c.run_id not in behind]
             insert_journal(db, mine)
             due = [c for c in mine if c.state is not None]
             if due:
@@ -250,6 +290,7 @@ class RunStore:
         """Commit the end of a run: row, final state and every event not yet archived, the terminal one last.
 
         :raises Fenced: the run is not running under this epoch.
+        :raises Behind: the archive ends before the first of the events.
         """
         output, error, usage = (None if state[k] is None else dumps(state[k]) for k in ("output", "error", "usage"))
         values = (
@@ -266,7 +307,7 @@ class RunStore:
         with self._database.session(atomic=True) as db:
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
-            insert_events(db, [(run_id, event) for event in events])
+            _insert_following(db, run_id, events)
 
     def suspend(
         self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
@@ -279,11 +320,12 @@ class RunStore:
         :param inputs_seen: it waits for the next input after so many.
         :param wake_at: it waits no longer than until then.
         :raises Fenced: the run is not running under the checkpoint's epoch.
+        :raises Behind: the archive ends before the checkpoint's first event.
         """
         with self._database.session(atomic=True) as db:
             if db.execute_sql(_LOCK, (last.run_id, last.epoch)).fetchone() is None:
                 raise Fenced(f"{last.run_id} is not running under epoch {last.epoch}.")
-            insert_events(db, [(last.run_id, event) for event in last.events])
+            _insert_following(db, last.run_id, last.events)
             insert_journal(db, [last])
             waited_for = (inputs_seen, list(approval_ids), last.run_id)
             (arrived,) = db.execute_sql(_HAS_ARRIVED, waited_for).fetchone()
@@ -442,8 +484,22 @@ def _lock_owned(db: Any, epochs: Mapping[str, int]) -> dict[str, bool]:
     return dict(db.execute_sql(_LOCK_OWNED, (list(epochs), list(epochs.values()))).fetchall())
 
 
-def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> None:
-    """Within a transaction that has locked the runs: archive the events, each with its run's id."""
+def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> dict[str, int]:
+    """Within a transaction that has locked the runs: archive the events, each with its run's id.
+
+    Returns the runs whose archive ends before the first of their events, and where: nothing was archived of these.
+    """
     columns = list(zip(*((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events), strict=True))
-    if columns:
-        db.execute_sql(INSERT_EVENTS, [list(column) for column in columns])
+    if not columns:
+        return {}
+    return dict(db.execute_sql(INSERT_EVENTS, [list(column) for column in columns]).fetchall())
+
+
+def _insert_following(db: Any, run_id: str, events: Iterable[Event]) -> None:
+    """As `insert_events`, of one run.
+
+    :raises Behind: its archive ends before the first of them.
+    """
+    behind = insert_events(db, [(run_id, event) for event in events])
+    if behind:
+        raise Behind(behind[run_id])
