@@ -323,6 +323,27 @@ class StoreUnavailable(RuntailError):
     status = 503
     title = "A storage service cannot be reached"
 
+    def __init__(self, detail: str = "", *, answered: bool = False) -> None:
+        """:param answered: Postgres was there, and said that it cannot do it."""
+        super().__init__(detail)
+        self.answered = answered
+
+
+class StoreFailed(StoreUnavailable):
+    """Postgres failed in a way that nobody has foreseen. Nothing was changed; it may work later. The log says more."""
+
+    code = "store_failed"
+    status = 500
+    title = "A storage service failed"
+
+
+class Refused(RuntailError):
+    """Postgres refuses for good what was to be stored, and would do so again. Nothing was changed."""
+
+    code = "refused_value"
+    status = 422
+    title = "A value cannot be stored"
+
 
 # What a writer of events meets.
 
@@ -381,6 +402,13 @@ class AgentUnavailable(RuntailError):
 
     code = "agent_unavailable"
     title = "The worker cannot run this agent"
+
+
+class InvalidCall(RuntailError):
+    """The agent gave one of its calls a value that cannot be kept; the detail names the call."""
+
+    code = "invalid_call"
+    title = "A call of the agent was given a value that cannot be kept"
 
 
 class NondeterministicAgent(RuntailError):

@@ -30,7 +30,7 @@ from app.wiring import Services
 from tests.harness import eventually, pending_run
 from workers.emission import DELTA_CHARS, DELTA_SECONDS, UNAPPENDED_BYTES, UNARCHIVED_BYTES, Emission
 from workers.emitter import Emitter
-from workers.interrupts import Cancelled, Interrupted, Lost
+from workers.interrupts import Cancelled, Interrupted, Lost, Unstorable
 
 Open = Callable[..., "Writing"]
 
@@ -364,7 +364,10 @@ def test_a_run_that_cannot_be_archived_keeps_no_other_from_it(opened: Open) -> N
     _until(lambda: poisoned.told)
     innocent.emission.commit("custom.tick", {"n": 2}, "2")
     assert len(innocent.archived()) == 2
-    assert [type(told) for told in poisoned.told] == [Lost] * len(poisoned.told)
+    assert [str(told) for told in poisoned.told] == [
+        "The run's state cannot be stored. It has no form that can be stored."
+    ]
+    assert isinstance(poisoned.told[0], Unstorable)
     innocent.finish()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from app.errors import InvalidJson, InvalidOutput, TooDeep
+from app.errors import InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
 from app.protocol.events import clean, dumps
 from app.protocol.reducer import State
@@ -95,12 +95,12 @@ class Calls:
         """Emit an event of call `op`, unless an earlier stretch has."""
         self.check()
         if not self.journal.emitted_before(op, type):
-            self.emission.emit(type, self._hooks(type, payload), op)
+            self.emission.emit(type, self._outbound(type, payload, op), op)
 
     def emit_anew(self, type: str, payload: Mapping[str, Any], op: str) -> None:
         """Emit an event of call `op`, whatever an earlier stretch did."""
         self.check()
-        self.emission.emit(type, self._hooks(type, payload), op)
+        self.emission.emit(type, self._outbound(type, payload, op), op)
 
     def delta(self, message_id: str, text: str, op: str) -> str:
         """Write a piece of clean text; returns it as it went out."""
@@ -146,14 +146,25 @@ class Calls:
         if event is None:
             self.emission.record(record)
         else:
-            type, payload = event
-            self.emission.commit(type, self._hooks(type, payload), op, record=record)
+            try:
+                outbound = self._outbound(*event, op)
+            except Exception as error:
+                self.journal.spoil(error)  # it was done, and must not be done again
+                raise
+            self.emission.commit(event[0], outbound, op, record=record)
 
     def ask(self, approval: NewApproval, payload: Mapping[str, Any], op: str) -> None:
         """Commit a question, with the event that tells of it."""
         self.check()
         type = "approval.required"
-        self.emission.commit(type, self._hooks(type, payload), op, approval=approval)
+        self.emission.commit(type, self._outbound(type, payload, op), op, approval=approval)
+
+    def _outbound(self, type: str, payload: Mapping[str, Any], op: str) -> dict[str, Any]:
+        """The payload as it goes out; what is refused of it is said with the call's number."""
+        try:
+            return self._hooks(type, payload)
+        except (InvalidEvent, InvalidJson, TooDeep) as error:
+            raise error.__class__(f"Call {op}, {type}: {error.detail.removeprefix(f'{type}: ')}") from error
 
     def quietly(self, last: Callable[[], None]) -> None:
         """For a `finally`: a run that has been stopped is closed by whoever ends it."""

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from app.errors import InvalidEvent, InvalidJson, InvalidOutput, TooDeep
+from app.errors import InvalidCall, InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
 from app.protocol.ending import reconcile
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, is_secret
 from app.storage.run_store import OpRecord
+from workers import values
 from workers.calls import Calls
 from workers.handles import Approval, Message, Step, clamped, given
 from workers.interrupts import Suspended, TimedOut
@@ -79,7 +80,7 @@ class RunContext(Waits):
 
         Said again, it changes the plan: a title that stays keeps its id, and so its status.
         """
-        planned = self._shared.planned
+        titles, planned = values.texts(titles, "run.plan: titles"), self._shared.planned
         op, type = self._calls.next("plan."), "plan.updated" if planned else "plan.created"
         known = {step["title"]: step["id"] for step in planned}
         planned[:] = [{"id": known.get(title, f"step_{op}_{n}"), "title": title} for n, title in enumerate(titles, 1)]
@@ -93,6 +94,8 @@ class RunContext(Waits):
         :param timeout_s: a step that takes longer fails the run, as `timeout`. Waiting costs no time, and after a
             crash or a wait it begins again.
         """
+        title, id = values.text(title, "run.step: title"), values.may_text(id, "run.step: id")
+        timeout_s = values.may_seconds(timeout_s, "run.step: timeout_s")
         op, planned = self._calls.next("step."), self._shared.planned
         known = (step["id"] for step in planned if step["title"] == title)
         step = Step(id or next(known, f"step_{op}"), lambda type, payload: self._calls.emit(type, payload, op))
@@ -127,8 +130,8 @@ class RunContext(Waits):
 
     def progress(self, fraction: float, label: str | None = None) -> None:
         """How far the running tool is, or outside a tool the running step. Outside both this does nothing."""
-        op = self._calls.next("tool.progress", "step.progress")
         about = {"fraction": clamped(fraction), **given(label=label)}
+        op = self._calls.next("tool.progress", "step.progress")
         if self._tools.running:
             self._calls.emit("tool.progress", {"tool_call_id": self._tools.running[-1].id, **about}, op)
         elif self._steps:
@@ -155,12 +158,16 @@ class RunContext(Waits):
         :param backoff: seconds before the first of them; each pause is twice the one before.
         :raises ToolError: the tool raised; what it has not foreseen is a `tool_error`.
         """
-        about = {"label": label or name, "summary": _shown(summary or {})}
+        name = values.text(name, "run.tool: name")
+        call = f"run.tool({name!r})"
+        values.function(function, f"{call}: function")
+        label = values.may_text(label, f"{call}: label") or name
+        about = {"label": label, "summary": _shown(values.mapping(summary or {}, f"{call}: summary"))}
         if self._steps:
             about["step_id"] = self._steps[-1].id
         arguments = {"args": args, "kwargs": kwargs}
         tool = Tool(name, partial(function, *args, **kwargs), arguments, about)
-        result: T = self._tools.call(tool, Retries(retries, backoff))
+        result: T = self._tools.call(tool, Retries.of(retries, backoff, call))
         return result
 
     @property
@@ -191,7 +198,12 @@ class RunContext(Waits):
         :param env: its whole environment; None: the worker's.
         :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
         """
-        name = PurePath(argv[0]).name
+        name = values.text(PurePath(values.program(argv, "run.exec: argv")[0]).name, "run.exec: argv")
+        timeout_s = values.may_seconds(timeout_s, "run.exec: timeout_s")
+        values.may_text(input, "run.exec: input")
+        values.environment(env or {}, "run.exec: env")
+        if cwd is not None:
+            values.for_system(cwd, "run.exec: cwd")
 
         def run() -> dict[str, object]:
             try:
@@ -212,6 +224,8 @@ class RunContext(Waits):
         If one of them waits, the run does, once the others have ended. What the first that failed has raised is
         raised when all have ended.
         """
+        for function in functions:
+            values.function(function, "run.parallel: each branch")
         op = self._calls.next()
 
         def call(n: int, function: "Callable[[RunContext], T]") -> T:
@@ -235,6 +249,7 @@ class RunContext(Waits):
         The block runs again after a crash; what it writes must then be the same. For a text that would not be, such
         as a model's, use `stream`.
         """
+        role = values.text(role, "run.message: role")
         op = self._calls.next("message.", records="message")
         self._shared.answered |= role == "assistant"
         record = self._calls.recorded(op, "message", role)
@@ -259,6 +274,9 @@ class RunContext(Waits):
             yield message
         except ToolError as error:
             result["error"] = error.public()
+            raise
+        except InvalidCall as error:
+            result["error"] = ToolError(error.code, error.detail).public()
             raise
         finally:
             event = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
@@ -285,8 +303,9 @@ class RunContext(Waits):
                 texts.close()  # a provider's stream ends with the run, not when somebody collects the garbage
 
     def _streamed_before(self, record: OpRecord) -> str:
-        if record.result["error"] is not None:
-            raise ToolError.of(record.result["error"])
+        error = record.result["error"]
+        if error is not None:
+            raise InvalidCall(error["message"]) if error["code"] == InvalidCall.code else ToolError.of(error)
         return self._text(record.result["message_id"])
 
     def _text(self, message_id: str) -> str:
@@ -321,7 +340,7 @@ class RunContext(Waits):
         :raises InvalidEvent: another type, or a payload that is not an object or too large.
         :raises InvalidJson, TooDeep: the payload is not JSON.
         """
-        if not type.startswith("custom."):
+        if not values.text(type, "run.emit: type").startswith("custom."):
             raise InvalidEvent(f"An agent's own events are named custom.<name>, not {type!r}.")
         self._say(type, payload)
 

@@ -60,6 +60,8 @@ class Emission:
         self.moved = Flag()
         """Set whenever Redis or Postgres has taken events of this run."""
         self.closed = False
+        self.unstorable = False
+        """Postgres refuses for good what is to be committed."""
         self._mover = mover
         self._delta: list[str] = []
         self._delta_of = ("", "")
@@ -72,8 +74,8 @@ class Emission:
 
     @property
     def unarchived(self) -> bool:
-        """Something is to be committed."""
-        return self.writer.archived < self.writer.head or bool(self._ops)
+        """Something is to be committed, and can be."""
+        return not self.unstorable and (self.writer.archived < self.writer.head or bool(self._ops))
 
     def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
         """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""

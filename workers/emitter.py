@@ -16,6 +16,7 @@ from app.storage.event_log import Append, Outcome
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint
+from workers.archiver import Archiver
 from workers.emission import Emission
 from workers.interrupts import Cancelled, Interrupted, Lost
 from workers.retry import FIRST_SECONDS, LONGEST_SECONDS
@@ -36,6 +37,7 @@ class Emitter:
         self._emissions: dict[str, Emission] = {}
         self._to_append: set[Emission] = set()
         self._to_archive: set[Emission] = set()
+        self._archiver = Archiver(ownership.store, self._archived)
         self._append_flag, self._archive_flag = Flag(), Flag()
         self._appending, self._archiving = BoundedSemaphore(), BoundedSemaphore()
         self._next_tick = 0.0
@@ -59,6 +61,7 @@ class Emitter:
         with self._appending, self._archiving:
             self._to_append.discard(emission)
             self._to_archive.discard(emission)
+            self._archiver.forget(emission)
         emission.settle()
         emission.closed = True
         emission.moved.set()
@@ -189,41 +192,14 @@ class Emitter:
         with self._archiving:
             wanted = set(self._emissions.values()) if tick else set(self._to_archive)
             self._to_archive.clear()
-            due = [e for e in wanted if e.unarchived]
-            if due:
-                self._archive(due)
-
-    def _archive(self, due: list[Emission]) -> None:
-        made = self._checkpoints(due)
-        try:
-            owned = self._ownership.store.archive([checkpoint for _, checkpoint in made])
-        except StoreUnavailable:
-            self._to_archive.update(e for e, _ in made if e.writer.run_id in self._emissions)
-            self._archive_flag.set()
-            raise
-        except Exception:
-            if len(made) == 1:
-                self._give_up(made[0][0])
-            else:  # find out whose it is
-                for emission, _ in made:
-                    self._archive([emission])
-            return
-        for emission, checkpoint in made:
-            self._archived(emission, checkpoint, owned.get(checkpoint.run_id))
-
-    def _checkpoints(self, due: list[Emission]) -> list[tuple[Emission, Checkpoint]]:
-        made = []
-        for emission in due:
             try:
-                made.append((emission, emission.checkpoint()))
-            except Exception:
-                self._give_up(emission)
-        return made
-
-    def _give_up(self, emission: Emission) -> None:
-        """Within an `except`: this run cannot be archived, and must not keep the others from it."""
-        log.exception("%s cannot be archived; this attempt ends here.", emission.writer.run_id)
-        emission.interrupt(Lost())
+                self._archiver.archive([e for e in wanted if e.unarchived])
+            except StoreUnavailable:
+                self._to_archive.update(e for e in wanted if e.writer.run_id in self._emissions)
+                self._archive_flag.set()
+                raise
+            if tick:
+                self._archiver.try_again()
 
     def _archived(self, emission: Emission, checkpoint: Checkpoint, outcome: bool | Behind | None) -> None:
         if outcome is None:

@@ -7,14 +7,17 @@ the greenlet around it.
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import gevent
 
-from app.errors import Fenced, StoreUnavailable
+from app.errors import Fenced, InvalidCall, Refused, StoreUnavailable
+from app.protocol.ending import Ending
 from app.storage.log_writer import LogWriter
 from app.storage.run_queue import QUEUE
-from app.storage.run_store import OwnedRun
+from app.storage.run_store import Checkpoint, OwnedRun, RunRecord
 from app.wiring import Services
+from workers.blame import refused_call, sentence
 from workers.emitter import Emitter
 from workers.execution import Execution
 from workers.interrupts import Cancelled, Drained, Lost, Suspended, Wait
@@ -28,6 +31,11 @@ STRAY_SECONDS = 6.0
 """A run that names this worker for so long without being executed by it goes back to pending."""
 STARTED = "retry"
 """Why there is another stretch of a run whose log has begun and whose row says that it has not."""
+
+UNSTORABLE = (Refused, TypeError, ValueError, RecursionError)
+"""What comes of a record, or of an end, that Postgres refuses, or that has no JSON form."""
+UNSTORABLE_SECONDS = 10.0
+"""Between two tries to end a run whose very end is refused."""
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +134,20 @@ class Executor:
 
     def _attempt(self, execution: Execution) -> None:
         run = execution.run
-        run, writer = until_reachable(lambda: self._ownership.adopt(run))
-        execution.run = run
-        reason = run.requeue_reason
+        writer = None
+        try:
+            run, writer = until_reachable(lambda: self._ownership.adopt(run))
+            execution.run = run
+            ending = self._play(execution, writer)
+            if ending is not None:
+                self._settlement.finish(writer, ending)
+        except UNSTORABLE as error:
+            log.exception("%s has recorded what cannot be stored.", run.id)
+            self._finish_without(execution.run, writer, error)
+
+    def _play(self, execution: Execution, writer: LogWriter) -> Ending | None:
+        """Stretch after stretch until the run is to end; None: it waits, or goes on elsewhere."""
+        reason = execution.run.requeue_reason
         if reason is None and writer.state["attempt"]:
             reason = STARTED  # Postgres has lost that the run was claimed before
         while True:
@@ -136,13 +155,34 @@ class Executor:
             match outcome:
                 case Suspended():
                     if self._suspend(writer, outcome.waits):
-                        return
+                        return None
                     reason = RESUMED  # what it was to wait for has arrived meanwhile
                 case Drained():
                     until_reachable(lambda: self._ownership.archive(writer))
-                    return self._settlement.hand_back(run, "deploy")
+                    self._settlement.hand_back(execution.run, "deploy")
+                    return None
                 case _:
-                    return self._settlement.finish(writer, outcome)
+                    return outcome
+
+    def _finish_without(self, run: RunRecord, writer: LogWriter | None, error: Exception) -> None:
+        """End the run as far as it is archived. Tried until it is done: handed back, it would be done all over again.
+
+        :param error: why the rest of it cannot be stored.
+        """
+        failed = Ending.failed(InvalidCall(sentence(self._refused_call(writer), error)))
+        while True:
+            try:
+                run, writer = until_reachable(partial(self._ownership.reopen, run), self._pause)
+                return self._settlement.finish(writer, failed)
+            except UNSTORABLE:
+                log.exception("%s cannot be ended.", run.id)
+            self._pause(UNSTORABLE_SECONDS)
+
+    def _refused_call(self, writer: LogWriter | None) -> str:
+        if writer is None:
+            return "An event of the run"
+        rest = Checkpoint(writer.run_id, writer.epoch, writer.unarchived())
+        return until_reachable(lambda: refused_call(self._ownership.store, rest), self._pause)
 
     def _suspend(self, writer: LogWriter, waits: Sequence[Wait]) -> bool:
         """Let the run wait; False: it goes on at once.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.protocol.events import clean_text
+from workers import values
 
 DELTA_MAX_CHARS = 65_536
 """A longer text is written as several deltas."""
@@ -51,7 +51,7 @@ class Message:
 
     def write(self, text: str) -> str:
         """Add text. Returns it as it went out: cleaned of NUL and lone surrogates, and past the hooks."""
-        cleaned = clean_text(text)
+        cleaned = values.text(text, "message.write: what is written")
         parts = range(0, len(cleaned), DELTA_MAX_CHARS)
         written = "".join(self._send(cleaned[start : start + DELTA_MAX_CHARS]) for start in parts)
         self._written.append(written)
@@ -60,7 +60,7 @@ class Message:
 
 def clamped(fraction: float) -> float:
     """The fraction, or the nearer of 0 and 1."""
-    return min(1.0, max(0.0, float(fraction)))
+    return min(1.0, max(0.0, values.number(fraction, "progress: fraction")))
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -27,6 +27,14 @@ class Lost(Interrupted):
     """Another worker owns the run now; this attempt must leave no trace."""
 
 
+class Unstorable(Interrupted):
+    """Postgres refuses for good what the run has recorded. `why` names the call, for humans."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class Drained(Interrupted):
     """The worker is going down; the run goes back to pending."""
 

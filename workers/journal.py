@@ -41,7 +41,7 @@ class Journal:
         for op in {*self._records, *self._types}:
             self._mark_passed(op)
         self._visited: set[str] = set()
-        self._broken: NondeterministicAgent | None = None
+        self._spoilt: Exception | None = None
         self.inputs_taken = max((r.result["upto"] for r in self._records.values() if r.kind == "inputs"), default=0)
 
     def __bool__(self) -> bool:
@@ -113,20 +113,25 @@ class Journal:
                 self.broken(f"Call {op}, {self._records[op].kind}, was made before, and not this time.")
 
     def check(self) -> None:
-        """An agent may have caught what told it that it is not deterministic.
+        """An agent may have caught what its run ends with.
 
-        :raises NondeterministicAgent: it was told so before.
+        :raises Exception: that again.
         """
-        if self._broken is not None:
-            raise self._broken
+        if self._spoilt is not None:
+            raise self._spoilt
 
     def broken(self, why: str) -> NoReturn:
         """The agent has not repeated what it did.
 
         :raises NondeterministicAgent: always.
         """
-        self._broken = NondeterministicAgent(why)
-        raise self._broken
+        broken = NondeterministicAgent(why)
+        self.spoil(broken)
+        raise broken
+
+    def spoil(self, error: Exception) -> None:
+        """The run ends with this error, whoever catches it: going on, a call would be made again, or another one."""
+        self._spoilt = error
 
     def _is_ours(self, op: str) -> bool:
         return op.startswith(self.root) and (bool(self.root) or not op.startswith("g"))

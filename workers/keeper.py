@@ -139,7 +139,7 @@ class Keeper:
         claimed = reach(lambda: self._store.claim(run.id, self._worker_id, start=False))
         if claimed is None:
             return self._publish(run.id)  # the horse had ended it
-        _, writer = reach(lambda: self._ownership.adopt(claimed))
+        _, writer = reach(lambda: self._ownership.reopen(claimed))
         self._settlement.finish(writer, ending or Ending.cancelled(claimed.cancel_reason or "requested"))
 
     def _call_lost(self, run: OwnedRun) -> None:

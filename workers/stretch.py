@@ -22,7 +22,7 @@ from workers.context import RunContext
 from workers.emission import Emission
 from workers.emitter import Emitter
 from workers.execution import Execution
-from workers.interrupts import Cancelled, Drained, Interrupted, Suspended, TimedOut
+from workers.interrupts import Cancelled, Drained, Interrupted, Suspended, TimedOut, Unstorable
 from workers.journal import Journal
 from workers.place import Outlet, Place
 from workers.registry import FAIL, RESTART, Agent
@@ -111,6 +111,8 @@ class Stretches:
                 return self._cancelled(run)
             case TimedOut() as timed_out:
                 return Ending.failed(errors.RunTimeout(timed_out.limit))
+            case Unstorable() as unstorable:
+                return Ending.failed(errors.InvalidCall(unstorable.why))
             case Drained() as drained:
                 return found if isinstance(found, Suspended) else drained
             case _:
@@ -183,7 +185,7 @@ class Stretches:
             return None  # whoever interrupted knows the ending
         except RuntailError as error:
             log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
-            return Ending.failed(error if isinstance(error, _PUBLIC) else errors.AgentError())
+            return Ending.failed(_public(error))
         except BaseException:  # SystemExit among them: an agent must not end its worker
             log.exception("The agent of %s raised.", run.id)
             return Ending.failed(errors.AgentError())
@@ -198,10 +200,18 @@ class Stretches:
             raise errors.AgentUnavailable(error.detail) from error
 
 
+def _public(error: RuntailError) -> RuntailError:
+    """What may be told of it: the details of anything else are in the log."""
+    if isinstance(error, errors.InvalidEvent | errors.InvalidJson | errors.TooDeep):
+        return errors.InvalidCall(error.detail)
+    return error if isinstance(error, _PUBLIC) else errors.AgentError()
+
+
 _PUBLIC = (
     errors.AgentUnavailable,
+    errors.InvalidCall,
     errors.InvalidOutput,
     errors.NondeterministicAgent,
     errors.ReconciliationFailed,
 )
-"""What may be told of a failure; anything else is an agent_error whose details are in the log."""
+"""Anything else is an agent_error."""

@@ -6,26 +6,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import InvalidOutput, NondeterministicAgent, RuntailError
+from app.errors import InvalidCall, InvalidOutput, NondeterministicAgent, RuntailError
 from app.protocol.events import clean_text
 from app.protocol.redaction import preview
+from workers import values
 from workers.calls import Calls, as_result
 
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
+CODE_CHARS = 100
+DETAIL_CHARS = 10_000
+PAUSE_MAX_DOUBLINGS = 30
+"""Of the pause between two tries; it stays below SECONDS_MAX in any case."""
 
 
 class ToolError(RuntailError):
     """Raise it in a tool to say in public what went wrong.
+
+    What is no text is made one, and cut to CODE_CHARS or DETAIL_CHARS.
 
     :param code: a short stable word.
     :param retryable: the same call may succeed later.
     """
 
     def __init__(self, code: str, detail: str, *, retryable: bool = False) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.retryable = retryable
+        super().__init__(clean_text(str(detail))[:DETAIL_CHARS])
+        self.code = clean_text(str(code))[:CODE_CHARS]
+        self.retryable = bool(retryable)
 
     @property
     def worth_another_try(self) -> bool:
@@ -34,7 +41,7 @@ class ToolError(RuntailError):
 
     def public(self) -> dict[str, Any]:
         """{code, message, retryable}, as it is shown and recorded."""
-        return {"code": self.code, "message": clean_text(self.detail), "retryable": self.retryable}
+        return {"code": self.code, "message": self.detail, "retryable": self.retryable}
 
     @classmethod
     def of(cls, public: Mapping[str, Any]) -> "ToolError":
@@ -42,15 +49,18 @@ class ToolError(RuntailError):
         return cls(public["code"], public["message"], retryable=public["retryable"])
 
 
+ABOUT_THE_AGENT = (InvalidCall, InvalidOutput, NondeterministicAgent)
+
+
 @contextmanager
 def foreseen(code: str, message: str) -> Iterator[None]:
     """Make a ToolError of whatever else is raised: an agent meets the same error when it runs again.
 
-    :raises InvalidOutput, NondeterministicAgent: which say something about the agent.
+    :raises InvalidCall, InvalidOutput, NondeterministicAgent: which say something about the agent.
     """
     try:
         yield
-    except (InvalidOutput, NondeterministicAgent, ToolError):
+    except (*ABOUT_THE_AGENT, ToolError):
         raise
     except Exception as error:
         raise ToolError(code, message) from error
@@ -62,6 +72,14 @@ class Retries:
 
     times: int = 0
     backoff: float = 1.0
+
+    @classmethod
+    def of(cls, times: object, backoff: object, call: str) -> "Retries":
+        """As an agent gave them.
+
+        :raises InvalidCall: they are none.
+        """
+        return cls(values.times(times, f"{call}: retries"), values.seconds(backoff, f"{call}: backoff"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +127,7 @@ class Tools:
             except ToolError as error:
                 if attempt == retries.times or not error.worth_another_try:
                     raise
-            self._sleep(retries.backoff * 2**attempt)
+            self._sleep(min(values.SECONDS_MAX, retries.backoff * 2 ** min(attempt, PAUSE_MAX_DOUBLINGS)))
         raise AssertionError("unreachable")
 
     def _once(self, tool: Tool, call: ToolCall) -> Any:
@@ -126,6 +144,9 @@ class Tools:
         try:
             with self._within(call), foreseen(UNFORESEEN, "The tool failed."):
                 result = as_result(tool.function(), f"the tool {tool.name!r}")
+        except ABOUT_THE_AGENT as error:
+            self._calls.journal.spoil(error)  # the call was made, and must not be made again
+            raise
         except ToolError as error:
             shown = {"tool_call_id": call.id, **error.public(), "duration_ms": ms_since(started)}
             self._record(tool, call, error.public(), ("tool.failed", shown), failed=True)

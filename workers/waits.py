@@ -7,8 +7,10 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from app.protocol.events import clean_text, timestamp
+from app.errors import InvalidCall
+from app.protocol.events import timestamp
 from app.storage.run_store import ApprovalRecord, NewApproval
+from workers import values
 from workers.calls import Calls
 from workers.handles import Approval
 from workers.interrupts import Wait
@@ -24,19 +26,24 @@ class Waits:
         self._calls = calls
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, and wake up at once when the run is stopped. A minute or more costs nothing: the run suspends."""
-        op = self._calls.next(records="sleep")
-        if seconds >= LONG_SLEEP_SECONDS:
-            self._sleep_until(op, seconds)
-        elif not self._calls.journal.passed(op):
-            self._calls.emission.sleep(seconds)
+        """Sleep, and wake up at once when the run is stopped. A minute or more costs nothing: the run suspends.
 
-    def _sleep_until(self, op: str, seconds: float) -> None:
+        :param seconds: a number, up to a hundred years; less than 0 is 0.
+        """
+        wanted = values.seconds(seconds, "run.sleep: seconds")
+        op = self._calls.next(records="sleep")
+        if wanted >= LONG_SLEEP_SECONDS:
+            self._sleep_until(op, wanted, seconds)
+        elif not self._calls.journal.passed(op):
+            self._calls.emission.sleep(wanted)
+
+    def _sleep_until(self, op: str, seconds: float, given: object) -> None:
+        """:param given: the seconds as the agent gave them."""
         now = self._calls.journal.time().timestamp()
-        record = self._calls.recorded(op, "sleep", "", seconds)
+        record = self._calls.recorded(op, "sleep", "", given)
         end: float = record.result if record else now + seconds
         if record is None:
-            self._calls.record(op, "sleep", "", end, arguments=seconds)
+            self._calls.record(op, "sleep", "", end, arguments=given)
         left = end - now
         if left >= LONG_SLEEP_SECONDS:
             self._calls.suspend(Wait("time", op, datetime.fromtimestamp(end, UTC)))
@@ -59,22 +66,22 @@ class Waits:
         :param requires: who decides: the run's `owner`, or an `operator`, who is an admin of the tenant.
         """
         if requires not in ("owner", "operator"):
-            raise ValueError(f"An approval is given by owner or operator, not {requires!r}.")
+            raise InvalidCall("run.approve: requires is owner or operator.")
+        label = values.text(label, "run.approve: label")
+        tool_call_id = values.may_text(tool_call_id, "run.approve: tool_call_id")
+        limit = values.may_seconds(expires_in, "run.approve: expires_in")
         op = self._calls.next("approval.")
         approval_id = f"apr_{op}"
         known = self._calls.journal.approval(approval_id)
         if known is None:
-            self._ask(op, NewApproval(approval_id, clean_text(label), requires, tool_call_id, self._in(expires_in)))
+            self._ask(op, NewApproval(approval_id, label, requires, tool_call_id, self._in(limit)))
             self._calls.suspend(Wait("approval", approval_id))
-        if (known.label, known.requires) != (clean_text(label), requires):
+        if (known.label, known.requires) != (label, requires):
             self._calls.journal.broken(f"Call {op} asked for another approval before.")
         return self._outcome(op, known)
 
-    def _in(self, expires_in: float | timedelta | None) -> datetime | None:
-        if expires_in is None:
-            return None
-        limit = expires_in if isinstance(expires_in, timedelta) else timedelta(seconds=expires_in)
-        return self._calls.journal.time() + limit
+    def _in(self, seconds: float | None) -> datetime | None:
+        return None if seconds is None else self._calls.journal.time() + timedelta(seconds=seconds)
 
     def _ask(self, op: str, new: NewApproval) -> None:
         payload = {

@@ -82,6 +82,8 @@ def problem(error: RuntailError, **members: Any) -> Response:
 
     :param members: JSON that it holds beside the usual ones.
     """
+    if error.status == 500:
+        log.error("A request failed.", exc_info=error)
     return _response(error.status, error.code, error.title, error.detail, members)
 
 
@@ -101,8 +103,9 @@ def _http_problem(error: HTTPException) -> Response:
 
 
 def _unforeseen(error: Exception) -> Response:
-    log.error("A request failed.", exc_info=error)
-    return problem(RuntailError("The request could not be handled. The server's log says why."))
+    failed = RuntailError("The request could not be handled. The server's log says why.")
+    failed.__cause__ = error
+    return problem(failed)
 
 
 def _response(status: int, code: str, title: str, detail: str, members: Mapping[str, Any] | None = None) -> Response:

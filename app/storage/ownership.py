@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from app.errors import Behind, EpochTaken, Fenced
+from app.errors import Behind, EpochTaken, Fenced, Refused
 from app.protocol.ending import Ending, closing, terminal_payload
 from app.protocol.events import Event, dumps
 from app.protocol.reducer import ENDED, fold
@@ -86,6 +86,19 @@ class Ownership:
                 if taken.epoch:
                     log.warning("Epoch %d of %s was taken: Postgres has lost a claim.", run.epoch, run.id)
                 run, known = raised, False
+
+    def reopen(self, run: RunRecord) -> tuple[RunRecord, LogWriter]:
+        """As `adopt`, for a run that is to end because Postgres refuses what it has recorded.
+
+        Events of it that are in Redis are given up there: whoever has seen them gets a gap and a snapshot.
+
+        :raises Fenced: the run was taken over meanwhile.
+        """
+        try:
+            return self.adopt(run)
+        except Refused:
+            self.log.delete(run.id)
+            return self.adopt(run)
 
     def open_archived(self, run: RunRecord) -> LogWriter:
         """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive."""

@@ -1,5 +1,7 @@
 """Questions that are asked at the same moment share one round trip: what a storm of clients needs.
 
+One that fails its round trip fails alone: the others are asked without it.
+
 Not responsible for what is asked.
 """
 
@@ -8,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFailed, StoreUnavailable
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -29,7 +31,8 @@ class Together(Generic[Q, A]):
 
     def __init__(self, answer: Callable[[Sequence[Q]], Sequence[A]], most: int) -> None:
         """
-        :param answer: makes one round trip; an answer for each question, in order.
+        :param answer: makes one round trip; an answer for each question, in order. Where it raises anything but that
+            the store cannot be reached, nothing has been done.
         :param most: questions in one round trip.
         """
         self._answer = answer
@@ -54,6 +57,9 @@ class Together(Generic[Q, A]):
         try:
             answers = self._answer([asked.question for asked in group])
         except BaseException as error:
+            if len(group) > 1 and _is_of_one(error):
+                self._go(group[: len(group) // 2])
+                return self._go(group[len(group) // 2 :])
             for asked in group:
                 asked.error = error
             if not isinstance(error, Exception):
@@ -61,3 +67,10 @@ class Together(Generic[Q, A]):
             return
         for asked, answer in zip(group, answers, strict=True):
             asked.answers.append(answer)
+
+
+def _is_of_one(error: BaseException) -> bool:
+    """Whether it may be one question's fault, which the store has refused."""
+    if isinstance(error, StoreUnavailable):
+        return isinstance(error, StoreFailed)  # an outage is everybody's
+    return isinstance(error, Exception)

@@ -1,16 +1,16 @@
 """The connection pool, and sessions on it. Knows no table."""
 
+import logging
 from _socket import socket as NativeSocket  # gevent has not patched it: it never waits here
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
-import peewee
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
-from psycopg2.errors import UndefinedTable
 
-from app.errors import StoreUnavailable
+from app.errors import Refused, StoreFailed, StoreUnavailable
+from app.storage.run_store import failures
 
 POOL_WAIT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 5
@@ -23,11 +23,21 @@ KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count":
 TLS_ALERT = b"\x15"
 """The first byte of what ends a connection under TLS."""
 
-_UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, TimeoutError)
+log = logging.getLogger(__name__)
 
 
 class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries no types
     """peewee's pool, but for how it sees that a connection was lost: it asks a query, while everybody else waits."""
+
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        """As peewee's.
+
+        :raises Refused: one of the texts holds NUL or a lone surrogate, which psycopg2 does not even send.
+        """
+        try:
+            return super().execute_sql(sql, params)
+        except ValueError as error:
+            raise Refused("A text holds a character that Postgres cannot store.") from error
 
     def _is_closed(self, connection: Any) -> bool:
         return bool(connection.closed) or _has_ended(connection.fileno())
@@ -49,7 +59,9 @@ class Database:
     def session(self, *, atomic: bool = False) -> Iterator[Any]:
         """A connection for the block, by way of peewee; with `atomic` one transaction, else each statement its own.
 
-        :raises StoreUnavailable: Postgres cannot be reached, or no connection came free within POOL_WAIT_SECONDS.
+        :raises StoreUnavailable: Postgres cannot be reached, or not write at the moment; or no connection came free
+            within POOL_WAIT_SECONDS. StoreFailed: it failed, and nobody knows why.
+        :raises Refused: it will never take what was to be stored.
         """
         try:
             self.peewee.connect()
@@ -65,15 +77,15 @@ class Database:
                 self.peewee.manual_close()
                 raise
             self.peewee.close()
-        except peewee.ProgrammingError as error:
-            if isinstance(error.__cause__, UndefinedTable):
-                raise StoreUnavailable("The database has no tables yet: run `runtail migrate`.") from error
-            raise
         except MaxConnectionsExceeded as error:
             raise StoreUnavailable(f"No connection to Postgres came free within {POOL_WAIT_SECONDS} s.") from error
-        except _UNREACHABLE as error:
-            self.peewee.close_idle()  # its pool mates are most likely as dead as it is
-            raise StoreUnavailable("Postgres cannot be reached.") from error
+        except failures.ERRORS as error:
+            if failures.is_lost(error):
+                self.peewee.close_idle()
+            failure = failures.translated(error)
+            if isinstance(failure, Refused | StoreFailed):
+                log.error("%s %s", failure.detail, error)
+            raise failure from error
 
     def ping(self) -> None:
         """:raises StoreUnavailable: Postgres cannot be reached."""

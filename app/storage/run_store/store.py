@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from app.errors import Behind, Fenced
+from app.errors import Behind, Fenced, StoreUnavailable
 from app.protocol.ending import NOT_DECIDED
 from app.protocol.events import Event, dumps, unbroken
 from app.storage.run_store.database import Database
@@ -274,17 +274,22 @@ class RunStore:
         checkpoint's first event, because Postgres has lost some; nothing of the checkpoint was committed.
         """
         with self._database.session(atomic=True) as db:
-            owned: dict[str, bool | Behind] = {**_lock_owned(db, {c.run_id: c.epoch for c in checkpoints})}
-            mine = [c for c in checkpoints if c.run_id in owned]
-            behind = insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
-            owned |= {run_id: Behind(head) for run_id, head in behind.items()}
-            mine = [c for c in mine if c.run_id not in behind]
-            insert_journal(db, mine)
-            due = [c for c in mine if c.state is not None]
-            if due:
-                columns = ([c.run_id for c in due], [c.state for c in due], [c.state_seq for c in due])
-                db.execute_sql(_UPDATE_STATES, columns)
-            return owned
+            return _archive(db, checkpoints)
+
+    def would_archive(self, checkpoint: Checkpoint) -> bool:
+        """Whether Postgres takes the checkpoint, which it does not keep; False: it refuses it for good.
+
+        :raises StoreUnavailable: that cannot be found out now.
+        """
+        try:
+            with self._database.session(atomic=True) as db:
+                _archive(db, [checkpoint])
+                db.rollback()
+            return True
+        except StoreUnavailable:
+            raise
+        except Exception:  # refused, or without a form in which it could be sent
+            return False
 
     def finish(self, run_id: str, epoch: int, status: str, state: Mapping[str, Any], events: Sequence[Event]) -> None:
         """Commit the end of a run: row, final state and every event not yet archived, the terminal one last.
@@ -478,6 +483,20 @@ def insert_run(db: Any, new: NewRun) -> RunRecord | None:
     if early:
         forget_early_cancels(db, new)
     return RunRecord(*inserted)
+
+
+def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Behind]:
+    owned: dict[str, bool | Behind] = {**_lock_owned(db, {c.run_id: c.epoch for c in checkpoints})}
+    mine = [c for c in checkpoints if c.run_id in owned]
+    behind = insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
+    owned |= {run_id: Behind(head) for run_id, head in behind.items()}
+    mine = [c for c in mine if c.run_id not in behind]
+    insert_journal(db, mine)
+    due = [c for c in mine if c.state is not None]
+    if due:
+        columns = ([c.run_id for c in due], [c.state for c in due], [c.state_seq for c in due])
+        db.execute_sql(_UPDATE_STATES, columns)
+    return owned
 
 
 def _lock_owned(db: Any, epochs: Mapping[str, int]) -> dict[str, bool]:

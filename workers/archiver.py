@@ -1,0 +1,119 @@
+"""Commits what runs have recorded: all in one transaction, and where that fails, all but the runs that are to blame.
+
+Postgres refuses a run's records for good, which ends that run, or it fails at them for a while: then they are committed
+apart from those of the others. Not responsible for when something is due (`workers.emitter`).
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+from app.errors import Behind, StoreUnavailable
+from app.storage.run_store import Checkpoint, RunStore
+from workers.blame import refused_call, sentence
+from workers.emission import Emission
+from workers.interrupts import Unstorable
+
+_Due = tuple[Emission, Checkpoint]
+
+log = logging.getLogger(__name__)
+
+
+class Archiver:
+    """For the runs of one process. One greenlet uses it."""
+
+    def __init__(self, store: RunStore, archived: Callable[[Emission, Checkpoint, bool | Behind | None], None]) -> None:
+        """:param archived: told what the store answered of each checkpoint; None: the run is not ours."""
+        self._store = store
+        self._archived = archived
+        self._failing: dict[Emission, None] = {}
+        """Postgres fails at these, and not at others. The first is the next to be tried."""
+
+    def archive(self, emissions: Iterable[Emission]) -> None:
+        """Commit what these have recorded, but for those that Postgres fails at.
+
+        :raises StoreUnavailable: Postgres cannot take anything at the moment.
+        """
+        due = self._checkpoints(emission for emission in emissions if emission not in self._failing)
+        error = self._commit(due)
+        if error is None:
+            return
+        if len(due) == 1:
+            return self._blame(*due[0], error)
+        random.shuffle(due)  # two runs that are to blame are in the same half sooner or later
+        halves = _halves(due)
+        errors = [self._commit(half) for half in halves]
+        outages = [found for found in errors if isinstance(found, StoreUnavailable)]
+        if len(outages) == len(halves):
+            raise outages[0]
+        for half, found in zip(halves, errors, strict=True):
+            if found is not None:
+                self._search(half, found)
+
+    def try_again(self) -> None:
+        """Commit the records that Postgres fails at, until it fails again: the next time it is another run's turn."""
+        for emission in list(self._failing):
+            del self._failing[emission]
+            if emission.unarchived:
+                self.archive([emission])
+            if emission in self._failing:
+                return
+
+    def forget(self, emission: Emission) -> None:
+        """It is closed."""
+        self._failing.pop(emission, None)
+
+    def _checkpoints(self, emissions: Iterable[Emission]) -> list[_Due]:
+        due = []
+        for emission in emissions:
+            try:
+                due.append((emission, emission.checkpoint()))
+            except Exception as error:  # its state is none that could be stored
+                self._end(emission, "The run's state", error)
+        return due
+
+    def _commit(self, due: Sequence[_Due]) -> Exception | None:
+        """Commit these in one transaction; why Postgres did not, although it could be reached.
+
+        :raises StoreUnavailable: it could not.
+        """
+        if not due:
+            return None
+        try:
+            owned = self._store.archive([checkpoint for _, checkpoint in due])
+        except StoreUnavailable as error:
+            if error.answered:
+                return error
+            raise
+        except Exception as error:
+            return error
+        for emission, checkpoint in due:
+            self._archived(emission, checkpoint, owned.get(checkpoint.run_id))
+        return None
+
+    def _search(self, due: Sequence[_Due], error: Exception) -> None:
+        """Commit all of these but the ones that are to blame for the error."""
+        if len(due) == 1:
+            return self._blame(*due[0], error)
+        for half in _halves(due):
+            found = self._commit(half)
+            if found is not None:
+                self._search(half, found)
+
+    def _blame(self, emission: Emission, checkpoint: Checkpoint, error: Exception) -> None:
+        if isinstance(error, StoreUnavailable):
+            log.warning("%s is archived later. %s", emission.writer.run_id, error.detail)
+            self._failing[emission] = None
+        else:
+            self._end(emission, refused_call(self._store, checkpoint), error)
+
+    def _end(self, emission: Emission, call: str, error: Exception) -> None:
+        """What the run has recorded will never be archived: it ends here, and nothing of it is done again."""
+        log.error("%s: %s cannot be archived.", emission.writer.run_id, call, exc_info=error)
+        emission.unstorable = True
+        emission.interrupt(Unstorable(sentence(call, error)))
+
+
+def _halves(due: Sequence[_Due]) -> tuple[Sequence[_Due], Sequence[_Due]]:
+    middle = len(due) // 2
+    return due[:middle], due[middle:]
