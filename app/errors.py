@@ -67,6 +67,14 @@ class TooDeep(RuntailError):
     title = "JSON nested too deeply"
 
 
+class TooManyElements(RuntailError):
+    """JSON of more list items and object members than one text may have."""
+
+    code = "too_many_elements"
+    status = 413
+    title = "The JSON has too many elements"
+
+
 class BodyTooLarge(RuntailError):
     """The request's body is beyond MAX_BODY_BYTES."""
 

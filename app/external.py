@@ -37,10 +37,12 @@ from app.storage.run_store import (
     Taken,
     hash_key,
 )
-from app.storage.together import Together
+from app.storage.together import Bounded, Together
 from app.wiring import Services
 
 BATCHES_PER_COMMIT = 200
+BYTES_PER_COMMIT = 2_000_000
+"""Of all batches together, and so of one pipeline to Redis: whoever comes next waits no longer than for so much."""
 OUTAGE_SECONDS = 1.0
 """After Redis failed to answer, nobody waits for it for so long."""
 KNOWN_MAX = 10_000
@@ -96,8 +98,8 @@ class External:
         self._services = services
         self._runs = Runs(services)
         self._ends = Ends(services)
-        self._batches = Together(self._take, BATCHES_PER_COMMIT)
-        self._appends = Together(self._append, BATCHES_PER_COMMIT)
+        self._batches = Together(self._take, BATCHES_PER_COMMIT, Bounded(_weigh_batch, BYTES_PER_COMMIT))
+        self._appends = Together(self._append, BATCHES_PER_COMMIT, Bounded(_weigh, BYTES_PER_COMMIT))
         self._known: dict[tuple[str, str], int] = {}
         """Epochs by run and token. They are for good: nothing that is known here ever changes."""
         self._storing: set[str] = set()
@@ -201,15 +203,16 @@ class External:
         """The user whose run it is, for who has one of its tokens to watch it; None: it is none."""
         return self._services.external.watcher(askable(run_id), hash_key(token))
 
-    def append(self, writer: Writer, producer_seq: int, events: Sequence[Any], inputs_after: int) -> Taken:
+    def append(self, writer: Writer, producer_seq: int, events: Sequence[Any], inputs_after: int, size: int) -> Taken:
         """Take a batch of events, or none of it: it is committed when this returns.
 
         :param events: as the writer has sent them.
+        :param size: in bytes.
         :raises InvalidEvent, InvalidJson, TooDeep, ReservedType: one of them is not fit; the detail says which.
         :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap, TooManyApprovals: the batch is not taken.
         """
         outbound, approvals = outbound_of(events, self._services.hooks)
-        return self._ask(Batch(writer.run_id, writer.epoch, producer_seq, outbound, approvals, inputs_after))
+        return self._ask(Batch(writer.run_id, writer.epoch, producer_seq, outbound, approvals, inputs_after, size))
 
     def beat(self, writer: Writer, inputs_after: int) -> Taken:
         """Show that the writer is there, and bring Redis what it misses of the run.
@@ -287,3 +290,11 @@ class External:
         """
         run = self._services.external.begin_end(writer.run_id, writer.epoch, producer_seq, wanted)
         return run if run.terminal else self._ends.end(run, wanted)
+
+
+def _weigh_batch(batch: Batch) -> tuple[str, int]:
+    return batch.run_id, batch.size
+
+
+def _weigh(append: Append) -> tuple[str, int]:
+    return append.run_id, sum(len(event.text) for event in append.events)

@@ -16,6 +16,7 @@ from app.errors import (
 )
 from app.hooks import Hooks
 from app.storage.run_store import NewApproval
+from app.turns import give_way
 
 MESSAGE_MAX_CHARS = 500
 """Of the error that a writer gives."""
@@ -36,7 +37,10 @@ def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Pa
     :param events: as the writer has sent them.
     :raises InvalidEvent, InvalidJson, TooDeep, ReservedType: one of them is not fit; the detail says which.
     """
-    outbound = [_outbound(number, event, hooks) for number, event in enumerate(events, 1)]
+    outbound = []
+    for number, event in enumerate(events, 1):
+        outbound.append(_outbound(number, event, hooks))
+        give_way()
     asking = [(number, payload) for number, (type, payload) in enumerate(outbound, 1) if type == "approval.required"]
     return outbound, [_approval(number, payload) for number, payload in asking]
 

@@ -8,6 +8,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app.api import approvals, external, feed, inputs, meta, multi, problems, runs, websocket
+from app.api.bodies import BoundedBodies
 from app.api.context import Runtail
 from app.auth import Authenticator
 from app.commands import Commands
@@ -61,6 +62,7 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
     problems.register(app)
     if config.cors_origins:
         CORS(app, origins=list(config.cors_origins), expose_headers=EXPOSED_HEADERS)
+    app.wsgi_app = BoundedBodies(app.wsgi_app, config.max_body_bytes)  # type: ignore[method-assign]
     if config.trusted_proxy_hops:
         hops = config.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]

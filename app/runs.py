@@ -4,11 +4,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from app.errors import (
@@ -28,6 +28,7 @@ from app.protocol.reducer import initial, reduce
 from app.storage.event_log import Append
 from app.storage.run_queue import queue_of
 from app.storage.run_store import EXTERNAL, AgentRecord, NewRun, Principal, RunPosition, RunRecord
+from app.turns import give_way
 from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
@@ -40,9 +41,27 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_check_type = Draft202012Validator.VALIDATORS["type"]
+
+
+def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Any:
+    """The keyword `type`, which stands at nearly every value of a schema: a long check gives way here."""
+    give_way()
+    return _check_type(validator, types, instance, schema)
+
+
+def _unique_items(validator: Any, unique: bool, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """The keyword `uniqueItems`; the library's own compares each item with each other one."""
+    if not unique or not validator.is_type(instance, "array"):
+        return
+    if len({json.dumps(item, sort_keys=True) for item in instance}) < len(instance):
+        yield ValidationError("has non-unique elements")
+
+
 # JSON Schema calls 5.0 an integer; the agents' own schemas do not.
 _Validator = extend(
     Draft202012Validator,
+    {"type": _type, "uniqueItems": _unique_items},
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     ),

@@ -145,9 +145,9 @@ class Stack:
         """What its processes have stored, past the API."""
         self._processes: list[Process] = []
 
-    def start_web(self, until: str = "/readyz") -> Process:
+    def start_web(self, until: str = "/readyz", application: str = "wsgi:app") -> Process:
         """Start gunicorn and wait until that path answers 200."""
-        process = self._start("web", [sys.executable, "-m", "gunicorn", "wsgi:app"])
+        process = self._start("web", [sys.executable, "-m", "gunicorn", application])
         self.web_pid = process.pid
 
         def ready() -> bool:

@@ -7,20 +7,20 @@ views, no schemas.
 from collections.abc import Iterable
 from typing import Any
 
-import gevent
 from flask import Response, request
 
+from app.api.bodies import read_body
 from app.api.context import Blueprint, runtail
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE
-from app.api.parsing import loads, parse
+from app.api.parsing import parse
 from app.api.problems import problem
 from app.api.schemas import RunSchema, TakenSchema
 from app.errors import (
-    BodyTimeout,
     InvalidJson,
     InvalidRequest,
     ProducerGap,
     TooDeep,
+    TooManyElements,
     TooManyEvents,
     Unauthorized,
     UnsupportedMediaType,
@@ -28,12 +28,12 @@ from app.errors import (
 from app.external import Writer
 from app.external_events import wanted_of
 from app.protocol.events import dumps
+from app.protocol.reading import loads
 from app.storage.run_store import Taken
+from app.turns import give_way
 
 EVENTS_MAX = 1_000
 """Of one batch."""
-BODY_SECONDS = 30.0
-"""In which a body has to arrive."""
 NUMBER_MAX = 2**31 - 1
 
 _EPOCH, _SEQ = (
@@ -61,8 +61,8 @@ def append(run_id: str) -> Response:
     if request.mimetype != NDJSON_TYPE:
         raise UnsupportedMediaType(f"Send the events as `Content-Type: {NDJSON_TYPE}`, one per line.")
     producer_seq, inputs_after = _number("Producer-Seq"), _inputs_after()
-    events = _events(_body())
-    taken = runtail().external.append(writer, producer_seq, events, inputs_after)
+    body = read_body()
+    taken = runtail().external.append(writer, producer_seq, _events(body), inputs_after, len(body))
     return Response(status=204) if taken.repeated else _answer(taken)
 
 
@@ -83,7 +83,7 @@ def finish(run_id: str) -> Any:
     if not request.is_json:
         raise UnsupportedMediaType(f"Send the body as `Content-Type: {JSON_TYPE}`.")
     producer_seq = _number("Producer-Seq")
-    wanted = wanted_of(parse(_body()), runtail().services.hooks)
+    wanted = wanted_of(parse(read_body()), runtail().services.hooks)
     return runtail().external.finish(writer, producer_seq, wanted)
 
 
@@ -119,18 +119,6 @@ def _inputs_after() -> int:
     raise InvalidRequest("inputs_after: a whole number.")
 
 
-def _body() -> bytes:
-    """
-    :raises BodyTimeout: it does not arrive in time.
-    """
-    late = gevent.Timeout(BODY_SECONDS, BodyTimeout(f"The body did not arrive within {BODY_SECONDS:.0f} s."))
-    with late:
-        body = request.get_data(cache=False)
-        if request.content_length is None:
-            request.stream.read(1)  # werkzeug cuts a body of unknown length at the limit; only reading on is refused
-        return body
-
-
 def _events(body: bytes) -> list[Any]:
     """The JSON of each line; empty lines are none."""
     lines = [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
@@ -145,7 +133,8 @@ def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterable[Any]:
     for number, line in lines:
         try:
             yield loads(line)
-        except (InvalidJson, TooDeep) as error:
+            give_way()
+        except (InvalidJson, TooDeep, TooManyElements) as error:
             raise type(error)(f"Line {number}: {error.detail}") from None
 
 

@@ -1,12 +1,10 @@
 """Errors as responses: RFC 9457 `application/problem+json` with a stable code, never a stack trace."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 import flask_smorest
-import gevent
 from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -18,11 +16,6 @@ from app.streaming import admission
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = {429: admission.RETRY_SECONDS, 503: 1}
 """By status."""
-BODY_LEFT = (408, 413)
-"""The statuses whose request was not read to its end."""
-LINGER_SECONDS = 1.0
-LINGER_BYTES = 65_536
-"""At a time."""
 
 log = logging.getLogger(__name__)
 
@@ -34,28 +27,6 @@ _BY_STATUS: dict[int, type[RuntailError]] = {
     415: errors.UnsupportedMediaType,
     422: errors.InvalidRequest,
 }
-
-
-class LastResponse(Response):
-    """The last one of its connection, because of what the client may go on to send.
-
-    That is read and thrown away for a moment: a client that is still sending would not see a response at once.
-    """
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """The WSGI side."""
-        force_close = getattr(getattr(start_response, "__self__", None), "force_close", None)
-        if force_close is not None:  # gunicorn's, which ignores a header that says so
-            force_close()
-            self.call_on_close(lambda: _linger(environ["wsgi.input"]))
-        return super().__call__(environ, start_response)
-
-
-def _linger(body: Any) -> None:
-    over = gevent.Timeout(LINGER_SECONDS)
-    with suppress(OSError, gevent.Timeout), over:
-        while body.read(LINGER_BYTES):
-            pass
 
 
 class Api(flask_smorest.Api):
@@ -111,8 +82,7 @@ def _unforeseen(error: Exception) -> Response:
 def _response(status: int, code: str, title: str, detail: str, members: Mapping[str, Any] | None = None) -> Response:
     document = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
     document.update(members or {})
-    kind = LastResponse if status in BODY_LEFT else Response
-    response = kind(json.dumps(document) + "\n", status, mimetype=PROBLEM_TYPE)
+    response = Response(json.dumps(document) + "\n", status, mimetype=PROBLEM_TYPE)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if status in RETRY_AFTER_SECONDS:

@@ -20,6 +20,9 @@ SUMMARY_MAX_CHARS = 200
 PREVIEW_MAX_BYTES = 2048
 """Of the preview in UTF-8: a text as it is, anything else as compact JSON."""
 
+PLAN_STEPS_MAX = 1_000
+"""Of one plan."""
+
 COST_MAX = 1e12
 """Costs are summed up over a run, and the sum must stay a finite number."""
 
@@ -49,6 +52,19 @@ class Payload(Schema):
 
     class Meta:
         unknown = INCLUDE
+
+
+class BoundedList(fields.List[Any]):
+    """A list of at most so many items; one that is longer is refused before any of them is looked at."""
+
+    def __init__(self, inner: fields.Field[Any], most: int, **more: Any) -> None:
+        super().__init__(inner, **more)
+        self.most = most
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if isinstance(value, list) and len(value) > self.most:
+            raise ValidationError(f"More than {self.most} items.")
+        return super()._deserialize(value, *args, **kwargs)
 
 
 def _payload(name: str, /, **members: fields.Field[Any]) -> type[Schema]:
@@ -84,7 +100,7 @@ PREVIEW = fields.Raw(required=True, allow_none=True, validate=_fits_preview)
 SUMMARY = fields.String(validate=Length(max=SUMMARY_MAX_CHARS))
 ERROR = fields.Nested(_payload("Error", code=TEXT, message=TEXT), required=True)
 MAY_PROBLEM = fields.Nested(_payload("Problem", code=TEXT, detail=TEXT))
-PLAN = fields.List(fields.Nested(_payload("PlanStep", id=TEXT, title=TEXT)), required=True)
+PLAN = BoundedList(fields.Nested(_payload("PlanStep", id=TEXT, title=TEXT)), PLAN_STEPS_MAX, required=True)
 
 
 def _one_of(*choices: str) -> fields.String:

@@ -83,6 +83,8 @@ class Batch:
     """Those that the events ask for."""
     inputs_after: int
     """The writer knows so many inputs."""
+    size: int = 0
+    """Bytes that came over the wire."""
 
 
 @dataclass(frozen=True, slots=True)

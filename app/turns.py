@@ -1,0 +1,20 @@
+"""Turns of the event loop: whoever computes for long gives way to the other greenlets of the process now and then."""
+
+import time
+from typing import Final
+
+import gevent
+
+TURN_SECONDS: Final = 0.01
+PAUSE_SECONDS: Final = 1e-6
+"""Not 0: `gevent.sleep(0)` lets greenlets go on that could anyway, but looks at no socket and no clock."""
+
+_began = 0.0
+
+
+def give_way() -> None:
+    """Call this in every loop whose length a request decides. Lets the others go on, once a turn is over."""
+    global _began
+    if time.perf_counter() - _began > TURN_SECONDS:
+        gevent.sleep(PAUSE_SECONDS)
+        _began = time.perf_counter()
