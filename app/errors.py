@@ -399,10 +399,20 @@ class Behind(RuntailError):
 
 
 class AgentError(RuntailError):
-    """The agent raised. The text is fixed: what happened is in the worker's log only."""
+    """The agent raised. Of what it raised no text is shown: that is in the worker's log only."""
 
     code = "agent_error"
     title = "The agent failed unexpectedly"
+
+
+class NeedsIsolation(RuntailError, ValueError):
+    """The agent did what would reach every run of a shared worker, such as a fork.
+
+    A ValueError as CPython raises it for signals outside the main thread: libraries expect that one.
+    """
+
+    code = "needs_isolation"
+    title = 'The agent needs isolation="process"'
 
 
 class AgentUnavailable(RuntailError):

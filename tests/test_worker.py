@@ -79,8 +79,15 @@ class TestAnAgentThatFails:
         self, server: Stack, worker: Process, way: str
     ) -> None:
         run, events = _misbehave(server, way)
+        exits = {
+            "system_exit": "SystemExit",
+            "system_exit_in_tool": "SystemExit",
+            "keyboard_interrupt": "KeyboardInterrupt",
+            "greenlet_exit": "GreenletExit",
+        }
+        message = f"The agent raised {exits[way]}." if way in exits else "The agent failed unexpectedly"
         assert run["status"] == "failed"
-        assert run["error"] == {"code": "agent_error", "message": "The agent failed unexpectedly"}
+        assert run["error"] == {"code": "agent_error", "message": message}
         assert SECRET not in str(events) + str(run)
         eventually(lambda: run["run_id"] in worker.log.read_text())
         log = worker.log.read_text()

@@ -5,11 +5,14 @@ With `--isolated` it executes the agents that get a process for each run, and no
 
 import sys
 
-from gevent import monkey
+from workers.first import prepare
 
 ISOLATED = "--isolated" in sys.argv[1:]
 
 if not ISOLATED:
+    prepare()
+    from gevent import monkey
+
     monkey.patch_all()
 
 import logging  # noqa: E402

@@ -5,6 +5,7 @@ from typing import Any
 
 import gevent
 from gevent.event import Event as Flag
+from greenlet import greenlet as AnyGreenlet
 
 from app.storage.run_store import RunRecord
 from workers.emission import Emission
@@ -12,6 +13,9 @@ from workers.interrupts import Interrupted
 
 STOP_SECONDS = 1.0
 """Time that an agent gets for its `finally` blocks once it has been stopped."""
+
+_OF_TREE = "runtail_execution"
+"""In the locals that gevent hands on from a greenlet to all that it spawns."""
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,10 @@ class Execution:
         if self.interruption is not None:
             raise self.interruption
 
+    def own(self, greenlet: "gevent.Greenlet[..., Any]") -> None:
+        """Make a greenlet that has not begun, and all that it will start, known as this run's."""
+        greenlet.spawn_tree_locals = {_OF_TREE: self}
+
     def wait(self, greenlet: "gevent.Greenlet[..., Any]") -> None:
         """Wait until the agent has ended, or was interrupted and has stopped or let STOP_SECONDS pass."""
         if self.interruption is None:
@@ -50,3 +58,14 @@ class Execution:
             greenlet.kill(self.interruption, timeout=STOP_SECONDS)
             if not greenlet.ready():
                 log.warning("The agent of %s goes on although it was stopped; nothing it emits counts.", self.run.id)
+
+
+def execution_of(greenlet: AnyGreenlet | None) -> Execution | None:
+    """The run whose agent has started the greenlet, at whatever remove; None: no agent has."""
+    while greenlet is not None:
+        tree = getattr(greenlet, "spawn_tree_locals", None)
+        if tree is not None:
+            execution: Execution | None = tree.get(_OF_TREE)
+            return execution
+        greenlet = greenlet.parent  # a bare greenlet, which runs on behalf of its parent
+    return None

@@ -23,6 +23,14 @@ class TimedOut(Interrupted):
         self.limit = limit
 
 
+class Exited(Interrupted):
+    """What the agent has started wanted to end the process. `detail` says what, for humans."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
 class Lost(Interrupted):
     """Another worker owns the run now; this attempt must leave no trace."""
 

@@ -16,6 +16,7 @@ from rq.worker import BaseWorker
 from app.config import Config
 from app.errors import StoreUnavailable
 from app.wiring import Services
+from workers import seal
 from workers.emitter import Emitter
 from workers.executor import Executor
 from workers.external import LostWriters
@@ -65,6 +66,7 @@ class WorkerProcess:
         worker = until_reachable(self._connect_rq)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, worker.stop)
+        seal.close()
         log.info("Worker %s is ready: %s.", self.id, ", ".join(sorted(self._agents)))
         worker.run()
         log.info("Worker %s drains for up to %d s.", self.id, self._config.drain_seconds)

@@ -5,6 +5,7 @@ have done is in the journal, and is not done again.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from workers.context import RunContext
 from workers.emission import Emission
 from workers.emitter import Emitter
 from workers.execution import Execution
-from workers.interrupts import Cancelled, Drained, Interrupted, Suspended, TimedOut, Unstorable
+from workers.interrupts import Cancelled, Drained, Exited, Interrupted, Suspended, TimedOut, Unstorable
 from workers.journal import Journal
 from workers.place import Outlet, Place
 from workers.registry import FAIL, RESTART, Agent
@@ -113,6 +114,8 @@ class Stretches:
                 return Ending.failed(errors.RunTimeout(timed_out.limit))
             case Unstorable() as unstorable:
                 return Ending.failed(errors.InvalidCall(unstorable.why))
+            case Exited() as exited:
+                return Ending.failed(errors.AgentError(exited.detail))
             case Drained() as drained:
                 return found if isinstance(found, Suspended) else drained
             case _:
@@ -158,6 +161,7 @@ class Stretches:
         limit = self._services.config.run_timeout_seconds if run.timeout_s is None else run.timeout_s
         greenlet: gevent.Greenlet[..., Ending | Suspended | None]
         greenlet = gevent.Greenlet(self._place.perform, partial(self.perform, execution, outlet, journal))
+        execution.own(greenlet)
         greenlet.start()
         stop = outlet.alarm(limit, TimedOut(f"The run took longer than {limit} s.")) if limit else None
         execution.wait(greenlet)
@@ -185,10 +189,10 @@ class Stretches:
             return None  # whoever interrupted knows the ending
         except RuntailError as error:
             log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
-            return Ending.failed(_public(error))
-        except BaseException:  # SystemExit among them: an agent must not end its worker
+            return Ending.failed(_shown(error))
+        except BaseException as error:  # SystemExit among them: an agent must not end its worker
             log.exception("The agent of %s raised.", run.id)
-            return Ending.failed(errors.AgentError())
+            return Ending.failed(_shown(error))
 
     def _prepare(self, run: RunRecord) -> tuple[Agent, dict[str, Any]]:
         agent = self._agents.get(run.agent)
@@ -200,17 +204,36 @@ class Stretches:
             raise errors.AgentUnavailable(error.detail) from error
 
 
-def _public(error: RuntailError) -> RuntailError:
-    """What may be told of it: the details of anything else are in the log."""
+def _shown(error: BaseException) -> RuntailError:
+    """What is told to everybody of that which an agent has raised."""
+    if isinstance(error, _PUBLIC):
+        return error
     if isinstance(error, errors.InvalidEvent | errors.InvalidJson | errors.TooDeep):
         return errors.InvalidCall(error.detail)
-    return error if isinstance(error, _PUBLIC) else errors.AgentError()
+    if not isinstance(error, Exception):
+        return errors.AgentError(f"The agent raised {type(error).__name__}.")
+    # A tool or a library may have wrapped it.
+    return next((cause for cause in _causes(error) if isinstance(cause, errors.NeedsIsolation)), errors.AgentError())
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, each once."""
+    found: dict[int, BaseException] = {}
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in found:
+            found[id(one)] = one
+            yield one
+            left += [one.__context__, one.__cause__]
+            left += one.exceptions if isinstance(one, BaseExceptionGroup) else []
 
 
 _PUBLIC = (
     errors.AgentUnavailable,
     errors.InvalidCall,
     errors.InvalidOutput,
+    errors.NeedsIsolation,
     errors.NondeterministicAgent,
     errors.ReconciliationFailed,
 )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import InvalidCall, InvalidOutput, NondeterministicAgent, RuntailError
+from app.errors import InvalidCall, InvalidOutput, NeedsIsolation, NondeterministicAgent, RuntailError
 from app.protocol.events import clean_text
 from app.protocol.redaction import preview
 from workers import values
@@ -62,6 +62,8 @@ def foreseen(code: str, message: str) -> Iterator[None]:
         yield
     except (*ABOUT_THE_AGENT, ToolError):
         raise
+    except NeedsIsolation as error:
+        raise ToolError(error.code, error.detail) from error
     except Exception as error:
         raise ToolError(code, message) from error
 

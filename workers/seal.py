@@ -1,0 +1,100 @@
+"""Seals the process of a shared worker: what would reach all its runs is refused to its agents.
+
+From `close` on the process is not forked, its signals and limits stay as they are, and no agent signals or replaces it:
+the call raises NeedsIsolation. An exit in a greenlet ends the run that started it. Programs can be started as ever.
+
+Not responsible for what ends a process at once (`os._exit`, SIGKILL, a crash in C), nor for agents with a process each.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import gevent
+import gevent.hub
+import gevent.subprocess
+from gevent import monkey
+from gevent._hub_local import set_hub
+from greenlet import getcurrent, greenlet
+
+from app.errors import NeedsIsolation
+from workers.execution import execution_of
+from workers.first import gate
+from workers.interrupts import Exited
+from workers.lifetime import live_no_longer_than
+
+_native_ident = monkey.get_original("_thread", "get_ident")
+
+log = logging.getLogger(__name__)
+
+
+def close() -> None:
+    """Seal this process. To be called in the main thread, once the worker has its own signal handlers."""
+    pid, thread = os.getpid(), _native_ident()
+
+    def refuse(what: str) -> None:
+        if os.getpid() == pid:  # not in what was forked to become a program
+            raise NeedsIsolation(
+                f"{what} would reach every run of a shared worker, and is refused there. "
+                'Register the agent with isolation="process".'
+            )
+
+    def refuse_agents(what: str) -> None:
+        # Native threads of ours do none of this.
+        if _native_ident() != thread or execution_of(getcurrent()) is not None:
+            refuse(what)
+
+    def refuse_handler(*_: object) -> None:
+        refuse("gevent.signal_handler")
+
+    gate.refuse, gate.refuse_agents = refuse, refuse_agents
+    gevent.hub.signal.__init__ = refuse_handler  # type: ignore[method-assign,assignment]
+    gevent.subprocess.fork = functools.partial(_fork_for_program, pid)  # type: ignore[attr-defined]  # its own name
+    hub = gevent.get_hub()
+    hub.handle_error = functools.partial(_handle_error, hub.handle_error)  # type: ignore[method-assign]
+
+
+def _fork_for_program(parent: int) -> int:
+    """The fork of gevent's subprocess. The child executes nothing of this process on its way to the program."""
+    pid = gate.fork()
+    if pid == 0:
+        live_no_longer_than(parent)
+        # What the caller wants done before the program starts may sleep or wait: not in the loop of the parent, which
+        # has the greenlets of all runs.
+        set_hub(gevent.hub.Hub(default=False))
+    return pid
+
+
+def _handle_error(
+    otherwise: Callable[..., None],
+    context: object,
+    type: type[BaseException],
+    value: BaseException | None,
+    traceback: TracebackType | None,
+) -> None:
+    """What nobody has caught in a greenlet, or in a callback of the loop. gevent would end the process by an exit.
+
+    A greenlet of ours has no way of raising one: signals do not raise here.
+    """
+    if context is None or not issubclass(type, gevent.hub.Hub.SYSTEM_ERROR):
+        return otherwise(context, type, value, traceback)
+    execution = next(filter(None, map(execution_of, _greenlets(context))), None)
+    log.error(
+        "%s in what %s has started; the worker goes on.",
+        type.__name__,
+        execution.run.id if execution else "some agent",
+        exc_info=(type, value, traceback) if value is not None else None,
+    )
+    if execution is not None:
+        execution.interrupt(Exited(f"{type.__name__} in a greenlet that the agent has started."))
+
+
+def _greenlets(context: object) -> Iterator[greenlet]:
+    """Those that the context of an error is about: a greenlet, what is linked to one, or a callback that switches."""
+    items: tuple[Any, ...] = context if isinstance(context, tuple) else (context,)
+    for item in items:
+        owner = getattr(getattr(item, "callback", None), "__self__", None)
+        yield from (one for one in (item, owner) if isinstance(one, greenlet))
