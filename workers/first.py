@@ -50,14 +50,12 @@ class Gate:
     """The gate of this process.
 
     :ivar fork: the original, which does not pass the gate.
-    :ivar refuse: called before what nobody may do.
-    :ivar refuse_agents: called before what agents may not do.
+    :ivar refuse: called before what is not to be done any more.
     """
 
     def __init__(self) -> None:
         self.fork = os.fork
         self.refuse: Refuse = _let_through
-        self.refuse_agents: Refuse = _let_through
 
     def install(self) -> None:
         """Put the gate in place."""
@@ -79,7 +77,7 @@ class Gate:
         self._check_symbols()
 
     def _stop(self, module: ModuleType, names: Iterable[str], what: str | None = None) -> None:
-        """Nobody may call these once the gate is closed."""
+        """None of these is called once the gate is closed."""
         for name in names:
             if hasattr(module, name):
                 setattr(module, name, self._stopped(getattr(module, name), what or f"{module.__name__}.{name}"))
@@ -94,7 +92,7 @@ class Gate:
         return call
 
     def _check(self, module: ModuleType, name: str, reaches_us: Callable[..., bool], number: int = 1) -> None:
-        """Agents may not call this where it reaches this process. RQ's command to shut down does.
+        """This is not called once the gate is closed, where it reaches this process.
 
         :param number: the argument that is the signal's.
         """
@@ -106,7 +104,7 @@ class Gate:
         def call(*args: Any) -> Any:
             sent = args[number] if len(args) > number else signal.SIGINT
             if sent not in CRASHES and sent != 0 and reaches_us(*args):
-                self.refuse_agents(f"{name} of the worker")
+                self.refuse(f"{name} of the worker")
             return function(*args)
 
         setattr(module, name, call)

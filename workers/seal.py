@@ -1,7 +1,8 @@
 """Seals the process of a shared worker: what would reach all its runs is refused to its agents.
 
-From `close` on the process is not forked, its signals and limits stay as they are, and no agent signals or replaces it:
-the call raises NeedsIsolation. An exit in a greenlet ends the run that started it. Programs can be started as ever.
+From `close` on the process is not forked, its signals and limits stay as they are, and nothing in it signals or
+replaces it: the call raises NeedsIsolation. An exit in a greenlet ends the run that started it. Programs can be started
+as ever.
 
 Not responsible for what ends a process at once (`os._exit`, SIGKILL, a crash in C), nor for agents with a process each.
 """
@@ -16,9 +17,8 @@ from typing import Any
 import gevent
 import gevent.hub
 import gevent.subprocess
-from gevent import monkey
 from gevent._hub_local import set_hub
-from greenlet import getcurrent, greenlet
+from greenlet import greenlet
 
 from app.errors import NeedsIsolation
 from workers.execution import execution_of
@@ -26,14 +26,12 @@ from workers.first import gate
 from workers.interrupts import Exited
 from workers.lifetime import live_no_longer_than
 
-_native_ident = monkey.get_original("_thread", "get_ident")
-
 log = logging.getLogger(__name__)
 
 
 def close() -> None:
     """Seal this process. To be called in the main thread, once the worker has its own signal handlers."""
-    pid, thread = os.getpid(), _native_ident()
+    pid = os.getpid()
 
     def refuse(what: str) -> None:
         if os.getpid() == pid:  # not in what was forked to become a program
@@ -42,15 +40,10 @@ def close() -> None:
                 'Register the agent with isolation="process".'
             )
 
-    def refuse_agents(what: str) -> None:
-        # Native threads of ours do none of this.
-        if _native_ident() != thread or execution_of(getcurrent()) is not None:
-            refuse(what)
-
     def refuse_handler(*_: object) -> None:
         refuse("gevent.signal_handler")
 
-    gate.refuse, gate.refuse_agents = refuse, refuse_agents
+    gate.refuse = refuse
     gevent.hub.signal.__init__ = refuse_handler  # type: ignore[method-assign,assignment]
     gevent.subprocess.fork = functools.partial(_fork_for_program, pid)  # type: ignore[attr-defined]  # its own name
     hub = gevent.get_hub()
