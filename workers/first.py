@@ -136,6 +136,13 @@ gate = Gate()
 
 
 def prepare() -> None:
-    """Put the gate in place."""
+    """Put the gate in place, and asyncio in pure Python.
+
+    asyncio in C keeps the running loop and the current task for each thread of the system, and all greenlets share one.
+    In Python it keeps them in a `threading.local`, which gevent makes one of each greenlet, and for each loop.
+    """
     assert "gevent" not in sys.modules, "gevent has kept the original fork."
     gate.install()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "asyncio"]:
+        del sys.modules[name]  # what was imported with the interpreter is imported anew
+    sys.modules["_asyncio"] = None  # type: ignore[assignment]  # so that its import fails

@@ -1,0 +1,203 @@
+"""Agents that use asyncio, each in one way: alone, as a library's `run_sync` does, and with the calls of a run."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import gevent
+from misbehaving_agents import WayInput
+
+from workers.context import RunContext
+from workers.registry import agent
+
+WAYS: dict[str, Callable[[RunContext], object]] = {}
+
+
+def way(function: Callable[[RunContext], object]) -> Callable[[RunContext], object]:
+    """One way to use asyncio."""
+    WAYS[function.__name__] = function
+    return function
+
+
+@agent("in_a_loop", input=WayInput)
+def in_a_loop(run: RunContext) -> object:
+    return WAYS[run.input["way"]](run)
+
+
+@agent("in_a_loop_apart", input=WayInput, isolation="process")
+def in_a_loop_apart(run: RunContext) -> object:
+    return [WAYS[run.input["way"]](run), asyncio.Task.__module__]
+
+
+@way
+def runs(run: RunContext) -> object:
+    run.emit("custom.begins", {})
+    asyncio.run(asyncio.sleep(1))
+    return "done"
+
+
+@way
+def runs_in_a_tool(run: RunContext) -> object:
+    return run.tool("ask", lambda: asyncio.run(asyncio.sleep(1, "done")))
+
+
+@way
+def runs_sync(run: RunContext) -> object:
+    """What libraries do in their `run_sync`; the loop stays open, and is used again."""
+    for _ in range(2):
+        try:
+            loop = asyncio.get_event_loop()
+        except RuntimeError:
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+        loop.run_until_complete(asyncio.sleep(0.5))
+    loop.close()
+    return "done"
+
+
+@way
+def makes_a_loop(run: RunContext) -> object:
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(asyncio.sleep(1, "done"))
+    finally:
+        loop.close()
+
+
+@way
+def groups(run: RunContext) -> object:
+    return asyncio.run(_grouped())
+
+
+async def _grouped() -> str:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(asyncio.sleep(0.3, n)) for n in range(3)]
+    assert [task.result() for task in tasks] == [0, 1, 2]
+    try:
+        async with asyncio.timeout(0.1):
+            await asyncio.sleep(30)
+    except TimeoutError:
+        pass
+    assert await asyncio.to_thread(lambda: time.sleep(0.1) or "thread") == "thread"
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.get_loop() is asyncio.get_running_loop()
+    assert [n async for n in _numbers()] == [0, 1, 2]
+    assert await asyncio.gather(asyncio.sleep(0.1, "a"), asyncio.wait_for(asyncio.sleep(0.1, "b"), 5)) == ["a", "b"]
+    return "done"
+
+
+async def _numbers() -> AsyncIterator[int]:
+    for n in range(3):
+        await asyncio.sleep(0.01)
+        yield n
+
+
+@way
+def talks(run: RunContext) -> object:
+    return asyncio.run(_talked())
+
+
+async def _talked() -> str:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection("localhost", server.sockets[0].getsockname()[1])
+        writer.write(b"done\n")
+        line = await reader.readline()
+        writer.close()
+    program = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+    output, _ = await program.communicate(line)
+    assert program.returncode == 0
+    return output.decode().strip()
+
+
+@way
+def blocks_in_a_coroutine(run: RunContext) -> object:
+    """A synchronous wait in a coroutine lets other runs go on, in the middle of this one's task."""
+
+    async def ask() -> str:
+        time.sleep(0.5)
+        result: str = run.tool("ask", lambda: time.sleep(0.2) or "done")
+        assert asyncio.current_task() is not None
+        return result
+
+    return asyncio.run(ask())
+
+
+@way
+def asks_in_a_coroutine(run: RunContext) -> object:
+    async def ask() -> str:
+        await asyncio.sleep(0.01)
+        return run.approve("Go on?").decision
+
+    return asyncio.run(ask())
+
+
+@way
+def never_returns(run: RunContext) -> object:
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            run.input["cleaned"] = True
+
+    return asyncio.run(wait())
+
+
+@way
+def exits_in_a_task(run: RunContext) -> object:
+    async def leave() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_leave())
+            await asyncio.sleep(30)
+
+    return asyncio.run(leave())
+
+
+async def _leave() -> None:
+    raise SystemExit
+
+
+@way
+def handles_signals(run: RunContext) -> object:
+    async def handle() -> None:
+        asyncio.get_running_loop().add_signal_handler(15, print)
+
+    return asyncio.run(handle())
+
+
+@way
+def nests(run: RunContext) -> object:
+    """A loop in a loop is refused, as everywhere."""
+
+    async def nest() -> str:
+        inner = asyncio.sleep(0)
+        try:
+            asyncio.run(inner)
+        except RuntimeError:
+            return "done"
+        finally:
+            inner.close()
+        return "nested"
+
+    return asyncio.run(nest())
+
+
+@way
+def looks_around(run: RunContext) -> object:
+    """A synchronous neighbour: the loops of others are not to be seen, wherever it looks from."""
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        seen: list[Any] = [asyncio._get_running_loop(), gevent.spawn(asyncio._get_running_loop).get()]
+        try:
+            seen.append(asyncio.current_task())
+        except RuntimeError:
+            seen.append(None)
+        if seen != [None, None, None]:
+            return str(seen)
+        time.sleep(0.01)
+    return "done"
