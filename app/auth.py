@@ -9,8 +9,8 @@ from app.errors import StoreUnavailable, Unauthorized
 from app.storage.run_store import Principal, Registry, hash_key
 
 DEV = Principal(tenant_id="dev", user_id="dev", admin=True, writer=True)
-KEY_CACHE_SECONDS = 10.0
-"""How long a key that was found is not looked up again: for so long a removed key still opens doors."""
+KEY_CACHE_SECONDS = 5.0
+"""How long a key that was found is not looked up again: for so long one that was removed still opens doors."""
 KEY_CACHE_MAX = 10_000
 """Keys that are remembered; beyond it the one that was looked up first is forgotten."""
 

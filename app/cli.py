@@ -29,6 +29,7 @@ from app.storage.run_store import migrate as migrate_database
 from app.wiring import Services
 
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail[embedded]'."
+KEY_DAYS_MAX = 36_500
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXIT_CODES = """\b
 Exit codes:
@@ -189,11 +190,35 @@ def keys() -> None:
 @click.option("--user", required=True)
 @click.option("--admin", is_flag=True, help="The key may administer.")
 @click.option("--write", is_flag=True, help="The key may start external runs, and act for any user of the tenant.")
+@click.option("--days", type=click.IntRange(1, KEY_DAYS_MAX), metavar="N", help="It expires after N days.")
 @database_option("URL of the Postgres.", required=True)
-def create_key(tenant: str, user: str, admin: bool, write: bool, database: str) -> None:
+def create_key(tenant: str, user: str, admin: bool, write: bool, days: int | None, database: str) -> None:
     """Make an API key and print it. It is stored as a hash only, so this is the one time that it can be read."""
     with explained(), closing(Database(database, pool_size=1)) as opened:
-        click.echo(Registry(opened).create_key(Principal(tenant, user, admin, write)))
+        click.echo(Registry(opened).create_key(Principal(tenant, user, admin, write), days))
+
+
+@keys.command("list")
+@database_option("URL of the Postgres.", required=True)
+def list_keys(database: str) -> None:
+    """List the keys: id, tenant, user, scopes, when made, when it expires. A key is `rt_ID_…`."""
+    with explained(), closing(Database(database, pool_size=1)) as opened:
+        for key in Registry(opened).keys():
+            scopes = ",".join(name for name, has in (("admin", key.admin), ("write", key.writer)) if has) or "-"
+            expires = key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never"
+            made = key.created_at.isoformat(timespec="seconds")
+            click.echo(one_line(f"{key.id} {key.tenant_id} {key.user_id} {scopes} made {made} expires {expires}"))
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@database_option("URL of the Postgres.", required=True)
+def revoke_key(key_id: str, database: str) -> None:
+    """Remove the key with this ID. Within 10 s it opens nothing any more, and its open windows have ended."""
+    with explained(), closing(Database(database, pool_size=1)) as opened:
+        if not Registry(opened).revoke_key(key_id):
+            raise Trouble(f"There is no key {one_line(key_id)!r}; `runtail keys list` shows the ids.")
+    click.echo(f"{key_id} is revoked.")
 
 
 @main.command()

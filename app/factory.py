@@ -85,4 +85,4 @@ def _windows(config: Config, services: Services) -> Windows:
         replay_max_bytes=config.replay_max_bytes,
     )
     hub = TailHub(reader, Doorbell(config.events_redis_url), History(services.store, reader))
-    return Windows(hub, admission, services.history, limits)
+    return Windows(hub, admission, services.history, limits, services.registry.good_keys)

@@ -81,7 +81,7 @@ def _acting(caller: Principal) -> Principal:
         user = ""
     if not (0 < len(user) <= USER_MAX_CHARS and user.isprintable()):
         raise InvalidRequest(f"{USER_HEADER}: 1 to {USER_MAX_CHARS} printable characters in UTF-8.")
-    return Principal(caller.tenant_id, user, admin=False, writer=True)
+    return Principal(caller.tenant_id, user, admin=False, writer=True, key_id=caller.key_id)
 
 
 def _watcher() -> Principal | None:

@@ -46,6 +46,8 @@ class Ticket:
     """The runs that it shows, each of which counts as watched."""
     user: str
     address: str
+    key_id: str | None = None
+    """Of the key that it was opened with, and ends with."""
 
 
 class Admission:
@@ -150,7 +152,7 @@ class Admission:
     def _ticket(self, principal: Principal, address: str, run_ids: Iterable[str]) -> Ticket:
         user = f"user:{quote(principal.tenant_id, '')}:{quote(principal.user_id, '')}" if self._max_per_user else ""
         network = f"address:{_network(address)}" if self._max_per_address and address else ""
-        return Ticket(tuple(map(intern, run_ids)), intern(user), intern(network))
+        return Ticket(tuple(map(intern, run_ids)), intern(user), intern(network), principal.key_id)
 
     def _limits(self, ticket: Ticket) -> list[tuple[str, int]]:
         limits = ((ticket.user, self._max_per_user), (ticket.address, self._max_per_address))

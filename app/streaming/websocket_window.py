@@ -20,7 +20,13 @@ from app.streaming.socket_window import SocketWindow
 from app.streaming.window import Closing
 from app.streaming.wire import NORMAL_CLOSURE
 
-CODES = {Closing.ENDED: NORMAL_CLOSURE, Closing.ROTATED: 1001, Closing.DRAINED: 1012, Closing.LAGGED: 4008}
+CODES = {
+    Closing.ENDED: NORMAL_CLOSURE,
+    Closing.ROTATED: 1001,
+    Closing.DRAINED: 1012,
+    Closing.REVOKED: 4001,
+    Closing.LAGGED: 4008,
+}
 """Of the close frame, by why it is sent."""
 CLOSE_SECONDS = 3.0
 """Time that a client gets to take a close frame and to hang up; less than the kernel gives it (`tune`)."""
@@ -94,8 +100,8 @@ class WebSocketWindow(SocketWindow):
     # Ending.
 
     def _end(self) -> None:
-        drained = self.farewell is not None and self.farewell[0] is Closing.DRAINED
-        if drained or not self._is_obeying():
+        at_once = self.farewell is not None and self.farewell[0] in (Closing.DRAINED, Closing.REVOKED)
+        if at_once or not self._is_obeying():
             super()._end()
 
     def _last_bytes(self, why: Closing, body: bytes) -> bytes:
@@ -174,7 +180,7 @@ class WebSocketWindow(SocketWindow):
 
     def _obey(self, dialogue: Dialogue) -> None:
         """Carry out what has been said, in that order, also where nobody waits for the answers any more."""
-        while dialogue.commands:
+        while dialogue.commands and self._why is not Closing.REVOKED:
             answer = self._carry_out(self, dialogue.commands[0])
             dialogue.commands.pop(0)
             dialogue.answers.append(answer)

@@ -66,6 +66,7 @@ class Closing(Enum):
     ROTATED = "it was open for its longest time"
     DRAINED = "the process ends"
     FAILED = "it failed"
+    REVOKED = "its key opens no doors any more"
 
 
 class Window:

@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from _socket import socket as NativeSocket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from gevent import monkey
 
 from app import metrics
+from app.errors import StoreUnavailable
 from app.protocol.events import control
 from app.storage.history import History
 from app.storage.run_store import RunPosition, RunRecord
@@ -32,6 +33,10 @@ DRAIN_RETRY_MS = (100, 1_000)
 DRAIN_SECONDS = 1.0
 """Time that windows get to take their last bytes; then they are reset."""
 POLL_SECONDS = 0.02
+KEYS_SECONDS = 3.0
+"""Between two looks whether the keys of the open windows still open doors. A window that does not end in order at the
+first is cut off at the second."""
+REVOKED_RETRY_MS = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +56,9 @@ class Opening:
     """Play the run, which has ended, back: so many times as fast as it was. The cursor is a seq then."""
 
 
+GoodKeys = Callable[[Collection[str]], Collection[str]]
+
+
 def _never() -> bool:
     return False
 
@@ -58,9 +66,12 @@ def _never() -> bool:
 class Windows:
     """Opens windows; runs the hub and the admission."""
 
-    def __init__(self, hub: TailHub, admission: Admission, history: History, limits: Limits) -> None:
+    def __init__(
+        self, hub: TailHub, admission: Admission, history: History, limits: Limits, good_keys: GoodKeys
+    ) -> None:
         """
         :param history: reads for windows that the hub does not serve.
+        :param good_keys: of ids of keys, which still open doors. May raise StoreUnavailable.
         """
         self.draining: Callable[[], bool] = _never
         """Set by the server: true once this process is to end."""
@@ -69,7 +80,8 @@ class Windows:
         self._hub = hub
         self._history = history
         self._started = threading.Lock()
-        self._connections: dict[Iterated | Window, socket.socket] = {}
+        self._good_keys = good_keys
+        self._connections: dict[Iterated | Window, socket.socket | None] = {}
         """Of the windows that are iterated over: who sends one may be held up by its client."""
 
     def __len__(self) -> int:
@@ -81,7 +93,7 @@ class Windows:
             return
         if monkey.is_module_patched("socket"):
             self._hub.start()
-        for duty in (self.admission.run, self._drain):
+        for duty in (self.admission.run, self._drain, self._look_after_keys):
             threading.Thread(target=duty, daemon=True).start()  # a greenlet, where there is gevent
 
     def open_on(self, native: NativeSocket, opening: Opening, *, chunked: bool) -> None:
@@ -169,7 +181,7 @@ class Windows:
         """
         if sock is not None:
             tune(sock, self.limits)
-            self._connections[window] = sock
+        self._connections[window] = sock
 
     def end(self, window: Iterated | Window) -> None:
         """Nothing of the window is sent any more."""
@@ -195,6 +207,44 @@ class Windows:
         if why is Closing.ROTATED:
             metrics.ROTATIONS.inc()
 
+    # The end of a key.
+
+    def _look_after_keys(self) -> None:
+        while not self.draining():
+            time.sleep(KEYS_SECONDS)
+            try:
+                self.end_revoked()
+            except StoreUnavailable as error:
+                log.warning("Whether keys were removed is not known. %s", error.detail)
+            except Exception:
+                log.exception("The keys of the open windows could not be looked after.")
+
+    def end_revoked(self) -> None:
+        """End the windows whose key was removed or has expired; cut off those that should have ended the last time.
+
+        :raises StoreUnavailable: whose, is not known.
+        """
+        followed, iterated = self._hub.windows(), list(self._connections)
+        key_ids = {w.ticket.key_id for w in (*followed, *iterated)} - {None}
+        if not key_ids:
+            return
+        good = self._good_keys(key_ids)
+        for window in (*followed, *iterated):
+            if window.ticket.key_id not in good and window.ticket.key_id is not None:
+                self._end_revoked(window)
+
+    def _end_revoked(self, window: Iterated | Window) -> None:
+        connection = self._connections.get(window)
+        if window.farewell is None:
+            if isinstance(window, Window):
+                window.say_farewell(Closing.REVOKED, REVOKED_RETRY_MS)
+            else:
+                window.farewell = Closing.REVOKED, b""
+        elif connection is not None:
+            cut(connection)
+        elif isinstance(window, Window):
+            window.close(Closing.REVOKED)
+
     # The end of the process.
 
     def _drain(self) -> None:
@@ -205,7 +255,8 @@ class Windows:
         while (windows := self._hub.windows()) or self._connections:
             if time.monotonic() >= deadline:
                 for connection in list(self._connections.values()):
-                    cut(connection)
+                    if connection is not None:
+                        cut(connection)
             for window in windows:
                 if window.farewell is None:
                     window.say_farewell(Closing.DRAINED, random.randint(*DRAIN_RETRY_MS))

@@ -1,7 +1,7 @@
 """The plain values that go into and come out of the store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,8 @@ class Principal:
     admin: bool = False
     writer: bool = False
     """Its key has the scope `write`: it may start external runs, and act for every user of the tenant."""
+    key_id: str | None = field(default=None, compare=False)
+    """Of the key that it calls with. None: it needs none, or calls with a run's token."""
 
 
 @dataclass(frozen=True, slots=True)

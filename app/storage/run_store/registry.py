@@ -3,13 +3,16 @@
 import hashlib
 import json
 import secrets
-from dataclasses import astuple, dataclass
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from app.storage.run_store.database import Database, rows
 from app.storage.run_store.records import Principal
 
 KEY_PREFIX = "rt_"
+_GOOD = "(expires_at IS NULL OR expires_at > now())"
 JANITOR_SHOWN_SECONDS = 5
 """How often a janitor shows that it is at work."""
 JANITOR_GONE_SECONDS = 20
@@ -24,6 +27,19 @@ class AgentRecord:
     input_schema: dict[str, Any]
     isolation: str
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key, as far as it can be shown."""
+
+    id: str
+    tenant_id: str
+    user_id: str
+    admin: bool
+    writer: bool
+    created_at: datetime
+    expires_at: datetime | None
 
 
 class Registry:
@@ -73,17 +89,37 @@ class Registry:
         """A worker ends in order."""
         self._execute("DELETE FROM workers WHERE id = %s", worker_id)
 
-    def create_key(self, principal: Principal) -> str:
-        """Make an API key for a principal. Only its hash is kept: this is the one time that it can be read."""
+    def create_key(self, principal: Principal, days: int | None = None) -> str:
+        """Make an API key for a principal. Only its hash is kept: this is the one time that it can be read.
+
+        :param days: after so many it expires; None: never.
+        """
         key_id = secrets.token_hex(4)
         key = f"{KEY_PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
-        sql = "INSERT INTO api_keys (id, key_hash, tenant_id, user_id, admin, writer) VALUES (%s, %s, %s, %s, %s, %s)"
-        self._execute(sql, key_id, hash_key(key), *astuple(principal))
+        sql = """INSERT INTO api_keys (id, key_hash, tenant_id, user_id, admin, writer, expires_at)
+                 VALUES (%s, %s, %s, %s, %s, %s, now() + make_interval(days => %s))"""
+        who = (principal.tenant_id, principal.user_id, principal.admin, principal.writer)
+        self._execute(sql, key_id, hash_key(key), *who, days)
         return key
 
+    def keys(self) -> list[KeyRecord]:
+        """Every key, those that have expired too, by tenant, user and age."""
+        sql = """SELECT id, tenant_id, user_id, admin, writer, created_at, expires_at FROM api_keys
+                 ORDER BY tenant_id, user_id, created_at, id"""
+        return [KeyRecord(**row) for row in self._select(sql)]
+
+    def revoke_key(self, key_id: str) -> bool:
+        """Remove a key. False: there is none of that id."""
+        return bool(self._select("DELETE FROM api_keys WHERE id = %s RETURNING id", key_id))
+
+    def good_keys(self, key_ids: Collection[str]) -> set[str]:
+        """Which of these keys still open doors."""
+        sql = f"SELECT id FROM api_keys WHERE id = ANY (%s) AND {_GOOD}"
+        return {row["id"] for row in self._select(sql, list(key_ids))}
+
     def principal(self, key: str) -> Principal | None:
-        """Whose key this is, or None."""
-        sql = "SELECT tenant_id, user_id, admin, writer FROM api_keys WHERE key_hash = %s"
+        """Whose key this is; None: nobody's, or it has expired."""
+        sql = f"SELECT id AS key_id, tenant_id, user_id, admin, writer FROM api_keys WHERE key_hash = %s AND {_GOOD}"
         found = self._select(sql, hash_key(key))
         return Principal(**found[0]) if found else None
 
