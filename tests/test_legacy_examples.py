@@ -41,7 +41,8 @@ def legacy(runtail: Stack, environment: dict[str, str], request: pytest.FixtureR
 @pytest.fixture
 def mortal(stack: StackMaker, environment: dict[str, str]) -> Iterator[Legacy]:
     """A server that takes a writer to be lost after a short time."""
-    runtail = stack(EXTERNAL_LEASE_SECONDS=str(LEASE_SECONDS))
+    lease = str(LEASE_SECONDS)
+    runtail = stack(EXTERNAL_LEASE_SECONDS=lease, EXTERNAL_LEASE_MAX_SECONDS=lease)
     runtail.start_web()
     runtail.start_worker()
     with legacy_app(runtail, environment) as legacy:
@@ -136,6 +137,33 @@ def test_a_job_that_is_stopped_before_it_begins_does_nothing(mortal: Legacy) -> 
     assert run["status"] == "cancelled"
     assert run["state"]["messages"] == []
     mortal.idle()
+
+
+def test_stop_of_a_report_that_is_not_there_is_answered_in_fit_words(legacy: Legacy) -> None:
+    of_somebody_else = legacy.runtail.http.post("/runs", json={"agent": "external"}, headers={"Runtail-User": "eve"})
+    for run_id in ("run_none", of_somebody_else.json()["run_id"]):
+        answer = legacy.http.post(f"/live/{run_id}/stop")
+        assert (answer.status_code, answer.text) == (404, "There is no such report.")
+
+
+def test_stop_of_a_report_that_is_done_changes_nothing(legacy: Legacy) -> None:
+    report = legacy.live()
+    assert report.ended()["status"] == "completed"
+    report.stop()
+    assert report.ended()["status"] == "completed"
+
+
+@pytest.mark.parametrize("kind", ["flask", "django"])
+def test_where_nothing_answers_for_runtail_the_app_says_so(
+    stack: StackMaker, environment: dict[str, str], kind: str
+) -> None:
+    nothing = stack()
+    with legacy_app(nothing, environment) as legacy:
+        getattr(legacy, kind)()
+        for path in ("/live", "/live/run_1/stop"):
+            answer = legacy.http.post(path, data={"customer": "ann"})
+            assert (answer.status_code, answer.text) == (503, "Please try again later.")
+        assert legacy.report().json() == REPORT
 
 
 # When a job dies.

@@ -17,8 +17,14 @@ from django.views.decorators.http import require_POST
 from report import make_report
 from rq import Retry
 
+from runtail_client import RuntailError
+
 settings.configure(
-    ALLOWED_HOSTS=["127.0.0.1", "localhost"], DEBUG=True, ROOT_URLCONF=__name__, SECRET_KEY="for this machine only"
+    ALLOWED_HOSTS=["127.0.0.1", "localhost"],
+    DEBUG=True,
+    MIDDLEWARE=[f"{__name__}.Refusals"],
+    ROOT_URLCONF=__name__,
+    SECRET_KEY="for this machine only",
 )
 
 
@@ -43,6 +49,21 @@ def start(request):
 def stop(request, run_id):
     jobs.runtail.for_user(user(request)).cancel(run_id)
     return HttpResponse(status=204)
+
+
+class Refusals:
+    """Middleware: what Runtail refuses is no error of this app."""
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        return self.get_response(request)
+
+    def process_exception(self, request, error):
+        if isinstance(error, RuntailError):
+            text, status = jobs.refusal(error)
+            return HttpResponse(text, status=status)
 
 
 def user(request):

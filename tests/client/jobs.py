@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+from rq import Retry
+
 from runtail_client import Run, Runtail, ToolError
 
 client = Runtail(os.environ["RUNTAIL_URL"], beat_seconds=0.1)
@@ -60,3 +62,35 @@ def _first_time(folder: str) -> bool:
     before = mark.exists()
     mark.touch()
     return not before
+
+
+def in_session(session: str) -> str:
+    """Succeeds, as a run of that session."""
+    made: str = client.job(lambda run: run.stream(["Done."]), session=session)()
+    return made
+
+
+@client.job
+def fails_at(run: Run, folder: str, *executions: int) -> str:
+    """Fails at those of its executions, which begin with 1."""
+    execution = len(list(Path(folder).iterdir())) + 1
+    (Path(folder) / str(execution)).touch()
+    if execution in executions:
+        raise ConnectionError("Not this time.")
+    return run.stream(["Done."])
+
+
+@client.job
+def returns_retry(run: Run, folder: str) -> Retry | str:
+    """Asks to be tried again, once."""
+    run.stream(["Trying. "])
+    return Retry(max=1) if _first_time(folder) else run.stream(["Done."])
+
+
+@client.job
+def slow_once(run: Run, folder: str) -> str:
+    """Takes for ever at its first try."""
+    run.emit("custom.tick", {})
+    if _first_time(folder):
+        time.sleep(600)
+    return run.stream(["Made."])

@@ -12,7 +12,7 @@ from redis import Redis
 from rq import Queue, Retry
 from rq.job import Job
 
-from runtail_client import Opened, RunEnded, Runtail
+from runtail_client import Opened, Runtail
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually
 from tests.stored import ended, payloads, reach
@@ -142,20 +142,6 @@ def test_a_job_executed_twice_gives_what_its_run_came_to(place: Place) -> None:
     for _ in range(2):
         assert finished(place.enqueue("report", "May", ref=run.ref)) == "3 letters in May."
     assert len(payloads(place.stack, run.run_id, "tool.started")) == 1
-
-
-def test_a_job_of_a_run_that_has_failed_fails(place: Place) -> None:
-    run = opened(place)
-    with place.client.run(ref=run.ref) as writer:
-        writer.fail("no_stock", "None left.")
-
-    @place.client.job
-    def report(run: Any) -> None:
-        raise AssertionError("it is not called")
-
-    with pytest.raises(RunEnded) as over:
-        report(ref=run.ref)
-    assert over.value.run_status == "failed"
 
 
 def test_a_run_that_is_opened_waits_for_its_job_for_longer_than_a_lease(place: Place) -> None:

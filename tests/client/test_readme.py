@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import StackMaker
@@ -51,6 +52,40 @@ def test_the_view_answers_at_once_and_the_plain_worker_writes(web: Stack, folder
     run = ended(web, run_id)
     assert run.output == "Rent: 900 EUR. Paper: 12 EUR. "
     assert [step["status"] for step in run.state["plan"]] == ["completed", "completed"]
+
+
+def test_a_job_whose_module_cannot_be_imported_fails_its_run(web: Stack, folder: Path) -> None:
+    enqueue = """
+import os
+from redis import Redis
+from rq import Callback, Queue, Retry
+from failures import client
+opened = client.open(user="alice", input={"month": "May"})
+queue = Queue(connection=Redis.from_url(os.environ["REDIS_URL"]))
+failed = Callback("failures.run_failed")
+queue.enqueue("no_such_module.report", "May", ref=opened.ref, retry=Retry(max=1), on_failure=failed)
+print(opened.run_id)
+"""
+    run_id = call(web, folder, sys.executable, "-c", enqueue).strip()
+    call(web, folder, str(Path(sys.executable).with_name("rq")), "worker", "--burst", "--url", web.env["REDIS_URL"])
+    assert ended(web, run_id, "failed").error == {"code": "job_failed", "message": "The job failed."}
+
+
+def test_a_report_is_shown_later(web: Stack, folder: Path) -> None:
+    show = """
+from reports import client, report
+from later import shown
+opened = client.open(user="alice", input={"month": "May"})
+print(shown(opened.ref)["status"])
+report("May", ref=opened.ref)
+again = shown(opened.ref)
+print(again["status"])
+print(again["watch_url"])
+print(client.for_user("alice").read(opened.run_id)["output"])
+"""
+    waiting, done, watch_url, output = call(web, folder, sys.executable, "-c", show).splitlines()
+    assert (waiting, done, output) == ("running", "completed", "Rent: 900 EUR. Paper: 12 EUR. ")
+    assert httpx.get(watch_url, headers={"Accept": "application/json"}).json()["terminal"]
 
 
 def test_the_script_writes_and_the_follower_reads(web: Stack, folder: Path) -> None:

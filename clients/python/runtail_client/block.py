@@ -7,8 +7,9 @@ from types import TracebackType
 
 from runtail_client.current import current
 from runtail_client.errors import Cancelled, Refused, RunFailed, RuntailError, WriterLost
-from runtail_client.run import FINISH_SECONDS, Run
+from runtail_client.run import Run
 from runtail_client.sender import Sender
+from runtail_client.sinks import Sink
 
 INTERRUPTED_SECONDS = 5.0
 """How long the end of a run may take to be confirmed while the process is being stopped."""
@@ -29,15 +30,24 @@ class RunBlock:
     - after Cancelled it is cancelled, and the code after the block goes on: `run.cancelled` says so.
     """
 
-    def __init__(self, start: Callable[[], Sender], retried: Callable[[BaseException], bool] = never) -> None:
-        """:param retried: whether what has raised this will be done again; then the run is left open for that."""
+    def __init__(
+        self,
+        start: Callable[[], Sender],
+        retried: Callable[[BaseException], bool] = never,
+        sink: Callable[[Sender], Sink] | None = None,
+    ) -> None:
+        """
+        :param retried: whether what has raised this will be done again; then the run is left open for that.
+        :param sink: what the run writes to; None: the sender itself.
+        """
         self._start = start
+        self._sink = sink
         self._retried = retried
         self._exit = ExitStack()
 
     def __enter__(self) -> Run:
         self._sender = self._start()
-        self._run = Run(self._sender)
+        self._run = Run(self._sink(self._sender) if self._sink else self._sender)
         self._exit.enter_context(current(self._run))
         return self._run
 
@@ -68,7 +78,9 @@ class RunBlock:
             raise
 
     def _give_up(self, error: BaseException, cancelled: bool) -> None:
-        seconds = FINISH_SECONDS if isinstance(error, Exception | Cancelled) else INTERRUPTED_SECONDS
+        seconds = self._sender.patience.finish
+        if not isinstance(error, Exception | Cancelled):
+            seconds = min(seconds, INTERRUPTED_SECONDS)
         if isinstance(error, WriterLost | RunFailed):
             return
         if cancelled:

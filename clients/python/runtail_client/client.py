@@ -1,7 +1,7 @@
 """`Runtail`: one server, seen by one caller. Starts, reads, follows and steers runs, and opens those to be written."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,11 +9,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from runtail_client import queues
-from runtail_client.block import RunBlock
+from runtail_client.block import RunBlock, never
 from runtail_client.calls import Lease
 from runtail_client.connection import ASK_SECONDS, Connection
 from runtail_client.errors import RunEnded
-from runtail_client.jobs import as_job
+from runtail_client.jobs import JobRuns, as_job
+from runtail_client.patience import FINISH_SECONDS, Patience
+from runtail_client.refs import Ref
 from runtail_client.sender import Sender
 from runtail_client.values import given
 from runtail_client.watching import Envelope, Watch
@@ -29,7 +31,7 @@ class Opened:
     """A run that was opened to be written, by whoever has `ref`.
 
     :ivar status: completed, failed or cancelled where it has ended before.
-    :ivar watch_token: reads this run and nothing else: fit to be given to the user's browser. None once it has ended.
+    :ivar watch_token: reads this run and nothing else: fit to be given to the user's browser.
     :ivar watch_url: the stream of its events with that token, for an EventSource: see `Runtail.watch_url`.
     :ivar ref: what the writer needs: `client.run(ref=…)`. A text, so that every queue can carry it.
     """
@@ -37,7 +39,7 @@ class Opened:
     run_id: str
     status: str
     session_id: str
-    watch_token: str | None
+    watch_token: str
     watch_url: str
     ref: str
 
@@ -58,6 +60,7 @@ class Runtail:
         timeout: float = ASK_SECONDS,
         buffer_bytes: int = BUFFER_BYTES,
         beat_seconds: float | None = None,
+        finish_seconds: float = FINISH_SECONDS,
     ) -> None:
         """
         :param url: where the server is, such as http://127.0.0.1:8000.
@@ -67,7 +70,8 @@ class Runtail:
         :param timeout: seconds that a call may take, its attempts together. Not of `watch`, nor of what a run writes.
         :param buffer_bytes: with so many bytes of a run's events unsent its verbs block.
         :param beat_seconds: how often a run that writes nothing asks the server whether it was cancelled; None: a
-            quarter of the lease, 15 s by default.
+            quarter of the lease, and 15 s at most.
+        :param finish_seconds: how long the end of a run may take to be confirmed.
         """
         self.url = url.rstrip("/")
         self.user = user
@@ -75,6 +79,7 @@ class Runtail:
         self._key = key
         self._buffer_bytes = buffer_bytes
         self._beat_seconds = beat_seconds
+        self._finish_seconds = finish_seconds
         self._connection = Connection(url, timeout)
 
     def for_user(self, user: str | None) -> "Runtail":
@@ -174,19 +179,30 @@ class Runtail:
         input: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        ref: str | None = None,
     ) -> Opened:
         """Open a run for a job that is yet to begin, so that its id is known and it can be watched already.
 
         It waits for its writer, a day by default. With an idempotency key, the same again is the same run; that takes
-        nothing from a writer that is at work.
+        nothing from a writer that is at work. One that has ended can be watched from its beginning.
 
         :param user: whose run it is; None: this client's.
         :param input: shown as the run's input, which is all that becomes of it.
+        :param ref: of a run that was opened before; nothing else is given then.
         """
-        ref = self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
-        answer = self._claim(ref, {"Runtail-Writer": "later"})
+        about = Ref.parse(ref) if ref else self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
+        answer = self._claim(about, {"Runtail-Writer": "later"})
         run_id, token = answer["run_id"], answer["watch_token"]
-        return Opened(run_id, answer["status"], answer["session_id"], token, self.watch_url(run_id, token or ""), ref)
+        return Opened(run_id, answer["status"], answer["session_id"], token, self.watch_url(run_id, token), str(about))
+
+    def fail(self, ref: str, code: str = "job_failed", message: str = "The job failed.") -> None:
+        """Fail a run whose job is not executed any more: for a queue's callback. One that has ended stays as it is.
+
+        :param ref: of the run.
+        :param code, message: as `Run.fail` has them.
+        """
+        with suppress(RunEnded), self.run(ref=ref) as run:
+            run.fail(code, message)
 
     def watch_url(self, run_id: str, watch_token: str = "") -> str:
         """What a page gives to `new EventSource(…)`, whose `onmessage` then gets every event.
@@ -205,6 +221,7 @@ class Runtail:
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         retried: Callable[[BaseException], bool] | None = None,
+        lease_seconds: int | None = None,
     ) -> RunBlock:
         """`with client.run(…) as run:` writes a run; see `RunBlock` for how it ends.
 
@@ -212,10 +229,13 @@ class Runtail:
         :param idempotency_key: the same again is the same run, started over by its next writer.
         :param retried: tells of an exception that ended the block whether the work will be done again, under the same
             ref or key; the run is then left open for that.
+        :param lease_seconds: how long the run is kept for its next writer once this one is silent; None: as long as
+            the server's settings say.
         :raises RunEnded: at the beginning of the block: that run has ended already.
         """
-        ref = ref or self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
-        return RunBlock(lambda: self._sender(ref), *([retried] if retried else []))
+        about = Ref.parse(ref) if ref else self._ref(user, _body(EXTERNAL, input, session, metadata), idempotency_key)
+        patience = Patience(self._finish_seconds)
+        return RunBlock(lambda: self._sender(about, lease_seconds, patience), retried or never)
 
     def job(
         self,
@@ -225,38 +245,52 @@ class Runtail:
         session: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         retried: Callable[[BaseException], bool] = queues.retried,
+        lease_seconds: int | None = None,
     ) -> Any:
         """Make of `def report(run, …)` a job `report(…)` that writes a run: under RQ, Celery, in a thread, anywhere.
 
         `report(…, ref=opened.ref)` writes the run that was opened, `report(…)` a new one. What the function returns is
-        the run's output; None: see `Run.output`. Under RQ, a job that is tried again goes on with the same run.
+        the run's output; None: see `Run.output`. Under RQ and Celery, a job that is tried again goes on with the same
+        run. It does its work, and returns, also where the server is away, has lost the run, or takes nothing: the log
+        says so, and nothing of that is raised.
 
         :param user, session, metadata: of new runs.
         :param retried: as in `run`. By default: an RQ job that has tries left.
+        :param lease_seconds: as in `run`; None: a job that will be tried again if its worker is lost takes one that is
+            longer than its queue needs to notice that.
         """
 
         def decorate(function: Callable[..., Any]) -> Any:
-            def block(ref: str | None) -> RunBlock:
-                own = ref or self._ref(user, _body(EXTERNAL, None, session, metadata), queues.key())
-                return self.run(ref=own, retried=retried)
+            def start(ref: str | None, own: str | None) -> Ref:
+                if ref:
+                    return Ref.parse(ref)
+                return self._ref(user, _body(EXTERNAL, None, session, metadata), own)
 
-            return as_job(function, block, lambda run_id: self.read(run_id)["output"])
+            patience = Patience.of_jobs(self._finish_seconds)
+            runs = JobRuns(
+                about=start,
+                claim=lambda about, lease: self._sender(about, lease_seconds or lease, patience),
+                output=lambda ended: self.for_user(ended.user).read(ended.run_id)["output"],
+            )
+            return as_job(function, runs, retried)
 
         return decorate if function is None else decorate(function)
 
-    def _ref(self, user: str | None, body: Mapping[str, Any], key: str | None) -> str:
-        return json.dumps({"key": key or uuid4().hex, "user": user or self.user, "body": body})
+    def _ref(self, user: str | None, body: Mapping[str, Any], key: str | None) -> Ref:
+        return Ref.new(user or self.user, body, key)
 
-    def _claim(self, ref: str, headers: Mapping[str, str]) -> dict[str, Any]:
-        about = json.loads(ref)
-        return self.for_user(about["user"])._post_run(about["body"], about["key"], headers)
+    def _claim(self, ref: Ref, headers: Mapping[str, str]) -> dict[str, Any]:
+        return self.for_user(ref.user)._post_run(ref.body, ref.key, headers)
 
-    def _sender(self, ref: str) -> Sender:
-        answer = self._claim(ref, {})
+    def _sender(self, ref: Ref, lease_seconds: int | None, patience: Patience) -> Sender:
+        """
+        :raises RunEnded: there is nothing to write any more.
+        """
+        answer = self._claim(ref, {"Runtail-Lease": str(lease_seconds)} if lease_seconds else {})
         if answer["writer_token"] is None:
-            raise RunEnded(answer["run_id"], answer["status"])
+            raise RunEnded(answer["run_id"], answer["status"], ref.user)
         lease = Lease(answer["run_id"], answer["writer_token"], answer["epoch"], answer["lease_seconds"])
-        return Sender(self._connection, lease, self._buffer_bytes, self._beat_seconds)
+        return Sender(self._connection, lease, self._buffer_bytes, self._beat_seconds, patience)
 
     def _post_run(self, body: Mapping[str, Any], key: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         return self._ask("POST", "/runs", {"Idempotency-Key": key, **(headers or {})}, json=body)

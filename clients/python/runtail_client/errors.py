@@ -54,14 +54,16 @@ class RunEnded(RuntailError):
 
     :ivar run_id: its id.
     :ivar run_status: how: completed, failed or cancelled.
+    :ivar user: for whom it was opened; None: the client's own user.
     """
 
     code = "run_ended"
 
-    def __init__(self, run_id: str, run_status: str) -> None:
+    def __init__(self, run_id: str, run_status: str, user: str | None = None) -> None:
         super().__init__(f"{run_id} has ended: {run_status}.")
         self.run_id = run_id
         self.run_status = run_status
+        self.user = user
 
 
 class RunFailed(RuntailError):

@@ -20,8 +20,6 @@ T = TypeVar("T")
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
-FINISH_SECONDS = 300.0
-"""How long the end of a run may take to be confirmed."""
 EXPIRY_GRACE_SECONDS = 30.0
 """How long after its end the server may take to say that an approval has expired."""
 
@@ -213,11 +211,17 @@ class Run:
         :raises InvalidEvent: another type, or a payload that is no JSON object or too large.
         """
         if not type.startswith("custom."):
-            raise InvalidEvent(f"Events of your own are named custom.<name>, not {type!r}.")
+            self._sink.tell(InvalidEvent(f"Events of your own are named custom.<name>, not {type!r}."))
+            return
         self._emit(type, payload)
 
     def _emit(self, type: str, payload: Mapping[str, Any]) -> None:
-        self._sink.add(type, clean(payload))
+        try:
+            cleaned = clean(payload)
+        except InvalidEvent as error:
+            self._sink.tell(error)
+            return
+        self._sink.add(type, cleaned)
 
     # Answers from outside.
 
@@ -272,7 +276,10 @@ class Run:
 
     @output.setter
     def output(self, output: object) -> None:
-        self._ending["output"] = clean(output)
+        try:
+            self._ending["output"] = clean(output)
+        except InvalidEvent as error:
+            self._sink.tell(error)
 
     def complete(self, *output: object) -> dict[str, Any]:
         """Complete the run now, with this output or the one that was set; returns it as it ended.
@@ -281,17 +288,17 @@ class Run:
         """
         if output:
             (self.output,) = output
-        ended = self._sink.finish(self._ending, FINISH_SECONDS)
+        ended = self._sink.finish(self._ending)
         if ended["status"] == "failed":
             raise RunFailed(ended["error"]["code"], ended["error"]["message"])
         return ended
 
-    def fail(self, code: str, message: str, *, seconds: float = FINISH_SECONDS) -> dict[str, Any]:
+    def fail(self, code: str, message: str, *, seconds: float | None = None) -> dict[str, Any]:
         """Fail the run now; returns it as it ended.
 
         :param code: 1 to 64 of [a-z0-9_].
         :param message: fit to be shown; what is beyond 500 characters is cut off.
-        :param seconds: how long that may take.
+        :param seconds: how long that may take; None: as long as the client's `finish_seconds` say.
         """
         if not _ERROR_CODE.fullmatch(code):
             raise ValueError(f"An error's code is 1 to 64 of [a-z0-9_], not {code!r}.")

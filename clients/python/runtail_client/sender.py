@@ -7,6 +7,7 @@ heartbeat goes out whenever there is nothing else. Not responsible for what the 
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -17,13 +18,16 @@ import httpx
 
 from runtail_client.calls import APPEND, BEAT, FINISH, Call, Calls, Lease, Unknown
 from runtail_client.connection import LAST_PAUSE, Connection, jittered, reason
-from runtail_client.errors import Cancelled, Refused, Unreachable, WriterLost
+from runtail_client.errors import Cancelled, Refused, RuntailError, Unreachable, WriterLost
 from runtail_client.outbox import Outbox, event_line
+from runtail_client.patience import Patience
 from runtail_client.values import dumps
 
 FIRST_AGAIN = 0.1
 """Seconds before a request is made again; twice as many each time, up to LAST_PAUSE."""
 BEATS_PER_LEASE = 4
+LONGEST_BEAT_SECONDS = 15.0
+"""Between heartbeats under a long lease: they bring the news of a cancel, too."""
 FIRST_BEAT_SECONDS = 1.0
 """A cancel may have come while the run waited for its writer."""
 FIRST_LOOK, LAST_LOOK = 0.25, 5.0
@@ -37,7 +41,14 @@ log = logging.getLogger("runtail_client")
 class Sender:
     """The events of one run on their way. Any number of threads of the process that started it may use it."""
 
-    def __init__(self, connection: Connection, lease: Lease, buffer_bytes: int, beat_seconds: float | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        lease: Lease,
+        buffer_bytes: int,
+        beat_seconds: float | None,
+        patience: Patience,
+    ) -> None:
         """
         :param buffer_bytes: with so much unsent, verbs block.
         :param beat_seconds: between heartbeats; None: as often as the lease wants it.
@@ -50,7 +61,13 @@ class Sender:
         """The run, once its end is confirmed."""
         self._calls = Calls(connection, lease)
         self._buffer_bytes = buffer_bytes
-        self._beat_seconds = beat_seconds or lease.seconds / BEATS_PER_LEASE
+        self._beat_seconds = beat_seconds or min(LONGEST_BEAT_SECONDS, lease.seconds / BEATS_PER_LEASE)
+        self.patience = patience
+        self._lease_seconds = lease.seconds
+        self._heard_at = time.monotonic()
+        """When the server last answered."""
+        self._give_up_at = math.inf
+        """From then on nothing is sent any more."""
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._outbox = Outbox()
@@ -60,8 +77,8 @@ class Sender:
         self._ending: Call | None = None
         self._stopping = False
         self._lost: WriterLost | None = None
-        self._refused: Refused | None = None
-        """An event was turned down."""
+        self._refused: Refused | Unreachable | None = None
+        """An event was turned down, or dropped: what there is of the run is not whole."""
         self._end_refused: Refused | None = None
         self._failures = 0
         self._trouble = ""
@@ -70,6 +87,8 @@ class Sender:
         self._beat_at = time.monotonic() + min(FIRST_BEAT_SECONDS, self._beat_seconds)
         self._made = self._answered = self._wanted = 0
         """Calls made; the last of them that was answered; the one whose answer somebody waits for."""
+        self._unanswered = False
+        """The last question for inputs was not answered in time; until there is an answer nobody waits again."""
         self._inputs: list[str] = []
         self._inputs_taken = 0
         self._decisions: dict[str, dict[str, Any]] = {}
@@ -82,10 +101,21 @@ class Sender:
         """This is another process than the writer's, forked from it."""
         return os.getpid() != self._pid
 
+    @property
+    def incomplete(self) -> bool:
+        """An event was turned down, or dropped."""
+        return self._refused is not None
+
+    def tell(self, error: RuntailError) -> None:
+        """
+        :raises RuntailError: always: what cannot be sent is refused where it was written.
+        """
+        raise error
+
     def check(self) -> None:
         """
         :raises Cancelled: a cancel was requested.
-        :raises WriterLost, Refused: nothing more can be written.
+        :raises WriterLost, Refused, Unreachable: nothing more can be written.
         """
         if self._lost is not None:
             raise self._lost.with_traceback(None)
@@ -129,9 +159,19 @@ class Sender:
 
     def _make_room(self) -> None:
         self.check()
+        deadline = time.monotonic() + self.patience.room
         while self._outbox.bytes >= self._buffer_bytes:
-            self._changed.wait()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._drop()
+            else:
+                self._changed.wait(None if left == math.inf else left)
             self.check()
+
+    def _drop(self) -> None:
+        """Forget what is not sent: the work is not to wait for it."""
+        self._refused = Unreachable(f"{self._outbox.bytes} bytes were not taken in time, and dropped. {self._trouble}")
+        self._outbox.clear()
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and wake up at once when `check` has something to say."""
@@ -149,7 +189,9 @@ class Sender:
         self._be_here()
         with self._changed:
             since = self._made
-            self._look_until(lambda: self._answered > since and (not wait or self._new_inputs()), None)
+            seconds = None if wait else 0.0 if self._unanswered else self.patience.answer
+            self._look_until(lambda: self._answered > since and (not wait or self._new_inputs()), seconds)
+            self._unanswered = self._answered <= since
             new = self._inputs[self._inputs_taken :]
             self._inputs_taken += len(new)
             return new
@@ -167,6 +209,9 @@ class Sender:
             left = None if deadline is None else deadline - time.monotonic()
             if self._wait(come, pause if left is None else min(pause, left)) or (left is not None and left <= 0):
                 return
+            if time.monotonic() - self._heard_at > self.patience.away:
+                log.error("%s: the server does not answer; nobody is waited for any more.", self.run_id)
+                return
             pause = min(LAST_LOOK, 1.3 * pause)
 
     def _wait(self, come: Callable[[], bool], seconds: float) -> bool:
@@ -179,9 +224,12 @@ class Sender:
                     return come()
                 self._changed.wait(left)
 
-    def finish(self, ending: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def finish(self, ending: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Send what is left and end the run; returns it as it ended.
 
+        What is not confirmed in time is still sent, as long as the process lives and the writer has its lease.
+
+        :param seconds: to wait for that; None: as long as the writer's patience lasts.
         :raises WriterLost: somebody else has it, or it ended otherwise.
         :raises Refused: the server does not take this end, or an event before it; another end may be tried.
         :raises Unreachable: it was not confirmed in time. It may have ended all the same.
@@ -192,17 +240,28 @@ class Sender:
                 raise self._refused.with_traceback(None)  # what is not whole is not completed
             self._end_refused = None
             self._ending = Call(FINISH, dumps(ending).encode())
+            self._give_up_at = math.inf
             self._changed.notify_all()
+            seconds = self.patience.finish if seconds is None else seconds
             self._changed.wait_for(lambda: self.ended is not None or self._lost or self._turned_down, seconds)
             if self.ended is not None:
                 return self.ended
             if (refused := self._turned_down) is not None:
                 raise refused
-            self.stop()
+            self._give_up_at = time.monotonic() + self._lease_seconds
             raise self._lost or Unreachable(f"The end of {self.run_id} was not confirmed. {self._trouble}")
 
+    def abandon(self, code: str, message: str) -> None:
+        """Fail the run without waiting for it: nobody is going to write it."""
+        with self._changed:
+            self._ending = Call(
+                FINISH, dumps({"status": "failed", "error": {"code": code, "message": message}}).encode()
+            )
+            self._give_up_at = time.monotonic() + self._lease_seconds
+            self._changed.notify_all()
+
     @property
-    def _turned_down(self) -> Refused | None:
+    def _turned_down(self) -> RuntailError | None:
         """Why there is no end under way, where one was tried."""
         return None if self._ending is not None else self._end_refused or self._refused
 
@@ -227,9 +286,9 @@ class Sender:
         return self._batch is not None or bool(self._outbox)
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Send nothing more but an end that is under way."""
         with self._changed:
-            self._stopping = True
+            self._stopping = self._ending is None
             self._changed.notify_all()
 
     # In the thread.
@@ -249,7 +308,7 @@ class Sender:
     def _next(self) -> Call | None:
         """Wait for something to do; None: there is nothing any more."""
         with self._changed:
-            while not (self._stopping or self._lost or self.ended is not None):
+            while not (self._stopping or self._lost or self.ended is not None or time.monotonic() > self._give_up_at):
                 name, wait = self._due()
                 if wait > 0:
                     self._changed.wait(wait)
@@ -282,7 +341,8 @@ class Sender:
         if isinstance(outcome, Unknown):
             self._again(outcome)
             return
-        self._failures, self._not_before, self._beat_at = 0, 0.0, time.monotonic() + self._beat_seconds
+        self._heard_at, self._unanswered = time.monotonic(), False
+        self._failures, self._not_before, self._beat_at = 0, 0.0, self._heard_at + self._beat_seconds
         if isinstance(outcome, Refused):
             self._turn_down(call, outcome)
         elif call.name == FINISH:

@@ -1,24 +1,31 @@
 """Where the events of a run go: what a `Run` needs of it, and the one outside a run. The other is `sender`."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from runtail_client.errors import RuntailError
+
+log = logging.getLogger("runtail_client")
+
 
 class Sink(Protocol):
-    """Where a run's events go: see `Sender`, and `Nowhere` for what is written outside a run."""
+    """Where a run's events go: see `Sender`, `Forgiving` for jobs, and `Nowhere` for what is written outside a run."""
 
     run_id: str
     epoch: int
-    cancelled: bool
 
+    @property
+    def cancelled(self) -> bool: ...
+    def tell(self, error: RuntailError) -> None: ...
     def check(self) -> None: ...
     def add(self, type: str, payload: Mapping[str, Any], *, closes: bool = False) -> None: ...
     def write(self, message_id: str, text: str) -> None: ...
     def sleep(self, seconds: float) -> None: ...
     def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None: ...
     def inputs(self, wait: bool) -> list[str]: ...
-    def finish(self, ending: Mapping[str, Any], seconds: float) -> dict[str, Any]: ...
+    def finish(self, ending: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]: ...
 
 
 class Nowhere:
@@ -27,6 +34,12 @@ class Nowhere:
     run_id = ""
     epoch = 0
     cancelled = False
+
+    def tell(self, error: RuntailError) -> None:
+        """
+        :raises RuntailError: always: what cannot be sent is refused here as in a run.
+        """
+        raise error
 
     def check(self) -> None:
         """Nothing stops what is no run."""
@@ -56,6 +69,22 @@ class Nowhere:
             raise RuntimeError("Outside a run there is nobody to send inputs.")
         return []
 
-    def finish(self, ending: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def finish(self, ending: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Echo the ending."""
         return dict(ending)
+
+
+class Alone(Nowhere):
+    """Of a job that has no run, because the server is away or the run has failed: it does its work all the same."""
+
+    def tell(self, error: RuntailError) -> None:
+        """Log an error of one call."""
+        log.error("A job without a run goes on without what it has just written. %s", error)
+
+    def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None:
+        """None: nobody can be asked."""
+        return None
+
+    def inputs(self, wait: bool) -> list[str]:
+        """None: nobody can send any."""
+        return []

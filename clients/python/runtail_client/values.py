@@ -83,7 +83,7 @@ def preview(result: object) -> dict[str, Any]:
     """What may be shown of a tool's result: {preview, truncated, bytes}. One that is not JSON is shown by its type."""
     try:
         visible = redact(clean(result))
-    except InvalidEvent:
+    except Exception:  # InvalidEvent, or whatever the items of a lazy mapping raise
         visible = f"<{type(result).__name__}>"
     text = dumps(visible).encode()
     if len(text) <= PREVIEW_BYTES:

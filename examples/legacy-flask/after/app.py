@@ -5,6 +5,8 @@ from flask import Flask, jsonify, redirect, render_template, request, url_for
 from report import make_report
 from rq import Retry
 
+from runtail_client import RuntailError
+
 app = Flask(__name__)
 
 
@@ -40,6 +42,11 @@ def live(run_id):
 def stop(run_id):
     jobs.runtail.for_user(user()).cancel(run_id)
     return "", 204
+
+
+@app.errorhandler(RuntailError)
+def refused(error):
+    return jobs.refusal(error)
 
 
 def user():

@@ -1,0 +1,39 @@
+"""What names a run that is to be written: a text that any queue carries. No calls."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+from uuid import uuid4
+
+KEY_MAX_CHARS = 200
+"""A longer idempotency key is replaced by its hash: the server takes 255 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A run: the request that starts it, whose it is, and the key under which the same request is the same run."""
+
+    key: str
+    user: str | None
+    body: Mapping[str, Any]
+
+    @classmethod
+    def new(cls, user: str | None, body: Mapping[str, Any], key: str | None) -> Self:
+        """:param key: None: a run of its own."""
+        return cls(key or uuid4().hex, user, body)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of the text that `str` gives."""
+        about = json.loads(text)
+        return cls(about["key"], about["user"], about["body"])
+
+    def __str__(self) -> str:
+        return json.dumps({"key": self.key, "user": self.user, "body": self.body})
+
+    def followed_by(self, end: str) -> Self:
+        """Another run, that is asked for in the same way."""
+        key = f"{self.key}{end}"
+        return replace(self, key=key if len(key) <= KEY_MAX_CHARS else hashlib.sha256(key.encode()).hexdigest())
