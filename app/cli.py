@@ -203,7 +203,7 @@ def create_key(tenant: str, user: str, admin: bool, write: bool, days: int | Non
 def list_keys(database: str) -> None:
     """List the keys: id, tenant, user, scopes, when made, when it expires. A key is `rt_ID_…`."""
     with explained(), closing(Database(database, pool_size=1)) as opened:
-        for key in Registry(opened).keys():
+        for key in Registry(opened).list_keys():
             scopes = ",".join(name for name, has in (("admin", key.admin), ("write", key.writer)) if has) or "-"
             expires = key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never"
             made = key.created_at.isoformat(timespec="seconds")

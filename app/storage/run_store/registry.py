@@ -102,7 +102,7 @@ class Registry:
         self._execute(sql, key_id, hash_key(key), *who, days)
         return key
 
-    def keys(self) -> list[KeyRecord]:
+    def list_keys(self) -> list[KeyRecord]:
         """Every key, those that have expired too, by tenant, user and age."""
         sql = """SELECT id, tenant_id, user_id, admin, writer, created_at, expires_at FROM api_keys
                  ORDER BY tenant_id, user_id, created_at, id"""
