@@ -159,6 +159,11 @@ class Feed(Iterated):
         text = control(NO_RUN, "feed.status", {"sample": self.sample, **counts})
         return self.wire.format.control("feed.status", text, None)
 
+    def say_farewell(self, why: Closing, retry_ms: int) -> None:
+        """As in `Window`."""
+        self.farewell = why, last_words(self.wire.format, NO_RUN, why, retry_ms)
+        self._stirred.set()
+
     def close(self, why: Closing = Closing.LEFT) -> None:
         """As in `Iterated`."""
         if not self._closed:

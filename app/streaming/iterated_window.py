@@ -42,7 +42,6 @@ class Iterated:
     __slots__ = ()
 
     wire: Wire
-    ticket: Ticket
     over: bool
     farewell: tuple[Closing, bytes] | None
     _limits: Limits

@@ -169,6 +169,11 @@ class MultiWindow(Iterated):
                 look_up(member.tail, self._history)
                 member.visit(now)
 
+    def say_farewell(self, why: Closing, retry_ms: int) -> None:
+        """As in `Window`."""
+        self.farewell = why, last_words(self.wire.format, NO_RUN, why, retry_ms)
+        self._stirred.set()
+
     def close(self, why: Closing = Closing.LEFT) -> None:
         """As in `Iterated`."""
         if not self._closed:

@@ -6,9 +6,10 @@ import socket
 import threading
 import time
 from _socket import socket as NativeSocket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from gevent import monkey
 
@@ -18,7 +19,7 @@ from app.protocol.events import control
 from app.storage.history import History
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Admission, Ticket
-from app.streaming.iterated_window import Iterated, IteratedWindow, cut
+from app.streaming.iterated_window import IteratedWindow, cut
 from app.streaming.multi_window import MultiWindow
 from app.streaming.playback import PlaybackWindow
 from app.streaming.socket_window import SocketWindow, tune
@@ -56,7 +57,20 @@ class Opening:
     """Play the run, which has ended, back: so many times as fast as it was. The cursor is a seq then."""
 
 
-GoodKeys = Callable[[Collection[str]], Collection[str]]
+GoodKeys = Callable[[Collection[str]], Set[str]]
+
+
+class Ending(Protocol):
+    """What every window has that ends before its time."""
+
+    ticket: Ticket
+    farewell: tuple[Closing, bytes] | None
+
+    def say_farewell(self, why: Closing, retry_ms: int) -> None:
+        """End in order."""
+
+    def close(self, why: Closing) -> None:
+        """Close at once."""
 
 
 def _never() -> bool:
@@ -81,7 +95,7 @@ class Windows:
         self._history = history
         self._started = threading.Lock()
         self._good_keys = good_keys
-        self._connections: dict[Iterated | Window, socket.socket | None] = {}
+        self._connections: dict[Ending, socket.socket | None] = {}
         """Of the windows that are iterated over: who sends one may be held up by its client."""
 
     def __len__(self) -> int:
@@ -174,7 +188,7 @@ class Windows:
             self._hub.enter(member)
         return window
 
-    def begin(self, window: Iterated, sock: socket.socket | None) -> None:
+    def begin(self, window: Ending, sock: socket.socket | None) -> None:
         """A window that is iterated over begins. Call `end` once it is closed.
 
         :param sock: what it is sent on, where that is known.
@@ -183,7 +197,7 @@ class Windows:
             tune(sock, self.limits)
         self._connections[window] = sock
 
-    def end(self, window: Iterated | Window) -> None:
+    def end(self, window: Ending) -> None:
         """Nothing of the window is sent any more."""
         self._connections.pop(window, None)
 
@@ -225,24 +239,20 @@ class Windows:
         :raises StoreUnavailable: whose, is not known.
         """
         followed, iterated = self._hub.windows(), list(self._connections)
-        key_ids = {w.ticket.key_id for w in (*followed, *iterated)} - {None}
-        if not key_ids:
-            return
-        good = self._good_keys(key_ids)
+        by_key: dict[str, list[Ending]] = {}
         for window in (*followed, *iterated):
-            if window.ticket.key_id not in good and window.ticket.key_id is not None:
+            if window.ticket.key_id is not None:
+                by_key.setdefault(window.ticket.key_id, []).append(window)
+        for key_id in by_key.keys() - self._good_keys(by_key) if by_key else ():
+            for window in by_key[key_id]:
                 self._end_revoked(window)
 
-    def _end_revoked(self, window: Iterated | Window) -> None:
-        connection = self._connections.get(window)
+    def _end_revoked(self, window: Ending) -> None:
         if window.farewell is None:
-            if isinstance(window, Window):
-                window.say_farewell(Closing.REVOKED, REVOKED_RETRY_MS)
-            else:
-                window.farewell = Closing.REVOKED, b""
-        elif connection is not None:
+            window.say_farewell(Closing.REVOKED, REVOKED_RETRY_MS)
+        elif (connection := self._connections.get(window)) is not None:
             cut(connection)
-        elif isinstance(window, Window):
+        else:
             window.close(Closing.REVOKED)
 
     # The end of the process.
