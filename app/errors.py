@@ -364,6 +364,14 @@ class InvalidEvent(RuntailError):
     title = "Invalid event"
 
 
+class HookFailed(RuntailError):
+    """A hook of this server raised over a payload, or returned none that fits; what happened is in its log only."""
+
+    code = "hook_failed"
+    status = 422
+    title = "A hook failed"
+
+
 class Fenced(RuntailError):
     """Another owner has claimed the run: this writer may change neither its log nor its row."""
 

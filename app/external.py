@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.errors import (
@@ -98,7 +98,7 @@ class External:
         self._services = services
         self._runs = Runs(services)
         self._ends = Ends(services)
-        self._batches = Together(self._take, BATCHES_PER_COMMIT, Bounded(_weigh_batch, BYTES_PER_COMMIT))
+        self._batches = Together(services.batches.take, BATCHES_PER_COMMIT, Bounded(_weigh_batch, BYTES_PER_COMMIT))
         self._appends = Together(self._append, BATCHES_PER_COMMIT, Bounded(_weigh, BYTES_PER_COMMIT))
         self._known: dict[tuple[str, str], int] = {}
         """Epochs by run and token. They are for good: nothing that is known here ever changes."""
@@ -131,7 +131,7 @@ class External:
 
     def _begin(self, principal: Principal, request: StartRequest) -> Started | None:
         new, created = new_run(principal, request, EXTERNAL, None, self._services.hooks)
-        payload = self._services.hooks("run.started", {"attempt": 1, "worker": EXTERNAL})
+        payload = self._services.hooks.fact("run.started", {"attempt": 1, "worker": EXTERNAL})
         started = encode(new.id, 2, "run.started", payload)
         new.state.update(reduce(new.state, started.envelope()))
         tokens, lease = Tokens.make(request), self._lease(request)
@@ -150,7 +150,8 @@ class External:
         hashes = tokens.hashes(lease)
         if request.writer_later:
             return Started(run, tokens, lease) if self._services.external.watch_too(run, hashes) else None
-        claimed = self._services.external.claim(run, hashes)
+        about = {"attempt": run.attempt + 1, "reason": "retry", "restart": True}
+        claimed = self._services.external.claim(run, hashes, self._services.hooks.fact("run.step", about))
         if claimed is not None:
             self.heal(claimed.id, claimed.epoch)
             return Started(claimed, tokens, lease)
@@ -208,7 +209,8 @@ class External:
 
         :param events: as the writer has sent them.
         :param size: in bytes.
-        :raises InvalidEvent, InvalidJson, TooDeep, ReservedType: one of them is not fit; the detail says which.
+        :raises InvalidEvent, InvalidJson, TooDeep, HookFailed, ReservedType: one of them is not fit; the detail
+            says which.
         :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap, TooManyApprovals: the batch is not taken.
         """
         outbound, approvals = outbound_of(events, self._services.hooks)
@@ -227,14 +229,25 @@ class External:
         outcome = self._batches.ask(batch)
         if isinstance(outcome, RuntailError):
             raise outcome
-        if outcome.added:
-            self._appends.ask(Append(batch.run_id, batch.epoch, outcome.added, archived=outcome.added[-1].seq))
+        self._bring(batch, outcome)
+        if outcome.untold:
+            outcome = self._tell(batch, outcome)
         if outcome.state_due and batch.run_id not in self._storing:
             self._store_state(batch.run_id, batch.epoch)
         return outcome
 
-    def _take(self, batches: Sequence[Batch]) -> list[Taken | RuntailError]:
-        return self._services.batches.take(batches, self._services.hooks)
+    def _bring(self, batch: Batch, taken: Taken) -> None:
+        if taken.added:
+            self._appends.ask(Append(batch.run_id, batch.epoch, taken.added, archived=taken.added[-1].seq))
+
+    def _tell(self, batch: Batch, taken: Taken) -> Taken:
+        """Tell the log what its user has said meanwhile, by a heartbeat that brings it past the hooks."""
+        facts = {fact: self._services.hooks.fact(fact[0], payload) for fact, payload in taken.untold.items()}
+        told = self._batches.ask(replace(batch, producer_seq=None, events=(), approvals=(), facts=facts, size=0))
+        if isinstance(told, RuntailError):
+            return taken  # the batch was taken, and the run has gone elsewhere since
+        self._bring(batch, told)
+        return replace(told, repeated=taken.repeated)
 
     def _append(self, appends: Sequence[Append]) -> list[None]:
         """Bring what is committed into Redis. Where that fails it is brought later: see `heal`."""

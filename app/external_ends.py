@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import (
-    AgentError,
     Fenced,
+    HookFailed,
     InvalidEvent,
     InvalidJson,
     InvalidOutput,
@@ -85,26 +85,25 @@ class Ends:
         if wanted["status"] == "failed":
             return Ending("failed", error=wanted["error"])
         try:
-            return Ending.completed(self._conclude(writer, wanted["output"]))
-        except ReconciliationFailed as error:
+            return self._conclude(writer, wanted["output"])
+        except (HookFailed, ReconciliationFailed) as error:
             return Ending.failed(error)
         except (InvalidJson, TooDeep, InvalidEvent) as error:
             return Ending.failed(InvalidOutput(f"The output is not valid: {error.detail}"))
-        except Exception:  # a hook's: the run has to end all the same, whoever tries it
-            log.exception("The output of %s could not be made.", run.id)
-            return Ending.failed(AgentError())
 
-    def _conclude(self, writer: LogWriter, output: Any) -> Any:
-        """The output as it goes out. A text that was not streamed is streamed now, so that there is one answer."""
+    def _conclude(self, writer: LogWriter, output: Any) -> Ending:
+        """How the run ends with this output. A text that was not streamed is streamed now: so there is one answer."""
         state, hooks = writer.state, self.services.hooks
         if isinstance(output, str) and output and not _answered(state):
-            output = hooks.delta("", output)
-            id = f"msg_{writer.epoch}"
-            writer.add("message.started", {"message_id": id, "role": "assistant"})
-            writer.add("message.delta", {"message_id": id, "text": output})
-            writer.add("message.completed", {"message_id": id, "chars": len(output)})
+            about = {"message_id": f"msg_{writer.epoch}"}
+            started = hooks("message.started", {**about, "role": "assistant"})
+            delta = hooks("message.delta", {**about, "text": output})
+            output = delta["text"]
+            writer.add("message.started", started)
+            writer.add("message.delta", delta)
+            writer.add("message.completed", hooks.fact("message.completed", {**about, "chars": len(output)}))
         payload = {"output": reconcile(state, output), "usage": state["usage"], "digest": ""}
-        return hooks("run.completed", payload)["output"]
+        return Ending.of(hooks("run.completed", payload))
 
 
 def _answered(state: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from app.errors import (
     ExternalFailed,
+    HookFailed,
     InvalidEvent,
     InvalidJson,
     InvalidRequest,
@@ -15,6 +16,7 @@ from app.errors import (
     TooDeep,
 )
 from app.hooks import Hooks
+from app.protocol.events import Outbound
 from app.storage.run_store import NewApproval
 from app.turns import give_way
 
@@ -31,11 +33,11 @@ Payload = dict[str, Any]
 E = TypeVar("E", bound=RuntailError)
 
 
-def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Payload]], list[NewApproval]]:
+def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Outbound]], list[NewApproval]]:
     """The events of a batch as they go out, and the approvals that they ask for.
 
     :param events: as the writer has sent them.
-    :raises InvalidEvent, InvalidJson, TooDeep, ReservedType: one of them is not fit; the detail says which.
+    :raises InvalidEvent, InvalidJson, TooDeep, HookFailed, ReservedType: one of them is not fit; the detail says which.
     """
     outbound = []
     for number, event in enumerate(events, 1):
@@ -45,8 +47,8 @@ def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Pa
     return outbound, [_approval(number, payload) for number, payload in asking]
 
 
-def wanted_of(body: Any, hooks: Hooks) -> Payload:
-    """How a writer wants its run to end, as it is stored.
+def wanted_of(body: Any) -> Payload:
+    """How a writer wants its run to end, as it is stored; it passes the hooks when the run ends.
 
     :param body: of its request, clean.
     :raises InvalidRequest: it does not say, or says more.
@@ -59,10 +61,10 @@ def wanted_of(body: Any, hooks: Hooks) -> Payload:
         raise InvalidRequest(f"Not of a run that is {status}: {', '.join(sorted(unknown))}"[:200])
     if status == "completed":
         return {"status": status, "output": body.get("output")}
-    return {"status": status, "error": _error(body.get("error"), hooks)} if status == "failed" else {"status": status}
+    return {"status": status, "error": _error(body.get("error"))} if status == "failed" else {"status": status}
 
 
-def _error(error: Any, hooks: Hooks) -> dict[str, str]:
+def _error(error: Any) -> dict[str, str]:
     given = {} if error is None else error
     if not isinstance(given, dict) or set(given) - {"code", "message"}:
         raise InvalidRequest("error: {code, message}.")
@@ -71,11 +73,10 @@ def _error(error: Any, hooks: Hooks) -> dict[str, str]:
         raise InvalidRequest("error.code: 1 to 64 of a-z 0-9 _")
     if not isinstance(message, str) or len(message) > MESSAGE_MAX_CHARS:
         raise InvalidRequest(f"error.message: a text of at most {MESSAGE_MAX_CHARS} characters.")
-    shown: dict[str, str] = hooks("run.failed", {"error": {"code": code, "message": message}, "digest": ""})["error"]
-    return shown
+    return {"code": code, "message": message}
 
 
-def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Payload]:
+def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Outbound]:
     """One line of a batch as it goes out."""
     if not isinstance(event, dict) or set(event) != {"type", "payload"} or not isinstance(event["type"], str):
         raise InvalidEvent(f"Line {number}: an event is an object of `type` and `payload`.")
@@ -84,7 +85,7 @@ def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Payload]:
         raise ReservedType(f"Line {number}: only the server writes {type[:100]!r}.")
     try:
         return type, hooks(type, event["payload"])
-    except (InvalidEvent, InvalidJson, TooDeep) as error:
+    except (HookFailed, InvalidEvent, InvalidJson, TooDeep) as error:
         raise _at(number, error) from None
 
 

@@ -1,26 +1,38 @@
-"""The pipeline that every payload passes once before it is appended: clean, redact, user hooks, validate.
+"""The door that every payload of the log passes once: clean, redact, validate, user hooks, validate again.
 
-A user hook is a function (type, payload) -> payload of the entry-point group `runtail.hooks`.
+A user hook is a function (type, payload) -> payload of the entry-point group `runtail.hooks`. What it makes of a
+payload is checked as the payload was; one that raises, or returns what does not fit, has failed: docs/agents.md, Hooks.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from app.errors import InvalidEvent
-from app.protocol.events import Json, clean, dumps, validate
+from app.errors import HookFailed, InvalidEvent
+from app.protocol.events import Json, Outbound, clean, dumps, validate
 from app.protocol.redaction import redact
 
 ENTRY_POINTS = "runtail.hooks"
 EVENT_BYTES = 2_000_000
 """Of one payload's JSON text; past it the emission is refused."""
+WITHHELD = "[withheld]"
+"""In place of what a failed hook has not seen to."""
 
 Payload = dict[str, Any]
 Hook = Callable[[str, Payload], Payload]
 
+_STRUCTURE = frozenset(
+    {"approval_id", "attempt", "code", "decision", "digest", "input_id", "message_id", "on", "ids", "reason", "role"}
+    | {"step_id", "tool_call_id", "worker"}
+)
+"""What a text or a list says of the run, not of what it is about."""
+
+log = logging.getLogger(__name__)
+
 
 class Hooks:
-    """The pipeline of one process."""
+    """The pipeline of one process. Never call it under a lock or in a transaction: a hook may take its time."""
 
     def __init__(self, hooks: Sequence[Hook] = ()) -> None:
         self._hooks = hooks
@@ -31,30 +43,60 @@ class Hooks:
         found = sorted(entry_points(group=ENTRY_POINTS), key=lambda entry_point: entry_point.name)
         return cls([entry_point.load() for entry_point in found])
 
-    def __call__(self, type: str, payload: object) -> Payload:
-        """The payload as it goes out.
+    def __call__(self, type: str, payload: object) -> Outbound:
+        """The payload as it goes out. For what may still be refused.
 
         :raises InvalidJson, TooDeep: it is not JSON.
         :raises InvalidEvent: it does not fit the type's schema, or is beyond EVENT_BYTES.
+        :raises HookFailed: a hook raised, or returned no payload of this type.
         """
-        outbound = redact(clean(payload))
-        for hook in self._hooks:
-            outbound = clean(hook(type, _object(type, outbound)))
-        cleaned = _object(type, outbound)
-        validate(type, cleaned)
-        if len(dumps(cleaned).encode()) > EVENT_BYTES:
-            raise InvalidEvent(f"The payload of {type} is larger than {EVENT_BYTES} bytes.")
-        return cleaned
+        outbound = _fit(type, redact(clean(payload)))
+        return self._hooked(type, outbound) if self._hooks else outbound
 
-    def delta(self, message_id: str, text: str) -> str:
-        """As `__call__` for a piece of clean text; without user hooks nothing in it can change."""
+    def fact(self, type: str, payload: Mapping[str, Any]) -> Outbound:
+        """As `__call__`, for what has happened and must be written down: where a hook fails, its texts are withheld.
+
+        :raises InvalidJson, TooDeep, InvalidEvent: the payload does not fit, before any hook.
+        """
+        outbound = _fit(type, redact(clean(payload)))
         if not self._hooks:
-            return text
-        outbound: str = self("message.delta", {"message_id": message_id, "text": text})["text"]
+            return outbound
+        try:
+            return self._hooked(type, outbound)
+        except HookFailed:
+            return Outbound(_withheld(outbound))
+
+    def delta(self, message_id: str, text: str) -> Outbound:
+        """As `__call__` for a piece of clean text; without user hooks nothing in it can change."""
+        payload = Outbound({"message_id": message_id, "text": text})
+        return self._hooked("message.delta", payload) if self._hooks else payload
+
+    def _hooked(self, type: str, payload: Outbound) -> Outbound:
+        outbound = payload
+        for hook in self._hooks:
+            try:
+                outbound = _fit(type, clean(hook(type, outbound)))
+            except (Exception, SystemExit) as error:
+                log.exception("The hook %s failed at %s.", getattr(hook, "__qualname__", hook), type)
+                raise HookFailed(f"A hook of the server failed at {type}; the server's log says why.") from error
         return outbound
 
 
-def _object(type: str, payload: Json) -> Payload:
+def _fit(type: str, payload: Json) -> Outbound:
     if not isinstance(payload, dict):
         raise InvalidEvent(f"The payload of {type} must be an object.")
-    return payload
+    validate(type, payload)
+    if len(dumps(payload).encode()) > EVENT_BYTES:
+        raise InvalidEvent(f"The payload of {type} is larger than {EVENT_BYTES} bytes.")
+    return Outbound(payload)
+
+
+def _withheld(payload: Mapping[str, Any]) -> Payload:
+    """What a payload says of the run is kept, and so are numbers; everything else is withheld."""
+    return {key: _kept(key, value) for key, value in payload.items()}
+
+
+def _kept(key: str, value: Any) -> Any:
+    if key in _STRUCTURE or value is None or isinstance(value, bool | int | float):
+        return value
+    return _withheld(value) if key == "error" else WITHHELD

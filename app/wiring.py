@@ -66,6 +66,7 @@ class Services:
     def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
         store = RunStore(database)
+        hooks = Hooks.load()
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         queue = RunQueue(config.redis_url, max_connections=queue_connections)
         return cls(
@@ -80,11 +81,11 @@ class Services:
             registry=Registry(database),
             log=log,
             queue=queue,
-            ownership=Ownership(store, log),
+            ownership=Ownership(store, log, hooks),
             erasure=Erasure(store, RetentionStore(database), log, queue),
             history=History(store, log),
             leases=Leases(config.events_redis_url),
-            hooks=Hooks.load(),
+            hooks=hooks,
         )
 
     def close(self) -> None:

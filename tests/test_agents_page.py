@@ -43,10 +43,10 @@ def examples() -> Iterator[Example]:
             yield Example(text, printed)
 
 
-def entry_points() -> dict[str, str]:
-    (declared,) = [tomllib.loads(text) for language, text in BLOCKS if language == "toml"]
-    points: dict[str, str] = declared["project"]["entry-points"][GROUP]
-    return points
+def entry_points() -> dict[str, dict[str, str]]:
+    """Those of the page, by group."""
+    declared = [tomllib.loads(text)["project"]["entry-points"] for language, text in BLOCKS if language == "toml"]
+    return {group: points for groups in declared for group, points in groups.items()}
 
 
 def says(printed: str) -> re.Pattern[str]:
@@ -119,8 +119,10 @@ def install(folder: Path) -> None:
     metadata = folder / "desk-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: desk\nVersion: 1.0\n")
-    points = "".join(f"{name} = {value}\n" for name, value in entry_points().items())
-    (metadata / "entry_points.txt").write_text(f"[{GROUP}]\n{points}")
+    declared = ""
+    for group, points in entry_points().items():
+        declared += f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    (metadata / "entry_points.txt").write_text(declared)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def test_the_first_agent_has_ten_lines() -> None:
 
 def test_the_page_registers_each_of_its_agents(desk: Desk) -> None:
     declared = re.findall(r'^@agent\("(\w+)"', "\n".join(MODULE), re.MULTILINE)
-    assert sorted(entry_points()) == sorted(declared)
+    assert sorted(entry_points()[GROUP]) == sorted(declared)
     registered = {agent["name"] for agent in desk.http.get("/agents").json()}
     assert registered >= set(declared)
 

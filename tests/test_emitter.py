@@ -20,7 +20,7 @@ from app.config import Config
 from app.devservices import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.protocol.ending import Ending
-from app.protocol.events import Event
+from app.protocol.events import Event, Outbound
 from app.protocol.reducer import initial
 from app.storage.event_log import EventLog
 from app.storage.log_writer import LogWriter
@@ -49,7 +49,7 @@ class Writing:
 
     def deltas(self, *texts: str) -> None:
         for text in texts:
-            self.emission.delta("msg_1", text, "1")
+            self.emission.delta(Outbound({"message_id": "msg_1", "text": text}), "1")
 
     def begin(self) -> None:
         self.emission.emit("message.started", {"message_id": "msg_1", "role": "assistant"}, "1")
@@ -147,7 +147,7 @@ def test_any_other_event_flushes_the_text_before_it(opened: Open) -> None:
     writing.deltas("c")
     writing.emission.commit("custom.fact", {}, "3")
     writing.deltas("d")
-    writing.emission.delta("msg_2", "other", "4")
+    writing.emission.delta(Outbound({"message_id": "msg_2", "text": "other"}), "4")
     writing.deltas("e")
     writing.finish()
     got = [(e.type, e.envelope()["payload"].get("text")) for e in writing.in_redis()]
@@ -333,7 +333,7 @@ def test_an_agent_is_blocked_while_redis_is_away_and_goes_on_after(
     apart: Services, own_redis: EmbeddedServices, started: Callable[[Ownership], Emitter]
 ) -> None:
     log = EventLog(own_redis.redis_url, ttl_seconds=60, max_connections=2)
-    ownership = Ownership(apart.store, log)
+    ownership = Ownership(apart.store, log, apart.hooks)
     writing = Writing(ownership, started(ownership), pending_run(apart, announce=False))
     texts = [f"{n:03}" + "x" * 4_093 for n in range(150)]
     own_redis.kill("redis")

@@ -206,7 +206,7 @@ class OneRun(RuleBasedStateMachine):
         """A batch is committed, and not appended."""
         sent = [{"type": type, "payload": payload} for type, payload in lines]
         batch = Batch(self.run_id, epoch, seq, *outbound_of(sent, self.services.hooks), 0)
-        (taken,) = self.services.batches.take([batch], self.services.hooks)
+        (taken,) = self.services.batches.take([batch])
         self.note("append, and die", expected[1] or str(expected[0]))
         assert (taken.code if isinstance(taken, RuntailError) else "") == expected[1]
         self.look()

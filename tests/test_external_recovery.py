@@ -18,7 +18,6 @@ import psycopg2
 import pytest
 
 from app.devservices import EmbeddedServices
-from app.errors import RuntailError
 from app.external import External, Writer
 from app.external_ends import Ends
 from app.protocol.events import TERMINAL
@@ -428,7 +427,7 @@ def test_of_two_that_bring_the_same_batch_one_waits_for_the_other(apart: Service
     batch = Batch(run_id, 1, 1, [tick(1)], (), 0)
 
     def take() -> bool:
-        (answer,) = apart.batches.take([batch], apart.hooks)
+        (answer,) = apart.batches.take([batch])
         assert isinstance(answer, Taken), answer
         return answer.repeated
 
@@ -438,23 +437,6 @@ def test_of_two_that_bring_the_same_batch_one_waits_for_the_other(apart: Service
             eventually(lambda: waiting_for_locks(apart) == 2, what="both of them waiting")
         assert sorted(one.result() for one in taken) == [False, True]
     assert [event.seq for event in apart.store.events(run_id, 0, 10)] == [1, 2, 3]
-
-
-def test_a_hook_that_raises_over_one_runs_inputs_fails_no_other_run(apart: Services) -> None:
-    _, poisoned = started(apart)
-    _, other = started(apart)
-    assert apart.waits.add_input(DEV, poisoned, "the input that the hook cannot take", None)
-
-    def hook(type: str, payload: dict[str, Any]) -> dict[str, Any]:
-        raise LookupError(type)
-
-    batches = [Batch(run_id, 1, 1, [tick(1)], (), 0) for run_id in (poisoned, other)]
-    failed, taken = apart.batches.take(batches, hook)
-    assert isinstance(failed, RuntailError)
-    assert failed.code == "internal_error"
-    assert isinstance(taken, Taken)
-    assert [event.seq for event in apart.store.events(other, 0, 10)] == [1, 2, 3]
-    assert [event.seq for event in apart.store.events(poisoned, 0, 10)] == [1, 2]
 
 
 def waiting_for_locks(services: Services) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import InvalidEvent, InvalidJson, TooDeep
+from app.errors import HookFailed, InvalidEvent, InvalidJson, TooDeep
 from app.hooks import EVENT_BYTES, Hooks
 from app.protocol.events import clean, dumps
 from app.protocol.payloads import PREVIEW_MAX_BYTES
@@ -130,8 +130,9 @@ def test_user_hooks_see_clean_payloads_in_turn_and_theirs_are_cleaned_again() ->
 )
 def test_what_a_hook_makes_of_a_payload_is_checked(returned: Any, error: type[Exception]) -> None:
     hooks = Hooks([lambda type, payload: returned])
-    with pytest.raises(error):
+    with pytest.raises(HookFailed) as raised:
         hooks("step.progress", {"step_id": "s", "fraction": 0.5})
+    assert isinstance(raised.value.__cause__, error)
 
 
 @pytest.mark.parametrize("payload", [None, [1], "text", 5])
@@ -156,9 +157,9 @@ def test_a_payload_has_a_largest_depth() -> None:
 
 
 def test_a_delta_passes_the_hooks_too() -> None:
-    assert Hooks().delta("msg_1", "Ms Doe") == "Ms Doe"
+    assert Hooks().delta("msg_1", "Ms Doe")["text"] == "Ms Doe"
     hooks = Hooks([lambda type, payload: {**payload, "text": payload["text"].replace("Doe", "X")}])
-    assert hooks.delta("msg_1", "Ms Doe") == "Ms X"
+    assert hooks.delta("msg_1", "Ms Doe")["text"] == "Ms X"
 
 
 def test_the_payload_that_was_given_is_left_as_it_is() -> None:

@@ -431,5 +431,5 @@ def test_an_end_that_is_published_while_its_run_is_erased_leaves_nothing_in_redi
     run = _ended(apart, "x")
     apart.log.delete(run.id)
     slow: Any = _Slow(apart.store, lambda: erasure.erase(run))
-    Ownership(slow, apart.log).publish(run.id, run.epoch)
+    Ownership(slow, apart.log, apart.hooks).publish(run.id, run.epoch)
     assert _keys_with(apart.config.redis_url, run.id) == set()

@@ -63,7 +63,7 @@ def waiting(services: Services, principal: Principal = DEV, *, wake_in: float | 
 def ended(services: Services, run: RunRecord) -> RunRecord:
     """The waiting run after it was cancelled."""
     services.store.request_cancel(run.id)
-    Ownership(services.store, services.log).end_unowned(run)
+    Ownership(services.store, services.log, services.hooks).end_unowned(run)
     return got(services, run.id)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from app.errors import InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
-from app.protocol.events import clean, dumps
+from app.protocol.events import Outbound, clean, dumps
 from app.protocol.reducer import State
 from app.storage.run_store import NewApproval, OpRecord
 from workers.interrupts import Interrupted, Suspended, Wait
@@ -97,6 +97,12 @@ class Calls:
         if not self.journal.emitted_before(op, type):
             self.emission.emit(type, self._outbound(type, payload, op), op)
 
+    def tell(self, type: str, payload: Mapping[str, Any], op: str) -> None:
+        """As `emit`, of what has happened: a hook that fails withholds its texts."""
+        self.check()
+        if not self.journal.emitted_before(op, type):
+            self.emission.emit(type, self._outbound(type, payload, op, make=self._hooks.fact), op)
+
     def emit_anew(self, type: str, payload: Mapping[str, Any], op: str) -> None:
         """Emit an event of call `op`, whatever an earlier stretch did."""
         self.check()
@@ -106,13 +112,13 @@ class Calls:
         """Write a piece of clean text; returns it as it went out."""
         self.check()
         outbound = self._hooks.delta(message_id, text)
-        self.emission.delta(message_id, outbound, op)
-        return outbound
+        self.emission.delta(outbound, op)
+        return str(outbound["text"])
 
     def unsaid(self, message_id: str, text: str) -> str:
         """The piece as it went out when it was written before."""
         self.check()
-        return self._hooks.delta(message_id, text)
+        return str(self._hooks.delta(message_id, text)["text"])
 
     # Records.
 
@@ -147,22 +153,35 @@ class Calls:
             self.emission.record(record)
         else:
             try:
-                outbound = self._outbound(*event, op)
+                outbound = self._outbound(*event, op, make=self._hooks.fact)
             except Exception as error:
                 self.journal.spoil(error)  # it was done, and must not be done again
                 raise
             self.emission.commit(event[0], outbound, op, record=record)
 
-    def ask(self, approval: NewApproval, payload: Mapping[str, Any], op: str) -> None:
-        """Commit a question, with the event that tells of it."""
-        self.check()
-        type = "approval.required"
-        self.emission.commit(type, self._outbound(type, payload, op), op, approval=approval)
+    def ask(self, payload: Mapping[str, Any], asked: Callable[[Outbound], NewApproval], op: str) -> None:
+        """Commit a question, with the event that tells of it.
 
-    def _outbound(self, type: str, payload: Mapping[str, Any], op: str) -> dict[str, Any]:
+        :param asked: the row of the question, made of the event's payload as it goes out.
+        """
+        self.check()
+        outbound = self.question(payload, op)
+        self.emission.commit("approval.required", outbound, op, approval=asked(outbound))
+
+    def question(self, payload: Mapping[str, Any], op: str) -> Outbound:
+        """The payload of a question as it goes out."""
+        return self._outbound("approval.required", payload, op)
+
+    def _outbound(
+        self,
+        type: str,
+        payload: Mapping[str, Any],
+        op: str,
+        make: Callable[[str, Mapping[str, Any]], Outbound] | None = None,
+    ) -> Outbound:
         """The payload as it goes out; what is refused of it is said with the call's number."""
         try:
-            return self._hooks(type, payload)
+            return (make or self._hooks)(type, payload)
         except (InvalidEvent, InvalidJson, TooDeep) as error:
             raise error.__class__(f"Call {op}, {type}: {error.detail.removeprefix(f'{type}: ')}") from error
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from app.errors import InvalidCall, InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
-from app.protocol.ending import reconcile
+from app.protocol.ending import Ending, reconcile
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, is_secret
@@ -110,11 +110,11 @@ class RunContext(Waits):
             error = {"code": "step_failed", "message": "The step failed."}
             if isinstance(failure, ToolError):
                 error = {"code": failure.code, "message": failure.detail}
-            self._calls.emit("step.failed", {"step_id": step.id, "error": error}, op)
+            self._calls.tell("step.failed", {"step_id": step.id, "error": error}, op)
             raise
         finally:
             self._steps.remove(step)
-        self._calls.emit("step.completed", {"step_id": step.id, "duration_ms": ms_since(started)}, op)
+        self._calls.tell("step.completed", {"step_id": step.id, "duration_ms": ms_since(started)}, op)
 
     @contextmanager
     def _limited(self, what: str, seconds: float | None) -> Iterator[None]:
@@ -363,12 +363,13 @@ class RunContext(Waits):
         finally:
             _current.reset(token)
 
-    def conclude(self, output: object) -> Any:
-        """The run's output as it goes out, given what the agent returned.
+    def conclude(self, output: object) -> Ending:
+        """How the run ends, given what the agent returned.
 
         A text that was not streamed is streamed now, so that there is one answer; for nothing see `reconcile`.
 
         :raises InvalidOutput: it is not JSON, or too large.
+        :raises HookFailed: a hook refuses it.
         :raises ReconciliationFailed: a text was returned that is not the one that was streamed.
         :raises NondeterministicAgent: a recorded call was not made.
         """
@@ -380,7 +381,7 @@ class RunContext(Waits):
         state = self._calls.state
         try:
             payload = {"output": reconcile(state, clean(output)), "usage": state["usage"], "digest": ""}
-            return self._hooks("run.completed", payload)["output"]
+            return Ending.of(self._hooks("run.completed", payload))
         except (InvalidJson, TooDeep, InvalidEvent) as error:
             raise InvalidOutput(f"The agent's output is not valid: {error.detail}") from error
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import gevent
 from gevent.event import Event as Flag
 
-from app.protocol.events import dumps
+from app.protocol.events import Outbound, dumps
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, NewApproval, OpRecord
 from workers.branches import in_greenlets
@@ -62,9 +62,11 @@ class Emission:
         self.closed = False
         self.unstorable = False
         """Postgres refuses for good what is to be committed."""
+        self.inputs: dict[int, str] = {}
+        """What the user has sent, by number, as it was sent: the log has it as it went out."""
         self._mover = mover
         self._delta: list[str] = []
-        self._delta_of = ("", "")
+        self._delta_of: tuple[dict[str, Any], str] = ({}, "")
         self._delta_chars = 0
         self._delta_sent = 0.0
         self._slice_end = time.monotonic() + SLICE_SECONDS
@@ -77,7 +79,7 @@ class Emission:
         """Something is to be committed, and can be."""
         return not self.unstorable and (self.writer.archived < self.writer.head or bool(self._ops))
 
-    def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
+    def emit(self, type: str, payload: Outbound, op: str) -> None:
         """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""
         self._must_be_open()
         self.settle()
@@ -85,17 +87,21 @@ class Emission:
         self._mover.append_soon(self)
         self.give_way()
 
-    def note(self, type: str, payload: dict[str, Any]) -> None:
-        """Add an event that is not the agent's, without ever blocking. Does nothing once the agent has ended."""
-        if not self.closed:
+    def hear(self, n: int, text: str, payload: Outbound) -> None:
+        """Take the user's n-th input, which may be known, without ever blocking. Nothing once the agent has ended.
+
+        :param text: as it was sent, for the agent; the payload is that of `input.received`.
+        """
+        if not self.closed and n == len(self.writer.state["inputs"]) + 1:
+            self.inputs[n] = text
             self.settle()
-            self.writer.add(type, payload)
+            self.writer.add("input.received", payload)
             self._mover.append_soon(self)
 
     def commit(
         self,
         type: str,
-        payload: dict[str, Any],
+        payload: Outbound,
         op: str,
         *,
         record: OpRecord | None = None,
@@ -129,14 +135,18 @@ class Emission:
         self._ops_made += 1
         return self._ops_made
 
-    def delta(self, message_id: str, text: str, op: str) -> None:
-        """Add text to a message. What comes in quick succession becomes one event."""
+    def delta(self, payload: Outbound, op: str) -> None:
+        """Add text to a message. What comes in quick succession becomes one event.
+
+        :param payload: of a `message.delta`.
+        """
         self._must_be_open()
-        if self._delta_of != (message_id, op):
+        about = {key: value for key, value in payload.items() if key != "text"}
+        if self._delta_of != (about, op):
             self.settle()
-            self._delta_of = (message_id, op)
-        self._delta.append(text)
-        self._delta_chars += len(text)
+            self._delta_of = (about, op)
+        self._delta.append(payload["text"])
+        self._delta_chars += len(payload["text"])
         due = self._delta_sent + DELTA_SECONDS
         if self._delta_chars >= DELTA_CHARS or time.monotonic() >= due:
             self.settle()
@@ -150,8 +160,8 @@ class Emission:
         """Make an event of the text that was held back."""
         self.delta_due = None
         if self._delta:
-            message_id, op = self._delta_of
-            self.writer.add("message.delta", {"message_id": message_id, "text": "".join(self._delta)}, op=op)
+            about, op = self._delta_of
+            self.writer.add("message.delta", Outbound({**about, "text": "".join(self._delta)}), op=op)
             self._delta, self._delta_chars, self._delta_sent = [], 0, time.monotonic()
 
     def checkpoint(self) -> Checkpoint:

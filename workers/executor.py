@@ -191,7 +191,8 @@ class Executor:
         """
         kinds = {wait.on for wait in waits}
         on = kinds.pop() if len(kinds) == 1 else "several"
-        writer.add("run.waiting", {"on": on, "ids": [wait.id for wait in waits]}, commit_first=True)
+        about = {"on": on, "ids": [wait.id for wait in waits]}
+        writer.add("run.waiting", self._ownership.hooks.fact("run.waiting", about), commit_first=True)
         approvals = [wait.id for wait in waits if wait.on == "approval"]
         awaited = [int(wait.id.removeprefix("inp_")) - 1 for wait in waits if wait.on == "input"]
         inputs = min(awaited, default=len(writer.state["inputs"]))  # those that the agent has looked at

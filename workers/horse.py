@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
@@ -24,6 +24,7 @@ from gevent.event import AsyncResult
 
 from app.config import Config
 from app.errors import StoreUnavailable
+from app.protocol.events import Outbound
 from app.storage.log_writer import LogWriter
 from app.storage.run_queue import ISOLATED_QUEUE
 from app.storage.run_store import NewApproval, OpRecord
@@ -203,14 +204,19 @@ class CarriedEmission:
         """Changes while the agent is in one of the calls below, and when an input arrives."""
         return self._emission.writer
 
-    def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
+    @property
+    def inputs(self) -> Mapping[int, str]:
+        """Grows when an input arrives."""
+        return self._emission.inputs
+
+    def emit(self, type: str, payload: Outbound, op: str) -> None:
         """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""
         self._carry(lambda: self._emission.emit(type, payload, op))
 
     def commit(
         self,
         type: str,
-        payload: dict[str, Any],
+        payload: Outbound,
         op: str,
         *,
         record: OpRecord | None = None,
@@ -223,9 +229,9 @@ class CarriedEmission:
         """Commit what a call came to, which no event tells of."""
         self._carry(lambda: self._emission.record(record))
 
-    def delta(self, message_id: str, text: str, op: str) -> None:
+    def delta(self, payload: Outbound, op: str) -> None:
         """Add text to a message. What comes in quick succession becomes one event."""
-        self._carry(lambda: self._emission.delta(message_id, text, op))
+        self._carry(lambda: self._emission.delta(payload, op))
 
     def settle(self) -> None:
         """Make an event of the text that was held back."""

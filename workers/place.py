@@ -3,9 +3,10 @@
 `workers.horse` has the other place. What differs is how an agent reaches the emission of its run.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
+from app.protocol.events import Outbound
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import NewApproval, OpRecord
 from workers.emission import Emission
@@ -21,13 +22,17 @@ class Outlet(Protocol):
     def writer(self) -> LogWriter:
         """Only to be read."""
 
-    def emit(self, type: str, payload: dict[str, Any], op: str) -> None:
+    @property
+    def inputs(self) -> Mapping[int, str]:
+        """What the user has sent, by number, as it was sent; only to be read."""
+
+    def emit(self, type: str, payload: Outbound, op: str) -> None:
         """Add an event."""
 
     def commit(
         self,
         type: str,
-        payload: dict[str, Any],
+        payload: Outbound,
         op: str,
         *,
         record: OpRecord | None = None,
@@ -38,7 +43,7 @@ class Outlet(Protocol):
     def record(self, record: OpRecord) -> None:
         """Commit what a call came to."""
 
-    def delta(self, message_id: str, text: str, op: str) -> None:
+    def delta(self, payload: Outbound, op: str) -> None:
         """Add text to a message."""
 
     def settle(self) -> None:

@@ -77,10 +77,17 @@ class Stretches:
         while not emission.closed and (sent is None or len(held) < sent):
             inputs = self._services.waits.inputs(run_id, len(held), INPUTS)
             for input in inputs:
-                if input.n == len(held) + 1:
-                    emission.note("input.received", {"input_id": f"inp_{input.n}", "text": input.text})
+                about = {"input_id": f"inp_{input.n}", "text": input.text}
+                emission.hear(input.n, input.text, self._services.hooks.fact("input.received", about))
             if len(inputs) < INPUTS:
                 return
+
+    def _recall_inputs(self, emission: Emission, after: int) -> None:
+        """Read the inputs again that the log holds and the agent has not taken: it gets them as they were sent."""
+        held = len(emission.writer.state["inputs"])
+        while after < held and (inputs := self._services.waits.inputs(emission.writer.run_id, after, INPUTS)):
+            emission.inputs.update((input.n, input.text) for input in inputs)
+            after = inputs[-1].n
 
     def _journal(self, run: RunRecord, reason: str | None) -> Journal:
         if reason is None:
@@ -102,6 +109,7 @@ class Stretches:
             return Ending.failed(changed)
         self._announce(run, emission, journal, reason)
         if reason is not None:  # what is sent to a run that has not begun comes with the first look at its commands
+            until_reachable(lambda: self._recall_inputs(emission, journal.inputs_taken))
             until_reachable(lambda: self.bring_inputs(emission))
         found = self._call_agent(execution, emission, journal)
         match execution.interruption:
@@ -147,13 +155,14 @@ class Stretches:
 
     def _announce(self, run: RunRecord, emission: Emission, journal: Journal, reason: str | None) -> None:
         restart = journal.generation > 1 and not journal
+        about: dict[str, Any] = {"attempt": run.attempt}
         if reason is None:
-            emission.emit("run.started", {"attempt": run.attempt, "worker": self._worker_id}, "")
+            type, about = "run.started", {**about, "worker": self._worker_id}
         elif reason == RESUMED and not restart:
-            emission.emit("run.resumed", {"attempt": run.attempt}, "")
+            type = "run.resumed"
         else:
-            reason = "deploy" if reason == RESUMED else reason
-            emission.emit("run.step", {"attempt": run.attempt, "reason": reason, "restart": restart}, "")
+            type, about = "run.step", {**about, "reason": "deploy" if reason == RESUMED else reason, "restart": restart}
+        emission.emit(type, self._services.hooks.fact(type, about), "")
 
     def _call_agent(self, execution: Execution, emission: Emission, journal: Journal) -> Ending | Suspended | None:
         """Call the agent and wait for it; what comes back counts only if nothing has interrupted it."""
@@ -178,8 +187,7 @@ class Stretches:
             calls = Calls(outlet, hooks, execution.check, journal)
             context = RunContext(input, calls, hooks)
             with context.active():
-                output = context.conclude(agent.function(context))
-            return Ending.completed(output)
+                return context.conclude(agent.function(context))
         except Suspended as suspended:
             return suspended
         except Interrupted:
@@ -231,6 +239,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 _PUBLIC = (
     errors.AgentUnavailable,
+    errors.HookFailed,
     errors.InvalidCall,
     errors.InvalidOutput,
     errors.NeedsIsolation,

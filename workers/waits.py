@@ -4,6 +4,7 @@ To wait for long is to suspend: the agent unwinds, and runs again from the top o
 """
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -73,31 +74,26 @@ class Waits:
         op = self._calls.next("approval.")
         approval_id = f"apr_{op}"
         known = self._calls.journal.approval(approval_id)
+        new = NewApproval(approval_id, label, requires, tool_call_id, self._in(limit))
         if known is None:
-            self._ask(op, NewApproval(approval_id, label, requires, tool_call_id, self._in(limit)))
+            self._calls.ask(_question(new), lambda payload: replace(new, label=payload["label"]), op)
             self._calls.suspend(Wait("approval", approval_id))
-        if (known.label, known.requires) != (label, requires):
+        if known.requires != requires or not self._is_label(op, known.label, new):
             self._calls.journal.broken(f"Call {op} asked for another approval before.")
         return self._outcome(op, known)
 
+    def _is_label(self, op: str, known: str, new: NewApproval) -> bool:
+        """Whether a question that was asked has this label: as it went out, or, before that was so, as it was given."""
+        return known == new.label or known == self._calls.question(_question(new), op)["label"]
+
     def _in(self, seconds: float | None) -> datetime | None:
         return None if seconds is None else self._calls.journal.time() + timedelta(seconds=seconds)
-
-    def _ask(self, op: str, new: NewApproval) -> None:
-        payload = {
-            "approval_id": new.id,
-            "label": new.label,
-            "requires": new.requires,
-            "tool_call_id": new.tool_call_id,
-            "expires_at": timestamp(new.expires_at) if new.expires_at else None,
-        }
-        self._calls.ask(new, payload, op)
 
     def _outcome(self, op: str, known: ApprovalRecord) -> Approval:
         if known.decision is None:
             self._calls.suspend(Wait("approval", known.id))
         about = {"approval_id": known.id, "decision": known.decision, "by": known.decided_by, "comment": known.comment}
-        self._calls.emit("approval.resolved", about, op)
+        self._calls.tell("approval.resolved", about, op)
         return Approval(known.decision, known.decided_by, known.comment)
 
     def inputs(self, *, wait: bool = False) -> list[str]:
@@ -108,10 +104,10 @@ class Waits:
         op, journal = self._calls.next(records="inputs"), self._calls.journal
         record = self._calls.recorded(op, "inputs", "", wait)
         if record is not None:
-            texts: list[str] = record.result["texts"]
-            return texts
-        sent = self._calls.state["inputs"]
-        new = [item["text"] for item in sent[journal.inputs_taken :]]
+            recorded: list[str] = record.result["texts"]
+            return recorded
+        texts, last = self._calls.emission.inputs, len(self._calls.state["inputs"])
+        new = [texts[n] for n in range(journal.inputs_taken + 1, last + 1)]
         if wait and not new:
             self._calls.suspend(Wait("input", f"inp_{journal.inputs_taken + 1}"))
         journal.inputs_taken += len(new)
@@ -135,3 +131,14 @@ class Waits:
             return record.result
         self._calls.record(op, kind, "", fresh)
         return fresh
+
+
+def _question(new: NewApproval) -> dict[str, Any]:
+    """The payload of `approval.required`."""
+    return {
+        "approval_id": new.id,
+        "label": new.label,
+        "requires": new.requires,
+        "tool_call_id": new.tool_call_id,
+        "expires_at": timestamp(new.expires_at) if new.expires_at else None,
+    }

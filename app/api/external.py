@@ -83,7 +83,7 @@ def finish(run_id: str) -> Any:
     if not request.is_json:
         raise UnsupportedMediaType(f"Send the body as `Content-Type: {JSON_TYPE}`.")
     producer_seq = _number("Producer-Seq")
-    wanted = wanted_of(parse(read_body()), runtail().services.hooks)
+    wanted = wanted_of(parse(read_body()))
     return runtail().external.finish(writer, producer_seq, wanted)
 
 

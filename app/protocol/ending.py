@@ -1,7 +1,7 @@
 """How a run ends: what is closed, what its output is, and the terminal event's payload. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import ReconciliationFailed, RuntailError
@@ -16,11 +16,18 @@ class Ending:
     output: Any = None
     error: Mapping[str, str] | None = None
     reason: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else hooks have put into the payload of `run.completed`."""
 
     @classmethod
     def completed(cls, output: Any) -> "Ending":
-        """The agent returned; `output` is clean JSON."""
+        """The agent returned; `output` is as it goes out."""
         return cls("completed", output=output)
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> "Ending":
+        """As `completed`, given a payload of `run.completed` as it goes out; usage and digest are made anew."""
+        return cls("completed", output=payload["output"], more=payload)
 
     @classmethod
     def failed(cls, error: RuntailError) -> "Ending":
@@ -87,7 +94,7 @@ def terminal_payload(state: Mapping[str, Any], ending: Ending) -> dict[str, Any]
     """The payload of the terminal event, digest included. `state` is the fold of everything before it."""
     seal = digest(state, ending.output)
     if ending.status == "completed":
-        return {"output": ending.output, "usage": state["usage"], "digest": seal}
+        return {**ending.more, "output": ending.output, "usage": state["usage"], "digest": seal}
     if ending.status == "failed":
         return {"error": ending.error, "digest": seal}
     return {"reason": ending.reason, "last_seq": state["last_seq"], "digest": seal}

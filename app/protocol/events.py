@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NewType
 
 from app.protocol.cleaning import MAX_DEPTH, MAX_INT, Json, clean, clean_text
 from app.protocol.payloads import CONTROL_SCHEMAS, CUSTOM_TYPE, SCHEMAS, json_schema, schema_json, validate
@@ -25,6 +25,7 @@ __all__ = [
     "VERSION",
     "Event",
     "Json",
+    "Outbound",
     "clean",
     "clean_text",
     "control",
@@ -36,6 +37,9 @@ __all__ = [
     "unbroken",
     "validate",
 ]
+
+Outbound = NewType("Outbound", dict[str, Any])
+"""A payload as it goes out: only `app.hooks` makes one, and only such a one gets into a log."""
 
 VERSION = 1
 TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
@@ -62,7 +66,9 @@ class Event(NamedTuple):
         return envelope
 
 
-def encode(run_id: str, seq: int, type: str, payload: Json, ts: datetime | str | None = None, op: str = "") -> Event:
+def encode(
+    run_id: str, seq: int, type: str, payload: Outbound, ts: datetime | str | None = None, op: str = ""
+) -> Event:
     """Makes the event's text. `payload` is clean and valid already: this is the hot path and checks neither.
 
     :param ts: a moment with a time zone, or what `timestamp` returned; None: now.

@@ -6,9 +6,8 @@ its memory when it is in both.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
-from app.protocol.events import Event, encode, timestamp
+from app.protocol.events import Event, Outbound, encode, timestamp
 from app.protocol.reducer import State, apply
 
 
@@ -38,7 +37,7 @@ class LogWriter:
         """Seq of the last event."""
         return self.state["last_seq"]
 
-    def add(self, type: str, payload: dict[str, Any], *, op: str = "", commit_first: bool = False) -> Event:
+    def add(self, type: str, payload: Outbound, *, op: str = "", commit_first: bool = False) -> Event:
         """Give the event its seq and fold it. Payload is valid and clean.
 
         :param commit_first: hold it, and all that follow, back from Redis until it is archived.

@@ -19,8 +19,9 @@ from datetime import datetime
 from typing import TypeVar
 
 from app.errors import Behind, EpochTaken, Fenced, Refused
+from app.hooks import Hooks
 from app.protocol.ending import Ending, closing, terminal_payload
-from app.protocol.events import Event, dumps
+from app.protocol.events import Event, Outbound, dumps
 from app.protocol.reducer import ENDED, fold
 from app.storage.event_log import Append, EventLog
 from app.storage.log_writer import LogWriter
@@ -40,6 +41,7 @@ class Ownership:
 
     store: RunStore
     log: EventLog
+    hooks: Hooks
 
     def claim(self, run_id: str, owner: str) -> tuple[RunRecord, LogWriter] | None:
         """Take a pending or waiting run without executing it: to finish it. None: it is neither.
@@ -171,8 +173,13 @@ class Ownership:
         open_approvals = any(approval["status"] == "open" for approval in writer.state["approvals"])
         decided = self.store.close_approvals(writer.run_id, writer.epoch) if open_approvals else {}
         for type, payload in list(closing(writer.state, ending, decided)):
-            writer.add(type, payload)
-        writer.add(ending.type, terminal_payload(writer.state, ending), commit_first=True)
+            writer.add(type, self.hooks.fact(type, payload))
+        writer.add(ending.type, self._terminal(writer, ending), commit_first=True)
+
+    def _terminal(self, writer: LogWriter, ending: Ending) -> Outbound:
+        payload = terminal_payload(writer.state, ending)
+        # The output was past the hooks before it was compared with what was streamed.
+        return Outbound(payload) if ending.status == "completed" else self.hooks.fact(ending.type, payload)
 
     def suspend(
         self, writer: LogWriter, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None

@@ -86,17 +86,25 @@ class Calls:
 
     def _commit(self, s: State, c: Call, row: Row) -> Iterator[Move]:
         after, taken = self._do.take(s, c, row)
-        taken = taken._replace(read=(), at="append" if taken.answer == "ok" and taken.upto else "answer")
+        left = "facts" if taken.facts else "answer"
+        taken = taken._replace(read=(), at="append" if taken.answer == "ok" and taken.upto else left)
         label = "COMMIT" if taken.answer == "ok" else f"refused: {taken.answer}"
         if not self._do.on("answer_committed") and taken.answer == "ok" and c.at == "take":
             yield "answer before the commit", s, c._replace(at="late", answer="ok", upto=0, after=0), False
         elif not self._do.on("number_with_batch"):
             yield "commit the events", after._replace(number=s.number), taken._replace(at="number"), False
-        elif not self._do.on("told_with_batch"):
+        elif c.facts and not self._do.on("told_with_batch"):
             events = after._replace(told=s.told, told_inputs=s.told_inputs)
             yield "commit the events", events, taken._replace(at="tell"), False
         else:
             yield label, after, taken, False
+
+    def _facts(self, s: State, c: Call) -> Iterator[Move]:
+        """External._tell: the batch was taken, whatever is answered now."""
+        if self._do.refusal(c, self._do.read(s)):
+            yield "not told, the run is elsewhere", s, c._replace(at=self._after(c), facts=()), False
+        else:
+            yield from self._commit(s, c, self._do.read(s))
 
     def _late(self, s: State, c: Call) -> Iterator[Move]:
         """It was answered before."""
@@ -115,9 +123,13 @@ class Calls:
         s, outcome = self._do.append(s, c.epoch, row.head, after.archive[row.head :])
         yield f"append before the commit: {outcome}", s, c._replace(upto=taken.upto, after=taken.after), False
 
+    def _after(self, c: Call) -> str:
+        """A heartbeat heals in any case (External.beat)."""
+        return "heal" if c.kind == "beat" and self._do.on("beat_heals") else "answer"
+
     def _append(self, s: State, c: Call) -> Iterator[Move]:
         """External._append_now; a heartbeat heals in any case (External.beat)."""
-        healed = "heal" if c.kind == "beat" and self._do.on("beat_heals") else "answer"
+        healed = "facts" if c.facts else self._after(c)
         if c.after == c.upto:
             yield "nothing to append", s, c._replace(at=healed), False
             return

@@ -44,6 +44,8 @@ class Call(NamedTuple):
     """What it has added to the log: the events after the one, up to the other."""
     local: Log = ()
     """The log with its end, as it is about to be committed."""
+    facts: tuple[int, bool] | tuple[()] = ()
+    """What is to be told to the log once it has passed the hooks: inputs up to the one, and whether a decision."""
     answer: str = ""
     excused: bool = False
     """Redis has failed since it was committed, or somebody else has the run."""

@@ -74,24 +74,28 @@ class Store(Logs[State]):
     def take(self, s: State, c: Call, row: Row) -> tuple[State, Call]:
         """BatchStore.take of one batch or heartbeat, judged by the row: several in one transaction are several steps.
 
-        `_commit` writes seqs after the row's head, and leaves alone what has a seq already.
+        `_commit` writes seqs after the row's head, and leaves alone what has a seq already. The log is told of inputs
+        and decisions by a heartbeat that follows, with what has passed the hooks (External._tell).
         """
         if refused := self.refusal(c, row):
             return s, c._replace(answer=refused)
-        new = c.kind == "batch" and (c.seq > row.number or not self.on("batch_numbers"))
+        new = c.kind == "batch" and not c.facts and (c.seq > row.number or not self.on("batch_numbers"))
         brought, approval, told = self._brought(c, row) if new else ((), row.approval, row.told)
-        inputs = tuple(f"input:{n}@{row.epoch}" for n in range(row.told_inputs + 1, s.inputs + 1))
-        tells = approval not in ("", "open") and not told
+        upto_input, decision = c.facts or (row.told_inputs, False)
+        inputs = tuple(f"input:{n}@{row.epoch}" for n in range(row.told_inputs + 1, upto_input + 1))
+        tells = decision and not told
         events = (*brought, *inputs, *((f"decided:{approval}@{row.epoch}",) if tells else ()))
         after = self.insert(s, row.head, events)._replace(approval=approval)
         if s.epoch == row.epoch:
             after = after._replace(number=max(row.number, c.seq) if new else row.number, head=row.head + len(events))
-            after = after._replace(told_inputs=s.inputs, beats=s.beats + 1)
+            after = after._replace(told_inputs=max(row.told_inputs, upto_input), beats=s.beats + 1)
         after = after._replace(told=told or tells)
-        if approval not in ("", "open") and is_open(after.archive):
+        untold = (after.inputs, approval not in ("", "open"))
+        left = not c.facts and (after.told_inputs < after.inputs or (untold[1] and not after.told))
+        if untold[1] and not left and (decision or not c.facts) and is_open(after.archive):
             raise Violation(f"not told: {approval}, and the question is open in {after.archive}")
-        upto = row.head + len(events)
-        return after, c._replace(answer="ok", after=row.head, upto=upto if events or c.kind == "beat" else 0)
+        upto = row.head + len(events) if events or c.kind == "beat" else 0
+        return after, c._replace(answer="ok", after=row.head, upto=upto, facts=untold if left else ())
 
     def _brought(self, c: Call, row: Row) -> tuple[Log, str, bool]:
         """_Hold.take: the batch's events, the approval afterwards, and whether the log has its decision."""

@@ -1,13 +1,13 @@
 """What writers of external runs bring: everything that comes in at the same moment is one transaction.
 
 Responsible for who may append what (the epoch, the number of the batch), for the seqs, and for telling the log of
-inputs and decisions. What one batch does wrong fails it alone. Not responsible for payloads, which are valid, clean
-and hooked, but for those that are made here.
+inputs and decisions. What one batch does wrong fails it alone. Not responsible for payloads: those that are brought
+have passed the hooks, and what the log is still to be told is answered, for the caller to bring it past them, because
+a hook must not be called while rows are locked.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.errors import (
@@ -19,7 +19,7 @@ from app.errors import (
     StaleEpoch,
     TooManyApprovals,
 )
-from app.protocol.events import Event, encode, timestamp
+from app.protocol.events import Event, Outbound, encode, timestamp
 from app.storage.run_store.database import BEGIN, Database
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
@@ -35,8 +35,8 @@ STATE_BYTES_PER_EVENT = 100
 """by an event for each so many of its bytes, so that storing it costs no more than its events do."""
 
 Payload = dict[str, Any]
-
-log = logging.getLogger(__name__)
+Fact = tuple[str, str]
+"""A type, and the id of an input or an approval."""
 
 # One round trip. Three statements all the same: one that had to wait for a lock would see the other tables as they were
 # before it waited.
@@ -64,8 +64,8 @@ FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[], %s::int[])
 WHERE w.run_id = new.run_id AND w.epoch = new.epoch
 """
 _TOLD = """
-UPDATE approvals a SET told = true FROM unnest(%s::text[], %s::text[]) AS told (run_id, id)
-WHERE a.run_id = told.run_id AND a.id = told.id
+UPDATE approvals a SET told = new.told FROM unnest(%s::text[], %s::text[], %s::bool[]) AS new (run_id, id, told)
+WHERE a.run_id = new.run_id AND a.id = new.id
 """
 
 
@@ -78,13 +78,15 @@ class Batch:
     """Of the token that it came with."""
     producer_seq: int | None
     """None: a heartbeat, which brings no events."""
-    events: Sequence[tuple[str, Payload]]
+    events: Sequence[tuple[str, Outbound]]
     approvals: Sequence[NewApproval]
     """Those that the events ask for."""
     inputs_after: int
     """The writer knows so many inputs."""
     size: int = 0
     """Bytes that came over the wire."""
+    facts: Mapping[Fact, Outbound] = field(default_factory=dict)
+    """Of inputs and decisions that earlier calls had to leave untold: what the log is to be told of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Taken:
     """It was taken before; nothing is doubled."""
     state_due: bool
     """The run's stored state is to be brought up to date."""
+    untold: Mapping[Fact, Payload]
+    """Inputs and decisions that the log is to be told of by a next call, once their payloads have passed the hooks."""
     added: Sequence[Event]
     """To the log, by this and the other batches of the run that were taken together; the last of them has them all."""
 
@@ -135,12 +139,13 @@ class _Hold:
         self.producer_seq, self.head, self.inputs_told, self.inputs, self.has_approvals = row[6:]
         self.approvals: dict[str, _Approval] = {}
         self.new_approvals: list[NewApproval] = []
-        self.newly_told: list[str] = []
+        self.told: dict[str, bool] = {}
+        """Approvals of which the log has been told now, or is to be told again."""
+        self.facts: dict[Fact, Outbound] = {}
+        self.untold: dict[Fact, Payload] = {}
         self.events: list[Event] = []
         self.touched = False
         """Its writer has shown that it is there."""
-        self.error: RuntailError | None = None
-        """Nothing of what was brought for it is taken."""
 
     def refusal(self, batch: Batch) -> RuntailError | None:
         """Why the batch is not taken; None: it is."""
@@ -164,6 +169,7 @@ class _Hold:
     def take(self, batch: Batch, ts: str) -> bool:
         """Take what the batch brings; False: it was taken before, or is a heartbeat."""
         self.touched = True
+        self.facts.update(batch.facts)
         if batch.producer_seq is None or batch.producer_seq <= self.producer_seq:
             return False
         self.producer_seq = batch.producer_seq
@@ -175,21 +181,31 @@ class _Hold:
                 self.approvals[new.id] = _Approval(_asked(new), None, told=False)
                 self.new_approvals.append(new)
             else:
-                known.told = False  # the log has it open again: tell it again
+                known.told = self.told[new.id] = False  # the log has it open again: tell it again
         return True
 
-    def tell(self, inputs: Sequence[InputRecord], hook: Callable[[str, Payload], Payload], ts: str) -> None:
-        """Tell the log what the user has said meanwhile."""
+    def tell(self, inputs: Sequence[InputRecord], ts: str) -> None:
+        """Tell the log what the user has said meanwhile, as far as that has passed the hooks; inputs in order."""
         for input in inputs:
-            self._add("input.received", hook("input.received", {"input_id": f"inp_{input.n}", "text": input.text}), ts)
-            self.inputs_told = input.n
+            payload: Payload = {"input_id": f"inp_{input.n}", "text": input.text}
+            if self._told(("input.received", payload["input_id"]), payload, ts):
+                self.inputs_told = input.n
         for approval in self.approvals.values():
             if approval.decided is not None and not approval.told:
                 told = approval.decided
                 outcome = {"decision": told.decision, "by": told.by, "comment": told.comment}
                 payload = {"approval_id": told.approval_id, **outcome}
-                self._add("approval.resolved", hook("approval.resolved", payload), ts)
-                self.newly_told.append(told.approval_id)
+                if self._told(("approval.resolved", told.approval_id), payload, ts):
+                    self.told[told.approval_id] = True
+
+    def _told(self, fact: Fact, payload: Payload, ts: str) -> bool:
+        type = fact[0]
+        in_order = all(earlier != type for earlier, _ in self.untold)
+        if fact in self.facts and in_order:
+            self._add(type, self.facts[fact], ts)
+            return True
+        self.untold[fact] = payload
+        return False
 
     def answer(self, batch: Batch, inputs: Sequence[InputRecord], repeated: bool) -> Taken:
         """What the writer is told."""
@@ -201,10 +217,11 @@ class _Hold:
             [approval.decided for approval in self.approvals.values() if approval.decided is not None],
             repeated,
             self.head - self.state_seq >= STATE_EVENTS + self.state_bytes // STATE_BYTES_PER_EVENT,
+            self.untold,
             (),
         )
 
-    def _add(self, type: str, payload: Payload, ts: str) -> None:
+    def _add(self, type: str, payload: Outbound, ts: str) -> None:
         self.head += 1
         self.events.append(encode(self.run_id, self.head, type, payload, ts))
 
@@ -215,12 +232,10 @@ class BatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def take(self, batches: Sequence[Batch], hook: Callable[[str, Payload], Payload]) -> list[Taken | RuntailError]:
+    def take(self, batches: Sequence[Batch]) -> list[Taken | RuntailError]:
         """Commit batches of any number of runs, those of one run in order.
 
         Returns for each batch the answer, or why it is not taken.
-
-        :param hook: makes the payload that goes out of one that is made here; what it raises fails the run's batches.
         """
         ts = timestamp()
         with self._database.session() as db:  # which begins and commits along with the first and the last query
@@ -229,11 +244,10 @@ class BatchStore:
             touched = [hold for hold in holds.values() if hold.touched]
             inputs = _inputs(db, touched, [b for b, o in zip(batches, outcomes, strict=True) if isinstance(o, bool)])
             for hold in touched:
-                _tell(hold, inputs, hook, ts)
-            changed = [hold for hold in touched if hold.error is None]
-            _commit(db, changed)
+                hold.tell(inputs.get((hold.run_id, hold.inputs_told), ()), ts)
+            _commit(db, touched)
         answers = [_answer(holds, batch, outcome, inputs) for batch, outcome in zip(batches, outcomes, strict=True)]
-        _hand_out({hold.run_id: hold.events for hold in changed if hold.events}, batches, answers)
+        _hand_out({hold.run_id: hold.events for hold in touched if hold.events}, batches, answers)
         return answers
 
 
@@ -275,27 +289,12 @@ def _inputs(
     return found
 
 
-def _tell(
-    hold: _Hold,
-    inputs: Mapping[tuple[str, int], Sequence[InputRecord]],
-    hook: Callable[[str, Payload], Payload],
-    ts: str,
-) -> None:
-    try:
-        hold.tell(inputs.get((hold.run_id, hold.inputs_told), ()), hook, ts)
-    except RuntailError as error:
-        hold.error = error
-    except Exception:  # a hook's own: the other runs of the transaction are not to fail with it
-        log.exception("%s could not be told what its user has said.", hold.run_id)
-        hold.error = RuntailError("An input or a decision could not be told. The server's log says why.")
-
-
 def _commit(db: Any, holds: Sequence[_Hold]) -> None:
     """Write down what has become of the runs, and commit."""
     for hold in holds:
         for new in hold.new_approvals:
             insert_approval(db, hold.run_id, new)
-    if told := [(hold.run_id, id) for hold in holds for id in hold.newly_told]:
+    if told := [(hold.run_id, id, told) for hold in holds for id, told in hold.told.items()]:
         db.execute_sql(_TOLD, _columns(told))
     events = [(hold.run_id, e.seq, e.type, e.op, e.text) for hold in holds for e in hold.events]
     writers = [(h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told) for h in holds]
@@ -318,7 +317,7 @@ def _answer(
         return outcome
     hold = holds[batch.run_id]
     repeated = not outcome and batch.producer_seq is not None
-    return hold.error or hold.answer(batch, inputs.get((batch.run_id, batch.inputs_after), ()), repeated)
+    return hold.answer(batch, inputs.get((batch.run_id, batch.inputs_after), ()), repeated)
 
 
 def _hand_out(added: dict[str, list[Event]], batches: Sequence[Batch], answers: list[Taken | RuntailError]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch
-from app.protocol.events import Event, Json, dumps, encode
+from app.protocol.events import Event, Outbound, dumps, encode
 from app.storage.run_store.database import Database
 from app.storage.run_store.records import NewRun, Principal, RunRecord
 from app.storage.run_store.store import RUN_COLUMNS, insert_events, insert_run
@@ -132,12 +132,14 @@ class ExternalStore:
             _insert_writer(db, new.id, 1, len(events), 0, hashes=hashes)
             return RunRecord(*db.execute_sql(_BEGIN, (new.id,)).fetchone())
 
-    def claim(self, run: RunRecord, hashes: Hashes) -> RunRecord | None:
+    def claim(self, run: RunRecord, hashes: Hashes, step: Outbound) -> RunRecord | None:
         """Fence off the writer that the run has, for the next one, and commit the event that says so.
 
         One that has had none yet is given its first, which is no event.
 
         None: it is being ended, has ended, or has another writer by now.
+
+        :param step: the payload of that event, of the attempt after the run's.
         """
         with self._database.session(atomic=True) as db:
             latest = _lock(db, run.id, run.epoch)
@@ -148,8 +150,7 @@ class ExternalStore:
                 _watch_too(db, run, hashes)
                 return run
             claimed = RunRecord(*db.execute_sql(_ADVANCE, (1, run.id)).fetchone())
-            payload: Json = {"attempt": claimed.attempt, "reason": "retry", "restart": True}
-            event = encode(run.id, latest.head + 1, "run.step", payload)
+            event = encode(run.id, latest.head + 1, "run.step", step)
             insert_events(db, [(run.id, event)])
             _insert_writer(db, run.id, claimed.epoch, event.seq, latest.inputs_told, hashes=hashes)
             return claimed
