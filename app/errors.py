@@ -473,7 +473,7 @@ class RunTimeout(RuntailError):
 
 
 class WorkerLost(RuntailError):
-    """Every one of RUN_MAX_ATTEMPTS workers died while it executed the run."""
+    """The run has ended its worker RUN_MAX_ATTEMPTS times in a row."""
 
     code = "worker_lost"
     title = "The run's workers were lost"

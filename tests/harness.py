@@ -25,7 +25,7 @@ from app.wiring import Services
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
-READY_SECONDS = 20
+READY_SECONDS = 60
 AGENTS = ROOT / "tests" / "agents_for_tests"
 """A distribution of agents that misbehave; workers find it on PYTHONPATH as they would find any other."""
 DEV = Principal("dev", "dev", admin=True)

@@ -540,7 +540,7 @@ def a_worker_is_killed_while_it_is_spoken_to(make: StackMaker) -> None:
         assert run.output["texts"] == said
         assert [payload["text"] for payload in payloads(stack, run_id, "input.received")] == said
         assert len(payloads(stack, run_id, "approval.resolved")) == len(payloads(stack, run_id, "approval.required"))
-    print("lost their worker:", sum(row(stack, run_id).attempt > 1 for run_id in hearing + asking))
+    print("lost their worker:", sum(row(stack, run_id).losses > 0 for run_id in hearing + asking))
 
 
 def _say(stack: Stack, run_ids: list[str], texts: list[str]) -> list[str]:

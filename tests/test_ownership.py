@@ -19,7 +19,7 @@ from app.protocol.events import TERMINAL
 from app.protocol.reducer import fold, initial
 from app.runs import Runs
 from app.storage.event_log import Append
-from app.storage.run_store import Checkpoint, RunRecord
+from app.storage.run_store import Beats, Checkpoint, RunRecord
 from app.wiring import Services
 from tests.harness import DEV, eventually, pending_run
 from workers.janitor import Janitor
@@ -530,15 +530,17 @@ def test_an_owner_is_lost_only_after_it_was_watched_for_the_lease(apart: Service
         janitor.release_lost()
         return _row(apart, run_id).status
 
-    apart.registry.beat(owner.name)
+    beats = Beats(apart.config.database_url, owner.name)
+    beats.beat()
     assert [status_after(1) for _ in range(6)] == ["running"] * 6
-    apart.registry.beat(owner.name)
+    beats.beat()
+    beats.close()
     assert [status_after(1) for _ in range(6)] == ["running"] * 6, "a heartbeat starts the lease anew"
     assert status_after(30) == "running", "nobody was watching in between"
     assert [status_after(1) for _ in range(6)] == ["running"] * 6
     assert status_after(1) == "pending"
     run = _row(apart, run_id)
-    assert (run.attempt, run.requeue_reason) == (2, "worker_lost")
+    assert (run.attempt, run.requeue_reason) == (1, "worker_lost")
     assert run_id in apart.queue.waiting()
 
 

@@ -122,8 +122,8 @@ def a_frozen_worker(make: StackMaker) -> None:
     frozen.send(signal.SIGSTOP)
     gate.touch()
     run = _ended(stack, run_id)
-    assert run.attempt == 2
-    assert _payloads(stack, run_id, "run.step") == [{"attempt": 2, "reason": "worker_lost", "restart": False}]
+    assert (run.attempt, run.losses) == (1, 1), "nobody is charged"
+    assert _payloads(stack, run_id, "run.step") == [{"attempt": 1, "reason": "worker_lost", "restart": False}]
     assert _stretches(gate) == [frozen.pid, successor.pid]
     eventually(lambda: _row(stack, run_id).published)
     before = _raw(stack, run_id)
@@ -181,7 +181,7 @@ def a_killed_worker(make: StackMaker) -> None:
     killed.kill()
     gate.touch()
     run = _ended(stack, run_id)
-    assert run.attempt == 2
+    assert run.attempt == 1, "a plain kill costs nobody anything"
     assert _stretches(gate) == [killed.pid, successor.pid]
     first, second = run.state["messages"]
     assert (first["status"], second["status"]) == ("abandoned", "completed")
@@ -189,13 +189,21 @@ def a_killed_worker(make: StackMaker) -> None:
 
 
 def an_agent_that_kills_its_worker(make: StackMaker) -> None:
+    """Nobody knows that it was this agent, until the run has lost two workers and dies in a process of its own."""
     stack = make(DB_POOL_SIZE="2", RUN_MAX_ATTEMPTS="1")
     victim = stack.start_worker()
+    beside, gate = _held(stack)
     run_id = _start(stack, "kill_worker", {"after": 1.5})
     assert victim.popen.wait(LEASE_AND_MORE) == -signal.SIGKILL
-    stack.start_worker()
+    victim = stack.start_worker()
+    assert victim.popen.wait(LEASE_AND_MORE) == -signal.SIGKILL
+    gate.touch()
+    survivor, isolated = stack.start_worker(), stack.start_worker("--isolated")
     run = _ended(stack, run_id, "failed")
-    assert run.error == {"code": "worker_lost", "message": "The run lost its worker 1 times."}
+    assert run.error == {"code": "worker_lost", "message": "The run ended its worker 1 times in a row."}
+    assert [step["attempt"] for step in _payloads(stack, run_id, "run.step")] == [1, 1]
+    assert _ended(stack, beside).attempt == 1
+    assert survivor.popen.poll() is isolated.popen.poll() is None
     assert run.state["answer"] == {"text": "last words", "status": "final"}
 
 

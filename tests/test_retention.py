@@ -19,6 +19,7 @@ from app.storage.erasure import Erasure
 from app.storage.event_log import EventLog
 from app.storage.ownership import Ownership
 from app.storage.run_store import (
+    Beats,
     Checkpoint,
     EarlyCancels,
     Leftovers,
@@ -330,7 +331,8 @@ def test_rows_that_refer_to_nothing_any_more_go_too(apart: Services, erasure: Er
     busy = pending_run(apart)
     assert apart.store.claim(busy.id, "busy", start=True)
     for worker in ("gone", "busy", "here"):
-        apart.registry.beat(worker)
+        with closing(Beats(url, worker)) as beats:
+            beats.beat()
     execute(url, "UPDATE workers SET seen_at = now() - interval '25 hours' WHERE id <> 'here'")
     for key in ("forgotten", "remembered"):
         assert cancels.find_or_note(DEV, "client_run_id", key) is None

@@ -16,7 +16,17 @@ from app.errors import Fenced, StoreUnavailable
 from app.identifiers import new_id
 from app.protocol.events import Event, encode
 from app.protocol.reducer import State, fold
-from app.storage.run_store import AgentRecord, Checkpoint, Database, Principal, Registry, RunRecord, RunStore, migrate
+from app.storage.run_store import (
+    AgentRecord,
+    Beats,
+    Checkpoint,
+    Database,
+    Principal,
+    Registry,
+    RunRecord,
+    RunStore,
+    migrate,
+)
 from app.storage.run_store import database as database_module
 from app.wiring import Services
 from tests.conftest import execute, own_databases
@@ -203,21 +213,21 @@ def test_a_cancel_request_stays_and_does_not_touch_a_finished_run(store: RunStor
 
 
 def test_only_an_owner_whose_counter_stands_still_loses_its_runs(apart: Services, store: RunStore) -> None:
-    registry = Registry(Database(apart.config.database_url, 2))
     alive, dead, rowless = (new_id("w") for _ in range(3))
     runs = {owner: _claimed(store, pending_run(apart, announce=False), owner) for owner in (alive, dead, rowless)}
-    registry.beat(alive)
-    registry.beat(dead)
-    seen = {beat.owner: beat for beat in store.owner_beats()}
+    url = apart.config.database_url
+    with contextlib.closing(Beats(url, alive)) as living, contextlib.closing(Beats(url, dead)) as dying:
+        living.beat()
+        dying.beat()
+        seen = {beat.owner: beat for beat in store.owner_beats()}
+        living.beat()
     assert seen[rowless].beats is None
-    registry.beat(alive)
     assert store.release_lost(seen[alive]) == []
     (lost,) = store.release_lost(seen[dead])
-    assert (lost.id, lost.status, lost.attempt, lost.requeue_reason) == (runs[dead].id, "pending", 2, "worker_lost")
+    assert (lost.id, lost.status, lost.attempt, lost.requeue_reason) == (runs[dead].id, "pending", 1, "worker_lost")
     assert [run.id for run in store.release_lost(seen[rowless])] == [runs[rowless].id]
     assert store.release_lost(seen[dead]) == [], "once"
-    registry.remove_worker(alive)
-    registry._database.close()
+    apart.registry.remove_worker(alive)
 
 
 def test_a_forgotten_run_is_handed_to_one_caller(apart: Services, store: RunStore, url: str) -> None:

@@ -162,7 +162,7 @@ def test_a_run_whose_worker_was_killed_is_cancelled_by_the_next_and_not_executed
 
 def _recorded_failures_are_not_repeated(killed: Left, successor: Process) -> None:
     run = ended(killed.stack, killed.trying)
-    assert (run.output, run.attempt) == ({"result": "done"}, 2)
+    assert (run.output, run.attempt) == ({"result": "done"}, 1)
     calls = _calls(killed.folder / "calls")
     assert [int(pid) for pid, *_ in calls] == [killed.worker.pid, killed.worker.pid, successor.pid]
     assert {key for _, key, _, _ in calls} == {f"{killed.trying}:1"}

@@ -6,7 +6,7 @@ the greenlet around it.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import gevent
@@ -14,12 +14,13 @@ import gevent
 from app.errors import Fenced, InvalidCall, Refused, StoreUnavailable
 from app.protocol.ending import Ending
 from app.storage.log_writer import LogWriter
-from app.storage.run_queue import QUEUE
+from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
 from app.storage.run_store import Checkpoint, OwnedRun, RunRecord
 from app.wiring import Services
 from workers.blame import refused_call, sentence
 from workers.emitter import Emitter
 from workers.execution import Execution
+from workers.heartbeat import always
 from workers.interrupts import Cancelled, Drained, Lost, Suspended, Wait
 from workers.place import Here, Place
 from workers.registry import Agent
@@ -52,16 +53,20 @@ class Executor:
         *,
         place: Place | None = None,
         queue: str = QUEUE,
+        gets_through: Callable[[], bool] = always,
     ) -> None:
         """
         :param place: where agents run; None: here.
         :param queue: whose agents are executed; the others are handed over.
+        :param gets_through: whether this worker's heartbeat does; nothing is claimed while it does not.
         """
         self._ownership = services.ownership
         self._settlement = Settlement(services)
         self._stretches = Stretches(services, emitter, agents, worker_id, place or Here())
         self._agents = agents
         self._queue = queue
+        self._most_attempts = services.config.run_max_attempts
+        self.gets_through = gets_through
         self._worker_id = worker_id
         self._executions: dict[str, Execution] = {}
         self._strays: dict[str, float] = {}
@@ -72,13 +77,13 @@ class Executor:
 
         :raises StoreUnavailable: the worker ends and cannot claim it; a janitor will have it tried again.
         """
-        run = until_reachable(lambda: self._ownership.store.claim(run_id, self._worker_id, start=True), self._pause)
+        run = until_reachable(lambda: self._claim(run_id), self._pause)
         if run is None:
             return
-        agent = self._agents.get(run.agent)
-        if agent is not None and agent.queue != self._queue:
-            # Its isolation has changed since. What was to be done here is still to be done, for the same reason.
-            self._settlement.hand_back(run, run.requeue_reason, agent.queue)
+        queue = self._queue_of(run)
+        if queue != self._queue:
+            # What was to be done here is still to be done, for the same reason.
+            self._settlement.hand_back(run, run.requeue_reason, queue)
             return
         while earlier := self._executions.get(run.id):
             # This worker was called lost while it executes the run. One attempt at a time: nothing of ours overlaps.
@@ -119,6 +124,21 @@ class Executor:
         for execution in list(self._executions.values()):
             execution.interrupt(Drained())
         gevent.wait([execution.done for execution in self._executions.values()])
+
+    def _claim(self, run_id: str) -> RunRecord | None:
+        """Others would call this worker lost, and the run with it, while its heartbeat does not get through."""
+        if not self.gets_through():
+            raise StoreUnavailable("The heartbeat of this worker does not get through.")
+        return self._ownership.store.claim(run_id, self._worker_id, start=True)
+
+    def _queue_of(self, run: RunRecord) -> str:
+        """Where the run is to be executed. Its agent's isolation may have changed since it was started."""
+        agent = self._agents.get(run.agent)
+        if agent is None or run.cancel_requested or run.attempt > self._most_attempts:
+            return self._queue  # it is only to be ended
+        if run.alone and agent.queue != ISOLATED_QUEUE:
+            log.warning("%s has lost %d workers in a row: it goes on in a process of its own.", run.id, run.losses)
+        return ISOLATED_QUEUE if run.alone else agent.queue
 
     def _pause(self, seconds: float) -> None:
         if self._draining:

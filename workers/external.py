@@ -2,18 +2,19 @@
 
 One is in each worker, as a duty of its janitor; they need no leader, because a run is taken over under the epoch and
 the counter that were seen. A counter stands still only as far as it was observed without a break: what was seen is
-forgotten when Postgres was away, and when this process stood still. How long a first writer may take to come is
-longer than a process may live, and counted by Postgres' clock.
+forgotten when Postgres was away, when this process stood still, and while its own heartbeat does not get through. How
+long a first writer may take to come is longer than a process may live, and counted by Postgres' clock.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from app.errors import StoreUnavailable
 from app.external_ends import Ends
 from app.storage.run_store import WriterBeat
 from app.wiring import Services
+from workers.heartbeat import always
 
 ENDING_SECONDS = 5.0
 """A run that was taken over to end it, and has not ended for so long, is not being ended any more."""
@@ -26,8 +27,10 @@ log = logging.getLogger(__name__)
 class LostWriters:
     """Call `end` about every second."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, gets_through: Callable[[], bool] = always) -> None:
+        """:param gets_through: whether this worker's heartbeat does."""
         self._store = services.external
+        self._gets_through = gets_through
         self._ends = Ends(services)
         self._lease_seconds = services.config.external_lease_seconds
         self._claim_seconds = services.config.external_claim_seconds
@@ -58,7 +61,7 @@ class LostWriters:
             self._forget()  # nobody may be called lost for a time in which no sign of life could be seen
             raise
         now = time.monotonic()
-        if now - self._looked > STOOD_STILL_SECONDS:
+        if now - self._looked > STOOD_STILL_SECONDS or not self._gets_through():
             self._forget()
         self._looked = now
         signs = map(_sign, beats)

@@ -13,6 +13,7 @@ from rq.exceptions import StopRequested
 from app.errors import StoreUnavailable
 from app.storage.run_queue import QUEUE
 from workers.executor import Executor
+from workers.heartbeat import SILENCE_SECONDS
 from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,13 @@ class GeventWorker(HintWorker):
         self._pool.join()
 
     def dequeue_job_and_maintain_ttl(self, *args: Any, **kwargs: Any) -> Any:
-        """As RQ's, once a slot is free: a job that waits here could run elsewhere."""
+        """As RQ's, once a slot is free and runs may be claimed: a job that waits here could run elsewhere."""
         while self._pool.full():
             self._pool.wait_available(HEARTBEAT_SECONDS)
             with suppress(RedisError):  # RQ's own record of this worker, which decides nothing
                 self.heartbeat()
+        while not self._executor.gets_through():
+            gevent.sleep(SILENCE_SECONDS)
         return super().dequeue_job_and_maintain_ttl(*args, **kwargs)
 
     def execute_run(self, run_id: str) -> None:

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from threading import Thread
 from typing import Any, NoReturn
@@ -19,8 +20,9 @@ from rq.exceptions import StopRequested
 from app.config import Config
 from app.errors import StoreUnavailable
 from app.storage.run_queue import ISOLATED_QUEUE
+from app.storage.run_store import Beats
 from app.wiring import Services
-from workers.heartbeat import Heartbeat
+from workers.heartbeat import SILENCE_SECONDS, Heartbeat
 from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
@@ -39,7 +41,7 @@ class IsolatedProcess:
         self.id = new_worker_id()
         self._services = Services.for_worker(config)
         self._agents = load_agents()
-        self._heartbeat = Heartbeat(config.database_url, self.id)
+        self._heartbeat = Heartbeat(Beats(config.database_url, self.id, isolated=True))
         self._keeper = Keeper(self._services, self.id)
         self._new_horse = partial(Horse, config, self._agents, self.id)
         self._drain_seconds = config.drain_seconds
@@ -58,9 +60,8 @@ class IsolatedProcess:
         leave(self._services, self.id)
 
     def _connect_rq(self) -> "IsolatedWorker":
-        return connect_rq(
-            lambda: IsolatedWorker(self._services.queue.redis, self._keeper, self._new_horse, self._drain_seconds)
-        )
+        redis, alive = self._services.queue.redis, self._heartbeat.gets_through
+        return connect_rq(lambda: IsolatedWorker(redis, self._keeper, self._new_horse, self._drain_seconds, alive))
 
     def _heed_commands(self) -> None:
         """Look at this worker's commands whenever its doorbell rings, and now and then while it cannot."""
@@ -87,11 +88,20 @@ class IsolatedProcess:
 class IsolatedWorker(HintWorker):
     """RQ's work loop, with a keeper for the horse that it forks for each run."""
 
-    def __init__(self, connection: Any, keeper: Keeper, new_horse: "partial[Horse]", drain_seconds: float) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        keeper: Keeper,
+        new_horse: "partial[Horse]",
+        drain_seconds: float,
+        gets_through: Callable[[], bool],
+    ) -> None:
+        """:param gets_through: whether this worker's heartbeat does; nothing is begun while it does not."""
         super().__init__(connection, ISOLATED_QUEUE)
         self._keeper = keeper
         self._new_horse = new_horse
         self._drain_seconds = drain_seconds
+        self._gets_through = gets_through
         self._fetching = False
         self._stopping = False
         self._kept_alive = 0.0
@@ -113,11 +123,21 @@ class IsolatedWorker(HintWorker):
                 self.name = uuid.uuid4().hex
                 time.sleep(RESTART_SECONDS)
 
+    def dequeue_job_and_maintain_ttl(self, *args: Any, **kwargs: Any) -> Any:
+        """As RQ's, once runs may be claimed: a job that waits here could run elsewhere."""
+        self._wait_for_heartbeat()
+        return super().dequeue_job_and_maintain_ttl(*args, **kwargs)
+
+    def _wait_for_heartbeat(self) -> None:
+        while not self._gets_through():
+            time.sleep(SILENCE_SECONDS)
+
     def execute_run(self, run_id: str) -> None:
         """Fork a horse for the run, and wait until it has ended and the run is settled.
 
         A signal meanwhile stops the worker afterwards.
         """
+        self._wait_for_heartbeat()  # the pop may have taken long
         self._fetching = False
         try:
             self._kept_alive = time.monotonic()

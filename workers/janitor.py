@@ -12,16 +12,21 @@ import gevent
 from gevent.pool import Group
 
 from app.errors import StoreUnavailable
+from app.storage.run_queue import ISOLATED_QUEUE, NO_ISOLATED
 from app.storage.run_store import OwnerBeat
 from app.wiring import Services
+from workers.heartbeat import always
 
 PASS_SECONDS = 1.0
 LEASE_SECONDS = 6.0
-"""An owner whose heartbeat stood still for so long, as observed here with Postgres reachable, is lost."""
+"""An owner whose row stood still for so long, as observed here with Postgres reachable, is lost. Not for longer: once
+it was called lost its row is another one, which is to be observed for as long."""
 PENDING_SECONDS = 5.0
 """A pending run that nobody has claimed for so long may have lost its job."""
 DOUBT_AGAIN_SECONDS = 5.0
 """Longer than it takes from an append to the mark that it was made."""
+WARN_SECONDS = 60.0
+"""How often the log is told that nobody is there for isolated runs."""
 BATCH = 200
 
 Duty = Callable[[], None]
@@ -32,11 +37,22 @@ log = logging.getLogger(__name__)
 class Janitor:
     """One pass each PASS_SECONDS."""
 
-    def __init__(self, services: Services, *others: Duty, apart: Sequence[Duty] = ()) -> None:
+    def __init__(
+        self,
+        services: Services,
+        *others: Duty,
+        apart: Sequence[Duty] = (),
+        worker_id: str = "",
+        gets_through: Callable[[], bool] = always,
+    ) -> None:
         """
         :param others: what else is to be done in each pass.
         :param apart: likewise, but each may take long, and keeps no other waiting.
+        :param worker_id: of this process, which is there.
+        :param gets_through: whether its heartbeat does; nobody is called lost while it does not.
         """
+        self._worker_id = worker_id
+        self._gets_through = gets_through
         self._store = services.store
         self._ownership = services.ownership
         self._waits = services.waits
@@ -46,6 +62,7 @@ class Janitor:
         self._apart = apart
         self._seen: dict[OwnerBeat, float] = {}
         """Heartbeats as first seen here, by our own monotonic clock."""
+        self._warn_at = -math.inf
         self._looked = time.monotonic()
         self._connects: int | None = None
         """`EventLog.connects` when it was last seen to that Redis has all the ends."""
@@ -57,7 +74,7 @@ class Janitor:
         loops = Group()
         for duties in (
             [self.release_lost],
-            [self.wake_due, self.enqueue_forgotten],
+            [self.wake_due, self.enqueue_forgotten, self.warn],
             [self.publish_ends, *self._others],
             *([duty] for duty in self._apart),
         ):
@@ -84,6 +101,7 @@ class Janitor:
     def release_lost(self) -> None:
         """Put back the runs of owners whose heartbeat stands still."""
         for beat in self._lost():
+            self._seen.pop(beat)
             for run in self._store.release_lost(beat):
                 log.warning("%s lost its worker %s; it is pending again.", run.id, beat.owner)
                 self._queue.enqueue(run.id, run.epoch, run.queue)
@@ -95,10 +113,12 @@ class Janitor:
             self._seen.clear()  # nobody may be called lost for a time in which no heartbeat could be seen
             raise
         now = time.monotonic()
-        if now - self._looked > LEASE_SECONDS / 2:
-            self._seen.clear()  # this process stood still, most likely together with others: it has seen nothing
+        if now - self._looked > LEASE_SECONDS / 2 or not self._gets_through():
+            # This process stood still, most likely together with others: it has seen nothing. Or it does not get
+            # through to Postgres itself, and is no judge of others.
+            self._seen.clear()
         self._looked = now
-        self._seen = {beat: self._seen.get(beat, now) for beat in beats}
+        self._seen = {beat: self._seen.get(beat, now) for beat in beats if beat.owner != self._worker_id}
         return [beat for beat, since in self._seen.items() if now - since > LEASE_SECONDS]
 
     def wake_due(self) -> None:
@@ -113,6 +133,14 @@ class Janitor:
         for run in forgotten:
             if run.id not in waiting:
                 self._queue.enqueue(run.id, run.epoch, run.queue)
+
+    def warn(self) -> None:
+        """Write to the log that nobody is there for isolated runs."""
+        if time.monotonic() < self._warn_at:
+            return
+        self._warn_at = time.monotonic() + WARN_SECONDS
+        if self._store.unserved(ISOLATED_QUEUE):
+            log.warning(NO_ISOLATED)
 
     def publish_ends(self) -> None:
         """Bring terminal events into Redis that are committed but are not there."""

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from threading import Lock
 
 from app.errors import Fenced, RunTimeout
@@ -143,13 +142,10 @@ class Keeper:
         self._settlement.finish(writer, ending or Ending.cancelled(claimed.cancel_reason or "requested"))
 
     def _call_lost(self, run: OwnedRun) -> None:
-        """Put the run back as a janitor would who has seen our heartbeat stand still, but at once."""
-        reach = self._settlement.reach
-        while run.id in [row.id for row in reach(lambda: self._store.owned_by(self._worker_id))]:
-            ours = [beat for beat in reach(self._store.owner_beats) if beat.owner == self._worker_id]
-            for beat in ours:  # it may have gone on in between
-                for released in reach(partial(self._store.release_lost, beat)):
-                    self._settlement.enqueue(released)
+        """Put the run back at once. Nobody else was in the process that has ended: the run is charged with it."""
+        released = self._settlement.reach(lambda: self._store.release_culprit(self._worker_id, run.id, run.epoch))
+        if released is not None:
+            self._settlement.enqueue(released)
 
 
 class _Horse:

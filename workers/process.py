@@ -15,6 +15,7 @@ from rq.worker import BaseWorker
 
 from app.config import Config
 from app.errors import StoreUnavailable
+from app.storage.run_store import Beats
 from app.wiring import Services
 from workers import seal
 from workers.emitter import Emitter
@@ -45,14 +46,16 @@ class WorkerProcess:
         self._services = services = Services.for_worker(config)
         self._agents = load_agents()
         self._emitter = Emitter(services.ownership)
-        self._heartbeat = Heartbeat(config.database_url, self.id)
+        self._heartbeat = Heartbeat(Beats(config.database_url, self.id))
+        alive = self._heartbeat.gets_through
         self._watchdog = Watchdog()
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
         retention = Retention(services.erasure, config.run_retention_days)
-        lost_writers = LostWriters(services)
+        lost_writers = LostWriters(services, alive)
         show = partial(services.registry.show_janitor, self.id)
-        self._janitor = Janitor(services, show, unwatched.cancel, retention.purge, apart=[lost_writers.end])
-        self._executor = Executor(services, self._emitter, self._agents, self.id)
+        duties = show, unwatched.cancel, retention.purge
+        self._janitor = Janitor(services, *duties, apart=[lost_writers.end], worker_id=self.id, gets_through=alive)
+        self._executor = Executor(services, self._emitter, self._agents, self.id, gets_through=alive)
 
     def run(self) -> None:
         """Work until a signal asks to stop, then drain."""

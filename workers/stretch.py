@@ -101,7 +101,7 @@ class Stretches:
         if until_reachable(lambda: self._ownership.confirm(run.id, run.epoch)):
             return self._cancelled(run)
         if run.attempt > self._services.config.run_max_attempts:
-            return Ending.failed(errors.WorkerLost(f"The run lost its worker {run.attempt - 1} times."))
+            return Ending.failed(errors.WorkerLost(f"The run ended its worker {run.attempt - 1} times in a row."))
         try:
             journal = self._heed_version(execution, journal)
             run = execution.run

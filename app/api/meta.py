@@ -12,7 +12,9 @@ from app.errors import NotFound, StoreUnavailable
 from app.external import NO_JANITOR
 from app.protocol.events import json_schema
 from app.storage.event_log import EventLog
-from app.storage.run_store import AgentRecord, Registry
+from app.storage.run_queue import ISOLATED_QUEUE, NO_ISOLATED
+from app.storage.run_store import AgentRecord
+from app.wiring import Services
 
 blueprint = Blueprint("meta", __name__, description="Agents, schemas, health, metrics")
 
@@ -49,7 +51,7 @@ def readyz() -> Response:
     services = runtail().services
     checks = {"postgres": _reaches(services.database.ping), "redis": _reaches(services.log.ping)}
     ready = all(checks.values())
-    warnings = _warnings(services.registry) if checks["postgres"] else []
+    warnings = _warnings(services) if checks["postgres"] else []
     if checks["redis"]:
         warnings += _evictions(services.log)
     body = {"status": "ready" if ready else "degraded", "checks": checks, "warnings": warnings}
@@ -65,9 +67,10 @@ def prometheus() -> Response:
     return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
 
 
-def _warnings(registry: Registry) -> list[str]:
+def _warnings(services: Services) -> list[str]:
     try:
-        return [] if registry.has_janitor() else [NO_JANITOR]
+        warnings = [] if services.registry.has_janitor() else [NO_JANITOR]
+        return warnings + ([NO_ISOLATED] if services.store.unserved(ISOLATED_QUEUE) else [])
     except StoreUnavailable:
         return []  # the next call says that Postgres cannot be reached
 

@@ -16,7 +16,8 @@ from app.storage.event_log import connect
 QUEUE = "runs"
 """Of agents that share a process."""
 ISOLATED_QUEUE = "isolated"
-"""Of agents that get a process of their own for each run."""
+"""Of runs that have a process of their own."""
+NO_ISOLATED = "Runs wait for an isolated worker, and there is none: start `python -m workers --isolated`."
 JOB = "workers.executor.execute"
 """What workers of the version before call, with the run's id. Nobody else reads it: it can go with the next release."""
 NO_TIMEOUT = -1

@@ -1,6 +1,7 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
 from app.storage.run_store.batches import Batch, BatchStore, Taken
+from app.storage.run_store.beats import Beats
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import EarlyCancels
 from app.storage.run_store.external import EXTERNAL, ExternalStore, Hashes, WriterBeat
@@ -30,6 +31,7 @@ __all__ = [
     "ApprovalRecord",
     "Batch",
     "BatchStore",
+    "Beats",
     "Checkpoint",
     "Database",
     "Decision",

@@ -48,7 +48,7 @@ class Database:
 
     def __init__(self, url: str, pool_size: int) -> None:
         self.peewee = _Pool(
-            url.replace("postgres://", "postgresql://", 1),  # Heroku's spelling
+            driver_url(url),
             max_connections=pool_size,
             timeout=POOL_WAIT_SECONDS,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -95,6 +95,11 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.peewee.close_all()
+
+
+def driver_url(url: str) -> str:
+    """The URL as the driver wants it: Heroku spells its scheme `postgres`."""
+    return url.replace("postgres://", "postgresql://", 1)
 
 
 def _has_ended(descriptor: int) -> bool:

@@ -8,6 +8,9 @@ from typing import Any
 from app.protocol.events import Event
 from app.protocol.reducer import State
 
+ALONE_AFTER = 2
+"""A run that has lost its worker so often in a row, nobody knows by whose fault, has a process of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -92,6 +95,13 @@ class RunRecord:
     """The epoch whose owner was last lost; 0: none was."""
     wake_at: datetime | None
     """When a waiting run goes on whatever else happens; None: not by time."""
+    losses: int
+    """Workers that it has lost in a row, and was not charged with, since it last recorded anything."""
+
+    @property
+    def alone(self) -> bool:
+        """It is to be executed in a process of its own, whatever its agent asks for."""
+        return self.losses >= ALONE_AFTER
 
     @property
     def terminal(self) -> bool:
@@ -208,7 +218,9 @@ class EndedRun:
 
 @dataclass(frozen=True, slots=True)
 class OwnerBeat:
-    """An owner of running runs, and its heartbeat counter (None: it has no heartbeat row)."""
+    """An owner of running runs, as its row tells (None: it has no row)."""
 
     owner: str
     beats: int | None
+    losses: int | None
+    """How often it was called lost."""

@@ -1,4 +1,4 @@
-"""What processes tell about themselves and who may call: agents, heartbeats, API keys."""
+"""What processes tell about themselves and who may call: agents, workers, API keys."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ class KeyRecord:
 
 
 class Registry:
-    """Agents, worker heartbeats and API keys. Every method may raise StoreUnavailable."""
+    """Agents, workers and API keys. Every method may raise StoreUnavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -66,12 +66,6 @@ class Registry:
         sql = "SELECT name, input_schema, isolation, version FROM agents WHERE name = %s"
         found = self._select(sql, name)
         return AgentRecord(**found[0]) if found else None
-
-    def beat(self, worker_id: str) -> None:
-        """Count one heartbeat of a worker; the first one registers it."""
-        sql = """INSERT INTO workers (id) VALUES (%s)
-                 ON CONFLICT (id) DO UPDATE SET beats = workers.beats + 1, seen_at = now()"""
-        self._execute(sql, worker_id)
 
     def show_janitor(self, worker_id: str) -> None:
         """Note that the worker's janitor is at work; called often, it writes now and then."""

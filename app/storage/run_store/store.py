@@ -8,6 +8,7 @@ from typing import Any
 from app.errors import Behind, Fenced, StoreUnavailable
 from app.protocol.ending import NOT_DECIDED
 from app.protocol.events import Event, dumps, unbroken
+from app.storage.run_store import losses
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
@@ -89,15 +90,9 @@ UPDATE runs SET epoch = greatest(epoch, %s) + 1 WHERE id = %s AND epoch = %s AND
 RETURNING {RUN_COLUMNS}
 """
 _RELEASE = f"""
-UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = coalesce(%s, queue), enqueued_at = now()
+UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = coalesce(%s, queue),
+                enqueued_at = now(), losses = {losses.STILL_LOST}
 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
-"""
-_RELEASE_LOST = f"""
-UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = 'worker_lost', enqueued_at = now(),
-                attempt = CASE WHEN EXISTS (SELECT FROM run_ops o WHERE o.run_id = runs.id AND o.epoch > crashed_epoch)
-                               THEN 2 ELSE attempt + 1 END, crashed_epoch = epoch
-WHERE owner = %s AND (SELECT beats FROM workers WHERE id = owner) IS NOT DISTINCT FROM %s AND status = 'running'
-RETURNING {RUN_COLUMNS}
 """
 _LOCK = "SELECT FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE"
 _LOCK_ANY = "SELECT FROM runs WHERE id = %s AND epoch = coalesce(%s, epoch) AND status = 'running' FOR NO KEY UPDATE"
@@ -109,7 +104,7 @@ SELECT cancel_requested
 FROM runs WHERE id = %s
 """
 _SUSPEND = """
-UPDATE runs SET status = 'waiting', owner = NULL, wake_at = %s, state = %s, state_seq = %s WHERE id = %s
+UPDATE runs SET status = 'waiting', owner = NULL, wake_at = %s, state = %s, state_seq = %s, losses = 0 WHERE id = %s
 """
 
 
@@ -408,18 +403,28 @@ class RunStore:
     # What the janitor looks at.
 
     def owner_beats(self) -> list[OwnerBeat]:
-        """The owners of running runs, each with its heartbeat counter. A run that is written from outside has none."""
-        sql = """SELECT DISTINCT r.owner, w.beats FROM runs r LEFT JOIN workers w ON w.id = r.owner
-                 WHERE r.status = 'running' AND r.owner IS NOT NULL"""
+        """The owners of running runs, as their rows are. A run that is written from outside has none."""
         with self._database.session() as db:
-            return [OwnerBeat(*row) for row in db.execute_sql(sql).fetchall()]
+            return losses.owner_beats(db)
 
-    def release_lost(self, beat: OwnerBeat) -> list[RunRecord]:
-        """Put back as pending every run of an owner whose counter still stands at `beat`.
+    def release_lost(self, seen: OwnerBeat) -> list[RunRecord]:
+        """Put back as pending every run of an owner whose row is still as it was seen. See `losses` for who is charged.
 
-        Each costs an attempt: counted are the crashes in a row between which no call was recorded.
+        Only one caller who saw it like that does; the others have seen nothing yet of the row as it is now.
         """
-        return self._many(_RELEASE_LOST, beat.owner, beat.beats)
+        with self._database.session(atomic=True) as db:
+            return losses.release_lost(db, seen)
+
+    def release_culprit(self, owner: str, run_id: str, epoch: int) -> RunRecord | None:
+        """Put back a run whose own process has ended, and charge it. None: it is not that owner's under that epoch."""
+        with self._database.session(atomic=True) as db:
+            released = losses.release_culprit(db, owner, run_id, epoch)
+            return released[0] if released else None
+
+    def unserved(self, queue: str) -> bool:
+        """Whether runs wait in the queue of isolated ones while no worker for them is there."""
+        with self._database.session() as db:
+            return losses.unserved(db, queue)
 
     def take_forgotten(self, seconds: float, limit: int) -> list[RunRecord]:
         """Pending runs last enqueued longer ago than `seconds`, oldest first; each is handed to one caller."""
