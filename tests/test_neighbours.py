@@ -1,9 +1,12 @@
 """A run that reaches for its worker's process fails with a sentence; the runs beside it see nothing of it."""
 
+import secrets
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import StackMaker
@@ -23,7 +26,9 @@ FORKS = (
     "forks_by_ctypes",
     "spawns_by_os",
     "multiprocesses",
+    "multiprocesses_by_spawning",
     "pools_processes",
+    "pools_processes_by_a_server",
     "becomes_another_program",
 )
 SIGNALS = (
@@ -69,7 +74,12 @@ HARMLESS = (
     "catches_the_refusal",
     "starts_programs",
     "prepares_a_program",
+    "shares_memory",
 )
+
+
+PROGRAMS = 6
+"""That sleep, once `leaves_programs_behind` has started them."""
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +174,55 @@ def test_in_a_process_of_its_own_a_run_may_do_all_of_that(server: Stack, isolate
     run = server.ended(server.start("harm_apart", {"way": way}))
     assert run["status"] == "completed", run
     assert isolated.popen.poll() is None
+
+
+def _programs(mark: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+
+
+def _started(server: Stack, mark: str, seconds: int) -> str:
+    run_id = server.start("harm", {"way": "leaves_programs_behind", "mark": mark, "seconds": seconds})
+    eventually(lambda: "custom.started" in [event["type"] for event in server.events(run_id)])
+    eventually(lambda: len(_programs(mark)) == PROGRAMS, what="the start of the programs")
+    return run_id
+
+
+@pytest.mark.parametrize("how", ["completed", "cancelled"])
+def test_programs_that_an_agent_leaves_behind_end_with_its_run(
+    server: Stack, worker: Process, beside: Beside, how: str
+) -> None:
+    mark, other = f"1000.{secrets.randbelow(10**6):06}", f"2000.{secrets.randbelow(10**6):06}"
+    neighbour = _started(server, other, 60)
+    run_id = _started(server, mark, 60 if how == "cancelled" else 1)
+    if how == "cancelled":
+        server.http.post(f"/runs/{run_id}/cancel").raise_for_status()
+    assert server.ended(run_id)["status"] == how
+    eventually(lambda: not _programs(mark), what="the end of the programs")
+    assert len(_programs(other)) == PROGRAMS, "a neighbour's go on"
+    server.http.post(f"/runs/{neighbour}/cancel").raise_for_status()
+    eventually(lambda: not _programs(other), what="the end of the neighbour's programs")
+    beside.goes_on()
+
+
+def test_programs_that_an_agent_has_started_end_with_a_worker_that_is_killed(stack: StackMaker) -> None:
+    server = stack()
+    server.start_web()
+    worker, mark = server.start_worker(), f"3000.{secrets.randbelow(10**6):06}"
+    server.start("harm", {"way": "starts_one_program", "mark": mark})
+    eventually(lambda: _programs(mark), what="the start of the program")
+    worker.kill()
+    eventually(lambda: not _programs(mark), what="the end of the program")
+
+
+@pytest.mark.parametrize("how", ["completed", "cancelled"])
+def test_threads_that_go_on_after_their_run_are_counted_in_the_log(server: Stack, worker: Process, how: str) -> None:
+    seconds = 20 if how == "cancelled" else 0.1
+    run_id = server.start("harm", {"way": "leaves_threads_behind", "seconds": seconds})
+    eventually(lambda: server.read(run_id)["status"] != "pending")
+    if how == "cancelled":
+        time.sleep(0.5)
+        server.http.post(f"/runs/{run_id}/cancel").raise_for_status()
+    assert server.ended(run_id)["status"] == how
+    count = 4 + (how == "cancelled")
+    told = f"{run_id} has ended here, but {count} threads or greenlets that it started go on."
+    eventually(lambda: told in worker.log.read_text(), what=told)

@@ -10,11 +10,13 @@ from greenlet import greenlet as AnyGreenlet
 from app.storage.run_store import RunRecord
 from workers.emission import Emission
 from workers.interrupts import Interrupted
+from workers.leftovers import Leftovers
 
 STOP_SECONDS = 1.0
 """Time that an agent gets for its `finally` blocks once it has been stopped."""
 
 _OF_TREE = "runtail_execution"
+_IN_THREAD = "runtail_thread"
 """In the locals that gevent hands on from a greenlet to all that it spawns."""
 
 log = logging.getLogger(__name__)
@@ -24,12 +26,14 @@ class Execution:
     """One run, from its claim until it ends, waits or goes elsewhere.
 
     :ivar emission: of the stretch that is under way.
+    :ivar leftovers: what its agent has started.
     """
 
     def __init__(self, run: RunRecord) -> None:
         self.run = run
         self.emission: Emission | None = None
         self.interruption: Interrupted | None = None
+        self.leftovers = Leftovers()
         self.done = Flag()
         self._stirred = Flag()
 
@@ -62,10 +66,24 @@ class Execution:
 
 def execution_of(greenlet: AnyGreenlet | None) -> Execution | None:
     """The run whose agent has started the greenlet, at whatever remove; None: no agent has."""
+    execution: Execution | None = _tree_of(greenlet).get(_OF_TREE)
+    return execution
+
+
+def mark_thread(greenlet: AnyGreenlet) -> None:
+    """Say that a greenlet which has not begun is a thread."""
+    greenlet.spawn_tree_locals = {**_tree_of(greenlet), _IN_THREAD: True}  # type: ignore[attr-defined]
+
+
+def in_thread(greenlet: AnyGreenlet | None) -> bool:
+    """The greenlet is a thread, or was started in one."""
+    return _IN_THREAD in _tree_of(greenlet)
+
+
+def _tree_of(greenlet: AnyGreenlet | None) -> dict[str, Any]:
     while greenlet is not None:
-        tree = getattr(greenlet, "spawn_tree_locals", None)
+        tree: dict[str, Any] | None = getattr(greenlet, "spawn_tree_locals", None)
         if tree is not None:
-            execution: Execution | None = tree.get(_OF_TREE)
-            return execution
+            return tree
         greenlet = greenlet.parent  # a bare greenlet, which runs on behalf of its parent
-    return None
+    return {}

@@ -99,6 +99,8 @@ class Executor:
         finally:
             del self._executions[run.id]
             execution.done.set()
+            if left := execution.leftovers.count():
+                log.warning("%s has ended here, but %d threads or greenlets that it started go on.", run.id, left)
 
     def heed_commands(self) -> None:
         """Stop the runs whose cancel was requested, bring inputs, and give up rows that name us in vain.

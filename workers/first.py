@@ -35,8 +35,9 @@ FAULT_FUNCTIONS = ("cancel_dump_traceback_later", "disable", "dump_traceback_lat
 FORKS_IN_C = frozenset({"fork", "vfork", "_Fork", "forkpty", "daemon"})
 CRASHES = frozenset({signal.SIGKILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV})
 """Let through: like a crash in C they end the process at once, and the runs of a lost worker go on elsewhere."""
-TRACKER = "multiprocessing.resource_tracker"
-"""It blocks signals for the moment in which it starts its process, so that the process has them blocked."""
+TRUSTED = ("signal", "multiprocessing.resource_tracker")
+"""Modules that get through. What `signal` calls has passed the gate already. The tracker of shared memory blocks
+signals for the moment in which it starts its process, so that the process has them blocked."""
 
 Refuse = Callable[[str], None]
 """Given what is asked for, for humans: returns or raises."""
@@ -85,7 +86,7 @@ class Gate:
     def _stopped(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if sys._getframe(1).f_globals.get("__name__") != TRACKER:
+            if sys._getframe(1).f_globals.get("__name__") not in TRUSTED:
                 self.refuse(what.removeprefix("_"))
             return function(*args, **kwargs)
 

@@ -11,17 +11,20 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
 import gevent
 import gevent.hub
+import gevent.os
 import gevent.subprocess
+import gevent.thread  # type: ignore[import-not-found]
 from gevent._hub_local import set_hub
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from app.errors import NeedsIsolation
-from workers.execution import execution_of
+from workers.execution import execution_of, in_thread, mark_thread
 from workers.first import gate
 from workers.interrupts import Exited
 from workers.lifetime import live_no_longer_than
@@ -43,9 +46,17 @@ def close() -> None:
     def refuse_handler(*_: object) -> None:
         refuse("gevent.signal_handler")
 
+    def refuse_process(*_: object) -> None:
+        # Also where it would not fork: its pipes, locks and `join` block the thread that all runs have in common.
+        refuse("A process of multiprocessing")
+
     gate.refuse = refuse
+    BaseProcess.start = refuse_process  # type: ignore[method-assign,assignment]
     gevent.hub.signal.__init__ = refuse_handler  # type: ignore[method-assign,assignment]
     gevent.subprocess.fork = functools.partial(_fork_for_program, pid)  # type: ignore[attr-defined]  # its own name
+    gevent.os._watch_child = functools.partial(_watch_child, gevent.os._watch_child)  # type: ignore[attr-defined]
+    gevent.thread._start_new_greenlet = functools.partial(_start_thread, gevent.thread._start_new_greenlet)
+    gevent.Greenlet.add_spawn_callback(_note_greenlet)
     hub = gevent.get_hub()
     hub.handle_error = functools.partial(_handle_error, hub.handle_error)  # type: ignore[method-assign]
 
@@ -59,6 +70,27 @@ def _fork_for_program(parent: int) -> int:
         # has the greenlets of all runs.
         set_hub(gevent.hub.Hub(default=False))
     return pid
+
+
+def _watch_child(otherwise: Callable[..., None], pid: int, *args: Any) -> None:
+    """gevent's, for whatever process is started."""
+    otherwise(pid, *args)
+    execution = execution_of(getcurrent())
+    if execution is not None and not in_thread(getcurrent()):
+        execution.leftovers.add_program(pid)
+
+
+def _start_thread(otherwise: Callable[..., Any], *args: Any) -> Any:
+    """gevent's, for whatever thread is started."""
+    thread = otherwise(*args)
+    mark_thread(thread)
+    return thread
+
+
+def _note_greenlet(greenlet: Any) -> None:
+    execution = execution_of(greenlet)
+    if execution is not None:
+        execution.leftovers.add_greenlet(greenlet)
 
 
 def _handle_error(

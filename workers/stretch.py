@@ -174,6 +174,7 @@ class Stretches:
         greenlet.start()
         stop = outlet.alarm(limit, TimedOut(f"The run took longer than {limit} s.")) if limit else None
         execution.wait(greenlet)
+        execution.leftovers.end_programs()
         if stop:
             stop()
         # A greenlet that was killed before it began has the interruption for its value.

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import util as multiprocessing_util
+from multiprocessing import pool, shared_memory
 from os import fork, kill
 from signal import alarm
 
@@ -101,8 +101,8 @@ def forks_by_pty(run: RunContext) -> object:
 
 @way
 def forks_in_a_thread(run: RunContext) -> object:
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return pool.submit(lambda: _child(os.fork())).result()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        return threads.submit(lambda: _child(os.fork())).result()
 
 
 @way
@@ -129,9 +129,23 @@ def multiprocesses(run: RunContext) -> object:
 
 
 @way
+def multiprocesses_by_spawning(run: RunContext) -> object:
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(2,))
+    process.start()
+    process.join()  # would block every run meanwhile
+    return process.exitcode
+
+
+@way
+def pools_processes_by_a_server(run: RunContext) -> object:
+    with multiprocessing.get_context("forkserver").Pool(1) as processes:
+        return processes.map(abs, [-1])
+
+
+@way
 def pools_processes(run: RunContext) -> object:
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        return pool.submit(abs, -1).result(5)
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as processes:
+        return processes.submit(abs, -1).result(5)
 
 
 @way
@@ -414,7 +428,46 @@ def starts_programs(run: RunContext) -> object:
     with subprocess.Popen(["sleep", "60"]) as child:
         child.terminate()
     assert child.returncode == -signal.SIGTERM
-    assert multiprocessing_util.get_temp_dir()
+    return "went on"
+
+
+@way
+def shares_memory(run: RunContext) -> object:
+    memory = shared_memory.SharedMemory(create=True, size=16)
+    memory.close()
+    memory.unlink()
+    with pool.ThreadPool(2) as threads:
+        assert threads.map(abs, [-1, -2]) == [1, 2]
+    return "went on"
+
+
+@way
+def leaves_programs_behind(run: RunContext) -> object:
+    """Programs that nobody waits for: of the agent, of a tool, of a shell, and with a session of its own."""
+    mark = run.input["mark"]
+    subprocess.Popen(["sleep", mark])
+    run.tool("start", lambda: subprocess.Popen(["sleep", mark]).pid)
+    subprocess.Popen(f"sleep {mark} & sleep {mark}; true", shell=True)
+    subprocess.Popen(["sleep", mark], start_new_session=True)
+    os.posix_spawn("/bin/sleep", ["sleep", mark], os.environ)
+    run.emit("custom.started", {})
+    time.sleep(run.input["seconds"])
+    return "went on"
+
+
+@way
+def starts_one_program(run: RunContext) -> object:
+    return subprocess.run(["sleep", run.input["mark"]]).returncode
+
+
+@way
+def leaves_threads_behind(run: RunContext) -> object:
+    for _ in range(3):
+        threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
+    gevent.spawn(time.sleep, 20)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        threads.submit(time.sleep, 0.01)
+        threads.submit(time.sleep, run.input["seconds"])
     return "went on"
 
 

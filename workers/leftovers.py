@@ -1,0 +1,61 @@
+"""What an agent of a shared worker has started and not ended: its programs are killed, its threads are counted.
+
+A thread cannot be stopped, and may be one of a pool that other runs use, too. So what a thread has started is not ended
+either.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from glob import glob
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import gevent
+import gevent.os
+
+
+class Leftovers:
+    """Of one run."""
+
+    def __init__(self) -> None:
+        self._programs: list[tuple[int, object]] = []
+        self._greenlets: WeakSet[gevent.Greenlet[..., Any]] = WeakSet()
+
+    def add_program(self, pid: int) -> None:
+        """A child process that gevent watches."""
+        self._programs.append((pid, _watched().get(pid)))
+
+    def add_greenlet(self, greenlet: "gevent.Greenlet[..., Any]") -> None:
+        """A thread or a greenlet."""
+        self._greenlets.add(greenlet)
+
+    def end_programs(self) -> None:
+        """Kill those that have not ended, with the children that they have at this moment."""
+        for pid, watcher in self._programs:
+            if _watched().get(pid) is watcher:  # otherwise it has ended, and the number may be another one's
+                for each in list(_tree(pid)):
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(each, signal.SIGKILL)
+        self._programs.clear()
+
+    def count(self) -> int:
+        """The threads and greenlets that go on."""
+        return sum(not greenlet.ready() for greenlet in self._greenlets)
+
+
+def _watched() -> dict[int, object]:
+    """gevent's child processes: a number has its watcher until the process has ended."""
+    watched: dict[int, object] = gevent.os._watched_children  # type: ignore[attr-defined]
+    return watched
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """A process and its descendants, as far as the system tells (Linux)."""
+    yield pid
+    for children in glob(f"/proc/{pid}/task/*/children"):
+        with suppress(OSError):
+            for child in Path(children).read_text().split():
+                yield from _tree(int(child))
