@@ -43,8 +43,6 @@ from app.wiring import Services
 BATCHES_PER_COMMIT = 200
 BYTES_PER_COMMIT = 2_000_000
 """Of all batches together, and so of one pipeline to Redis: whoever comes next waits no longer than for so much."""
-OUTAGE_SECONDS = 1.0
-"""After Redis failed to answer, nobody waits for it for so long."""
 KNOWN_MAX = 10_000
 """Tokens that are remembered; beyond it the one that was looked up first is forgotten."""
 JANITOR_LOOK_SECONDS = 60.0
@@ -104,7 +102,6 @@ class External:
         """Epochs by run and token. They are for good: nothing that is known here ever changes."""
         self._storing: set[str] = set()
         """Runs whose state is being stored at the moment."""
-        self._retry_at = 0.0
         self._look_for_janitor_at = 0.0
 
     # Start.
@@ -251,33 +248,24 @@ class External:
 
     def _append(self, appends: Sequence[Append]) -> list[None]:
         """Bring what is committed into Redis. Where that fails it is brought later: see `heal`."""
-        if time.monotonic() >= self._retry_at:
-            self._append_now(appends)
-        return [None] * len(appends)
-
-    def _append_now(self, appends: Sequence[Append]) -> None:
         try:
             outcomes = self._services.log.append_all(appends)
-            for append, outcome in zip(appends, outcomes, strict=True):
-                if isinstance(outcome, Behind):
-                    self.heal(append.run_id, append.epoch)
-                elif isinstance(outcome, StoreUnavailable):
-                    raise outcome
         except StoreUnavailable as error:
-            self._retry_at = time.monotonic() + OUTAGE_SECONDS
-            log.warning("Events are committed, and will be in Redis later. %s", error.detail)
+            log.debug("Events are committed, and will be in Redis later. %s", error.detail)
+            outcomes = []
+        for append, outcome in zip(appends, outcomes, strict=False):
+            if isinstance(outcome, Behind):
+                self.heal(append.run_id, append.epoch)
+        return [None] * len(appends)
 
     def heal(self, run_id: str, epoch: int) -> None:
         """Bring into Redis what it misses of the run, as far as that is possible now."""
-        if time.monotonic() < self._retry_at:
-            return
         try:
             self._services.ownership.sync(run_id, epoch)
         except Fenced:
             pass  # somebody else has the run, and brings all that is committed
         except StoreUnavailable as error:
-            self._retry_at = time.monotonic() + OUTAGE_SECONDS
-            log.warning("The log of %s will be brought into Redis later. %s", run_id, error.detail)
+            log.debug("The log of %s will be brought into Redis later. %s", run_id, error.detail)
 
     def _store_state(self, run_id: str, epoch: int) -> None:
         """Reading the run folds what follows its stored state: that is not to become ever more."""

@@ -33,8 +33,8 @@ from app.wiring import Services
 
 CANCEL_WAIT_SECONDS = 2.0
 """How long a cancel waits for the owner to end the run before it answers that it is still on its way."""
-WAIT_MS = 2_000
-"""How long one wait for events may block: less than a Redis connection's timeout."""
+WAIT_MS = 1_000
+"""How long one wait for events may block: well below a Redis connection's timeout."""
 FOLLOW_EVENTS = 500
 
 T = TypeVar("T")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.config import Config
 from app.hooks import Hooks
+from app.storage.breaker import Breaker
 from app.storage.erasure import Erasure
 from app.storage.event_log import EventLog
 from app.storage.history import History
@@ -68,7 +69,8 @@ class Services:
         store = RunStore(database)
         hooks = Hooks.load()
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
-        queue = RunQueue(config.redis_url, max_connections=queue_connections)
+        breaker = log.breaker if config.redis_url == config.events_redis_url else Breaker()
+        queue = RunQueue(config.redis_url, breaker, max_connections=queue_connections)
         return cls(
             config=config,
             database=database,
@@ -84,7 +86,7 @@ class Services:
             ownership=Ownership(store, log, hooks),
             erasure=Erasure(store, RetentionStore(database), log, queue),
             history=History(store, log),
-            leases=Leases(config.events_redis_url),
+            leases=Leases(config.events_redis_url, log.breaker),
             hooks=hooks,
         )
 

@@ -18,6 +18,7 @@ from app.devservices import EmbeddedServices
 from app.errors import StoreUnavailable, TooManyStreams
 from app.identifiers import new_id
 from app.storage import leases as leases_module
+from app.storage.breaker import Breaker
 from app.storage.leases import Lease, Leases
 from app.storage.run_store import Principal
 from app.streaming import admission as module
@@ -44,7 +45,7 @@ def web(url: str) -> Iterator[Web]:
     with ExitStack() as opened:
 
         def make(url: str = url, *, max_per_user: int = 0, max_per_address: int = 0, max_windows: int = 0) -> Admission:
-            leases = Leases(url)
+            leases = Leases(url, Breaker())
             admission = Admission(
                 leases, max_per_user=max_per_user, max_per_address=max_per_address, max_windows=max_windows
             )
@@ -57,7 +58,7 @@ def web(url: str) -> Iterator[Web]:
 @pytest.fixture
 def seen(url: str) -> Iterator[Callable[[str], Lease]]:
     """What Redis knows of a subject."""
-    leases = Leases(url)
+    leases = Leases(url, Breaker())
     yield lambda subject: leases.look([subject])[subject]
     leases.close()
 
@@ -289,7 +290,6 @@ def test_while_redis_is_away_windows_open_and_it_is_said_once(web: Web, caplog: 
     with caplog.at_level(logging.WARNING, module.log.name):
         for _ in range(5):
             _admit(process)
-            process._retry_at = 0.0
     assert len(caplog.records) == 1
 
 

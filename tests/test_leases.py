@@ -10,6 +10,7 @@ from app.config import Config
 from app.errors import StoreUnavailable
 from app.identifiers import new_id
 from app.storage import leases as module
+from app.storage.breaker import Breaker
 from app.storage.event_log import EventLog
 from app.storage.leases import KEPT_SECONDS, Claim, Lease, Leases
 from tests.harness import eventually, free_port
@@ -23,7 +24,7 @@ def redis(config: Config) -> Iterator[Redis]:
 
 @pytest.fixture
 def holder(config: Config) -> Iterator[Leases]:
-    leases = Leases(config.events_redis_url)
+    leases = Leases(config.events_redis_url, Breaker())
     yield leases
     leases.close()
 
@@ -31,7 +32,7 @@ def holder(config: Config) -> Iterator[Leases]:
 @pytest.fixture
 def other(config: Config) -> Iterator[Leases]:
     """The leases of another process."""
-    leases = Leases(config.events_redis_url)
+    leases = Leases(config.events_redis_url, Breaker())
     yield leases
     leases.close()
 
@@ -203,7 +204,7 @@ def test_what_redis_refuses_is_an_error_of_that_call_alone(holder: Leases, redis
 
 
 def test_a_redis_that_cannot_be_reached_is_said_so() -> None:
-    leases = Leases(f"redis://127.0.0.1:{free_port()}/0")
+    leases = Leases(f"redis://127.0.0.1:{free_port()}/0", Breaker())
     for call in (leases.ping, lambda: leases.look(["run_1"]), lambda: leases.write([Claim("run_1", 1)])):
         with pytest.raises(StoreUnavailable):
             call()

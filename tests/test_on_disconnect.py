@@ -9,6 +9,7 @@ from redis import Redis
 
 from app.errors import StoreUnavailable
 from app.storage import leases as leases_module
+from app.storage.breaker import Breaker
 from app.storage.leases import Claim, Leases
 from app.storage.run_store import RunRecord
 from app.wiring import Services
@@ -50,7 +51,7 @@ class Observer:
 
     def __init__(self, services: Services, clock: Clock, grace_seconds: float = GRACE) -> None:
         self.clock = clock
-        self.leases = Leases(services.config.events_redis_url)
+        self.leases = Leases(services.config.events_redis_url, Breaker())
         self.unwatched = Unwatched(services.ownership, self.leases, grace_seconds)
 
     def look(self, seconds: float = PASS) -> None:
@@ -96,7 +97,7 @@ def run(apart: Services) -> RunRecord:
 
 @pytest.fixture
 def window(apart: Services, run: RunRecord) -> Iterator[Window]:
-    leases = Leases(apart.config.events_redis_url)
+    leases = Leases(apart.config.events_redis_url, Breaker())
     yield Window(leases, run.id)
     leases.close()
 
@@ -168,7 +169,7 @@ def test_a_client_that_came_and_went_between_two_looks_ends_the_period_too(
 
 
 def test_one_of_two_windows_is_enough(apart: Services, observer: Observer, run: RunRecord, window: Window) -> None:
-    other = Leases(apart.config.events_redis_url)
+    other = Leases(apart.config.events_redis_url, Breaker())
     window.open()
     Window(other, run.id).open()
     window.close()

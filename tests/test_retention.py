@@ -1,6 +1,5 @@
 """Erasing: one run by request, many by age. Nothing of them is left, whatever fails half-way, and nothing else goes."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,6 +17,7 @@ from app.protocol.ending import Ending
 from app.storage.erasure import Erasure
 from app.storage.event_log import EventLog
 from app.storage.ownership import Ownership
+from app.storage.run_queue import RunQueue
 from app.storage.run_store import (
     Beats,
     Checkpoint,
@@ -185,7 +185,7 @@ def test_an_erasure_that_dies_half_way_leaves_a_run_that_can_be_erased_again(
     run = _ended(apart, MARKER)
     with monkeypatch.context() as dying:
         if line == "job":
-            dying.setattr(Erasure, "_drop_job", _dies)
+            dying.setattr(RunQueue, "drop", _dies)
         elif line == "log":
             dying.setattr(EventLog, "delete", _dies)
         elif line == "rows":
@@ -210,27 +210,39 @@ def test_without_redis_nothing_is_erased(apart: Services, erasure: Erasure) -> N
     assert _tables_with(apart.config.database_url, MARKER) == set(OURS)
 
 
-def test_whoever_publishes_the_end_waits_for_the_erasure_and_then_finds_no_run(
-    apart: Services, erasure: Erasure
+def test_what_is_brought_into_redis_during_an_erasure_goes_as_well(
+    apart: Services, erasure: Erasure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _ended(apart)
-    at_it, go_on = threading.Event(), threading.Event()
+    real = RunStore.erase
 
-    def elsewhere() -> None:
-        at_it.set()
-        assert go_on.wait(10)
+    def erase(store: RunStore, run_id: str) -> bool:
+        apart.ownership.sync(run_id, run.epoch)  # as whoever publishes its end does
+        assert apart.log.head(run_id) == run.state_seq
+        return real(store, run_id)
 
-    with ThreadPoolExecutor(2) as pool:
-        erasing = pool.submit(apart.store.erase, run.id, elsewhere)
-        assert at_it.wait(10)
-        marking = pool.submit(apart.store.mark_published, [run.id])
-        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        eventually(lambda: _query(apart.config.database_url, blocked)[0][0])
-        assert not marking.done()
-        go_on.set()
-        assert erasing.result(10)
-        marking.result(10)
-    assert apart.store.get(run.id) is None
+    monkeypatch.setattr(RunStore, "erase", erase)
+    erasure.erase(run)
+    _check_nothing_left(apart, run.id)
+
+
+def test_an_erasure_holds_no_row_while_it_waits_for_redis(
+    apart: Services, erasure: Erasure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, old = _ended(apart), _ended(apart, days_ago=3)
+    locked: list[int] = []
+    real = EventLog.delete
+
+    def delete(log: EventLog, *run_ids: str) -> None:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+        locked.append(_query(apart.config.database_url, others)[0][0])
+        real(log, *run_ids)
+
+    monkeypatch.setattr(EventLog, "delete", delete)
+    erasure.erase(run)
+    assert erasure.erase_old(1) == 1
+    assert locked == [0, 0, 0, 0]
+    _check_nothing_left(apart, old.id)
 
 
 # By age.
@@ -277,13 +289,13 @@ def test_workers_that_purge_at_the_same_time_share_the_runs(
     runs = [_ended(apart, days_ago=3) for _ in range(30)]
     seen: list[str] = []
     real = EventLog.delete
-    monkeypatch.setattr(EventLog, "delete", lambda log, run_id: (seen.append(run_id), real(log, run_id)))
+    monkeypatch.setattr(EventLog, "delete", lambda log, *run_ids: (seen.extend(run_ids), real(log, *run_ids)))
     with ThreadPoolExecutor(4) as pool:
         erased = list(pool.map(lambda _: erasure.erase_old(1), range(20)))
     while more := erasure.erase_old(1):
         erased.append(more)
     assert sum(erased) == len(runs)
-    assert sorted(seen) == sorted(run.id for run in runs)
+    assert set(seen) == {run.id for run in runs}
 
 
 def test_by_default_runs_are_kept_for_ever(apart: Services, erasure: Erasure) -> None:

@@ -32,13 +32,15 @@ from redis.retry import Retry
 
 from app.errors import Behind, EpochTaken, Fenced, StoreUnavailable
 from app.protocol.events import TERMINAL, Event, unbroken
+from app.storage.breaker import Breaker
 from app.storage.feed_log import FeedWriter
 
 LIVE_EVENTS = 10_000
 """Events of a running run that stay in Redis once they are archived; windows further behind read Postgres."""
 SWEEP_SECONDS = 2.0
 PING_SECONDS = 60
-SOCKET_TIMEOUT_SECONDS = 5
+SOCKET_TIMEOUT_SECONDS = 3
+"""A Redis that has not answered for so long is away. Blocking reads end well before."""
 POOL_WAIT_SECONDS = 5
 KEEPS = "noeviction"
 """The `maxmemory-policy` of a Redis that loses nothing when its memory is full."""
@@ -67,6 +69,8 @@ class EventLog:
     """Append to and read from the streams of all runs, over one pool of connections."""
 
     def __init__(self, url: str, *, ttl_seconds: int, max_connections: int) -> None:
+        self.breaker = Breaker()
+        """Of this Redis, for all that ask it."""
         self._redis = connect(url, max_connections, on_connect=self._connected)
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
@@ -95,7 +99,7 @@ class EventLog:
             made since, nothing is appended and StoreUnavailable raised. None: the events are archived, which needs
             no confirmation.
         """
-        with _reachable():
+        with self.breaker.asking():
             return self._pipeline(appends, confirmed)
 
     def _pipeline(self, appends: Sequence[Append], confirmed: int | None) -> list[Outcome]:
@@ -134,41 +138,43 @@ class EventLog:
         :param anew: drop the stream, which is then to be filled from the archive.
         :raises EpochTaken: a later epoch is known, or this one as another owner's.
         """
-        with _reachable():
+        with self.breaker.asking():
             word, number = self._raise_epoch(keys=_keys(run_id), args=[epoch, owner, int(known), int(anew)])
         if word == b"TAKEN":
             raise EpochTaken(number)
         return int(number)
 
-    def delete(self, run_id: str) -> None:
-        """Remove every key of the run."""
-        with _reachable():
-            self._redis.delete(*_keys(run_id), f"{channel(run_id)}:windows")
+    def delete(self, *run_ids: str) -> None:
+        """Remove every key of the runs, in one round trip."""
+        with self.breaker.asking(), self._redis.pipeline(transaction=False) as pipeline:
+            for run_id in run_ids:
+                pipeline.delete(*_keys(run_id), f"{channel(run_id)}:windows")
+            pipeline.execute()
 
     # Reading.
 
     def head(self, run_id: str) -> int:
         """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
-        with _reachable():
+        with self.breaker.asking():
             return int(self._redis.hget(_keys(run_id)[1], "head") or 0)
 
     def heads(self, run_ids: Sequence[str]) -> list[int]:
         """As `head`, for many runs in one round trip."""
-        with _reachable(), self._redis.pipeline(transaction=False) as pipeline:
+        with self.breaker.asking(), self._redis.pipeline(transaction=False) as pipeline:
             for run_id in run_ids:
                 pipeline.hget(meta_key(run_id), "head")
             return [int(head or 0) for head in pipeline.execute()]
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """Consecutive events with seq > `after`, at most `limit`. The first need not be `after` + 1: callers check."""
-        with _reachable():
+        with self.breaker.asking():
             reply: Any = self._redis.xrange(_keys(run_id)[0], min=f"({after}-0", max="+", count=limit)
             return unbroken([_event(entry_id, fields) for entry_id, fields in reply])
 
     def wait(self, run_id: str, after: int, timeout_ms: int, limit: int) -> list[Event]:
         """As `read`, but block up to `timeout_ms` (> 0) for the first of them; then empty."""
         key = _keys(run_id)[0]
-        with _reachable():
+        with self.breaker.asking():
             reply: Any = self._redis.xread({key: f"{after}-0"}, count=limit, block=timeout_ms)
             return unbroken([_event(entry_id, fields) for _, entries in reply for entry_id, fields in entries])
 
@@ -176,7 +182,7 @@ class EventLog:
 
     def ring(self, owner: str) -> None:
         """Tell an owner that its commands in Postgres have changed."""
-        with _reachable():
+        with self.breaker.asking():
             self._redis.publish(f"rt:worker:{owner}", "")
 
     def rings(self, owner: str) -> Iterator[None]:
@@ -192,12 +198,12 @@ class EventLog:
 
     def ping(self) -> None:
         """:raises StoreUnavailable: Redis cannot be reached, or takes no writes, as one without memory."""
-        with _reachable():
+        with self.breaker.asking():
             self._redis.set("rt:ping", "", ex=PING_SECONDS)
 
     def evicts(self) -> str | None:
         """A sentence about the `maxmemory-policy` of this Redis, where it throws keys away once its memory is full."""
-        with _reachable():
+        with self.breaker.asking():
             memory: Any = self._redis.info("memory")
         policy = memory.get("maxmemory_policy", KEEPS)
         return None if policy == KEEPS else EVICTS.format(policy)

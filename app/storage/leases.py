@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import redis
 
 from app.errors import StoreUnavailable
+from app.storage.breaker import Breaker
 from app.storage.event_log import one_connection
 from app.storage.together import Together
 
@@ -62,7 +63,9 @@ class Lease(NamedTuple):
 class Leases:
     """The leases of one holder, over one connection. Who calls while it is in use goes along with the next turn."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, breaker: Breaker) -> None:
+        """:param breaker: of the server at that URL."""
+        self._breaker = breaker
         self.holder = secrets.token_hex(6)
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
@@ -110,12 +113,11 @@ class Leases:
 
     def _answer(self, calls: Sequence[Sequence[Command]]) -> list[list[Any]]:
         try:
-            replies = iter(self._send([command for commands in calls for command in commands]))
-        except BaseException as error:
+            with self._breaker.asking():
+                replies = iter(self._send([command for commands in calls for command in commands]))
+        except BaseException:
             # In the middle of a reply the rest of it is unread: the connection is of no more use.
             self._connection.disconnect()
-            if isinstance(error, redis.RedisError | OSError):
-                raise StoreUnavailable("Redis cannot be reached.") from error
             raise
         return [list(islice(replies, len(commands))) for commands in calls]
 

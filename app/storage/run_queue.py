@@ -7,10 +7,10 @@ workers change their pool's socket timeout.
 import re
 from typing import Any
 
-import redis
 from rq import Queue
+from rq.job import Job
 
-from app.errors import StoreUnavailable
+from app.storage.breaker import Breaker
 from app.storage.event_log import connect
 
 QUEUE = "runs"
@@ -22,6 +22,8 @@ JOB = "workers.executor.execute"
 """What workers of the version before call, with the run's id. Nobody else reads it: it can go with the next release."""
 NO_TIMEOUT = -1
 
+_DROP_JOB = "if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('DEL', KEYS[2]) end"
+"""A job that is not in its queue any more is somebody's, who removes it."""
 _JOB_ID = re.compile(rb"(run_[0-9A-Z]{26})-[0-9]{1,10}")
 
 
@@ -39,7 +41,9 @@ def run_of(job_id: bytes) -> str | None:
 class RunQueue:
     """Enqueue runs by id."""
 
-    def __init__(self, url: str, *, max_connections: int) -> None:
+    def __init__(self, url: str, breaker: Breaker, *, max_connections: int) -> None:
+        """:param breaker: of the server at that URL."""
+        self._breaker = breaker
         self.redis = connect(url, max_connections)
         self._queues = {name: Queue(name, connection=self.redis) for name in (QUEUE, ISOLATED_QUEUE)}
 
@@ -48,7 +52,7 @@ class RunQueue:
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
-        try:
+        with self._breaker.asking():
             self._queues[queue].enqueue(
                 JOB,
                 run_id,
@@ -58,18 +62,23 @@ class RunQueue:
                 failure_ttl=60,
                 description=run_id,
             )
-        except redis.RedisError as error:
-            raise StoreUnavailable("Redis cannot be reached.") from error
+
+    def drop(self, run_id: str, epoch: int, queue: str) -> None:
+        """Remove the hint that the run was pending, unless a worker has taken it.
+
+        :raises StoreUnavailable: Redis cannot be reached.
+        """
+        job_id = f"{run_id}-{epoch}"
+        with self._breaker.asking():
+            self.redis.eval(_DROP_JOB, 2, self._queues[queue].key, Job.key_for(job_id), job_id)
 
     def waiting(self) -> set[str]:
         """Ids of the runs that have a job in one of the queues.
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
-        try:
+        with self._breaker.asking():
             job_ids: list[Any] = [id for queue in self._queues.values() for id in self.redis.lrange(queue.key, 0, -1)]
-        except redis.RedisError as error:
-            raise StoreUnavailable("Redis cannot be reached.") from error
         return {run_id for job_id in job_ids if (run_id := run_of(job_id)) is not None}
 
     def close(self) -> None:

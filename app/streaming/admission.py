@@ -30,8 +30,6 @@ SLICES = 20
 """A flush renews one slice of the subjects: each is renewed every SLICES * FLUSH_SECONDS, a third of its lease."""
 PIECE = 32
 """Subjects in one round trip: a large flush must not keep events waiting."""
-OUTAGE_SECONDS = 1.0
-"""After Redis failed to answer, nobody waits for it for so long."""
 CLOSE_SECONDS = 1.0
 """Time that a process takes at its end to hand back its leases; what is left runs out."""
 
@@ -72,7 +70,6 @@ class Admission:
         self._turn = 0
         self._connects = 0
         self._away = False
-        self._retry_at = 0.0
         self._closed = False
 
     def admit(self, principal: Principal, address: str, *run_ids: str) -> Ticket:
@@ -180,7 +177,7 @@ class Admission:
         for claim in claims:
             if claim.held > claim.limit:
                 raise _refusal(claim)
-        if claims and time.monotonic() >= self._retry_at:
+        if claims:
             self._claim_everywhere(claims)
 
     def _claim_everywhere(self, claims: Sequence[Claim]) -> None:
@@ -247,7 +244,6 @@ class Admission:
                 self._departures.add(claim.subject, lease.opens)
 
     def _lost(self, error: StoreUnavailable) -> None:
-        self._retry_at = time.monotonic() + OUTAGE_SECONDS
         if not self._away:
             log.warning("Windows of other processes are not counted until Redis is back. %s", error.detail)
         self._away = True

@@ -1,9 +1,9 @@
 """What is removed: runs with all that belongs to them, and rows that have outlived their use.
 
-Not responsible for what Redis holds of a run (`app.storage.erasure`), which goes while the run's row is locked here.
+Not responsible for what Redis holds of a run (`app.storage.erasure`), which goes first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,16 @@ _TABLES = ("run_events", "run_ops", "approvals", "run_inputs", "writers")
 """Of a run's rows, besides the one in `runs`."""
 
 _OLD = "finished_at < now() - make_interval(days => %s)"
-# As many as come to EVENTS_MAX, and one at least. Materialized, so that LIMIT and the locks are taken once.
-_LOCK_OLD = f"""
-WITH old AS MATERIALIZED (
-    SELECT id, finished_at, state_seq FROM runs WHERE {_OLD} ORDER BY finished_at, id LIMIT %s FOR UPDATE SKIP LOCKED
+# As many as come to EVENTS_MAX, and one at least.
+_FIND_OLD = f"""
+WITH old AS (
+    SELECT id, finished_at, state_seq FROM runs WHERE {_OLD} ORDER BY finished_at, id LIMIT %s
 ), counted AS (
     SELECT id, sum(state_seq) OVER (ORDER BY finished_at, id) - state_seq AS events_before FROM old
 ) SELECT id FROM counted WHERE events_before < %s
+"""
+_LOCK = """
+SELECT id FROM runs WHERE id = ANY (%s) AND finished_at IS NOT NULL ORDER BY id FOR UPDATE SKIP LOCKED
 """
 _TALLY = f"""
 SELECT status, count(*), sum(e.n), sum(o.n), sum(a.n), sum(i.n), sum(e.bytes)
@@ -45,9 +48,6 @@ workers w WHERE seen_at < now() - interval '{WORKER_DAYS} days'
 AND NOT EXISTS (SELECT FROM runs r WHERE r.owner = w.id AND r.status = 'running')
 """
 _FORGOTTEN_CANCELS = f"early_cancels WHERE created_at < now() - interval '{REMEMBERED_HOURS} hours'"
-
-Elsewhere = Callable[[Sequence[str]], None]
-"""Removes what others hold of these runs. What it raises keeps the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +84,18 @@ class RetentionStore:
             found = db.execute_sql(_TALLY, (min(days, DAYS_MAX),)).fetchall()
         return [Tally(status, *map(int, numbers)) for status, *numbers in found]
 
-    def erase_old(self, days: int, elsewhere: Elsewhere) -> int:
-        """Erase runs that ended more than so many days ago, oldest first, a batch of them. Returns how many.
-
-        A run that somebody else is erasing is left to them.
-        """
+    def old(self, days: int) -> list[str]:
+        """Runs that ended more than so many days ago, oldest first: as many as are erased in one transaction."""
         values = (min(days, DAYS_MAX), RUNS_MAX, EVENTS_MAX)
+        with self._database.session() as db:
+            return [run_id for (run_id,) in db.execute_sql(_FIND_OLD, values).fetchall()]
+
+    def erase(self, run_ids: Sequence[str]) -> int:
+        """Delete every row of these runs, which have ended. Returns of how many: others may be erasing some of them."""
         with self._database.session(atomic=True) as db:
-            old = [run_id for (run_id,) in db.execute_sql(_LOCK_OLD, values).fetchall()]
-            if old:
-                elsewhere(old)
-                erase_runs(db, old)
-            return len(old)
+            locked = [run_id for (run_id,) in db.execute_sql(_LOCK, (list(run_ids),)).fetchall()]
+            erase_runs(db, locked)
+            return len(locked)
 
     def leftovers(self) -> Leftovers:
         """What `remove_leftovers` would remove."""

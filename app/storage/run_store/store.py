@@ -1,6 +1,6 @@
 """Runs and their archived events. Postgres decides here who may write: see `app.storage.ownership` for the rules."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -387,16 +387,12 @@ class RunStore:
         with self._database.session() as db:
             return [OwnedRun(*row) for row in db.execute_sql(sql, (owner,)).fetchall()]
 
-    def erase(self, run_id: str, elsewhere: Callable[[], None] = lambda: None) -> bool:
-        """Delete every row of a finished run. False: it has not ended (or does not exist).
-
-        :param elsewhere: removes what others hold of it, while its row is locked; what it raises keeps the rows.
-        """
+    def erase(self, run_id: str) -> bool:
+        """Delete every row of a finished run. False: it has not ended (or does not exist)."""
         with self._database.session(atomic=True) as db:
             sql = "SELECT FROM runs WHERE id = %s AND finished_at IS NOT NULL FOR UPDATE"
             if db.execute_sql(sql, (run_id,)).fetchone() is None:
                 return False
-            elsewhere()
             erase_runs(db, [run_id])
             return True
 
