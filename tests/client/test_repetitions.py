@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from redis import Redis
 from rq import Queue, Repeat, Retry
 from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq_scheduler import Scheduler
 
 from runtail_client import Runtail
 from tests.conftest import StackMaker
@@ -87,6 +89,17 @@ def test_also_after_the_results_are_gone(place: Place, result_ttl: int) -> None:
     eventually(lambda: len(place.runs(session)) == 3, 40, "three runs")
 
 
+def test_each_time_that_rq_scheduler_enqueues_a_job_is_a_run(place: Place) -> None:
+    opened = place.client.open(session="ses_scheduler")
+    scheduler = Scheduler(place.queue.name, connection=place.redis)
+    kwargs = {"ref": opened.ref}
+    scheduler.schedule(datetime.now(UTC), "tests.client.jobs.report", ["May"], kwargs, interval=1, repeat=2)
+    command = [RQ + "scheduler", "--url", place.stack.env["REDIS_URL"], "--interval", "1"]
+    place.processes.append(Process("rqscheduler", command, dict(os.environ), place.stack.folder))
+    runs = eventually(lambda: found if len(found := place.runs("ses_scheduler")) == 2 else None, 40, "two runs")
+    assert runs[0] == opened.run_id
+
+
 def test_a_repetition_without_a_ref_is_a_run_too(place: Place) -> None:
     job = place.enqueue("in_session", "ses_no_ref", repeat=Repeat(times=1, interval=0))
     eventually(lambda: len(place.runs("ses_no_ref")) == 2, 30, f"two runs of {job.id}")
@@ -105,7 +118,7 @@ def test_a_try_of_a_repetition_goes_on_with_the_run_of_that_repetition(place: Pl
     job = place.enqueue("fails_at", str(tmp_path), 2, **options)
     runs = eventually(lambda: found if len(found := place.runs("ses_tries")) == 2 else None, 30, "two runs")
     assert [row(place.stack, run_id).attempt for run_id in runs] == [1, 2]
-    assert job.get_status(refresh=True) == "finished"
+    eventually(lambda: job.get_status(refresh=True) == "finished")
 
 
 def test_a_repetition_follows_a_run_that_was_cancelled(place: Place) -> None:
@@ -161,7 +174,8 @@ def test_a_job_that_asks_to_be_tried_again_by_what_it_returns_goes_on_with_its_r
 def lost_worker(place: Place, run_id: str) -> None:
     """Kill the worker that executes the run's job, and its horse."""
     reach(place.stack, run_id, "custom.tick")
-    process = place.processes.pop()
+    process = next(process for process in reversed(place.processes) if process.log.name.startswith("rq-"))
+    place.processes.remove(process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in family:

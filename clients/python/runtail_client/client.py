@@ -270,6 +270,7 @@ class Runtail:
             runs = JobRuns(
                 about=start,
                 claim=lambda about, lease: self._sender(about, lease_seconds or lease, patience),
+                known=self._known,
                 output=lambda ended: self.for_user(ended.user).read(ended.run_id)["output"],
             )
             return as_job(function, runs, retried)
@@ -281,6 +282,10 @@ class Runtail:
 
     def _claim(self, ref: Ref, headers: Mapping[str, str]) -> dict[str, Any]:
         return self.for_user(ref.user)._post_run(ref.body, ref.key, headers)
+
+    def _known(self, ref: Ref) -> bool:
+        query = {"client_run_id": ref.body["client_run_id"], "limit": 1}
+        return bool(self.for_user(ref.user)._ask("GET", "/runs", params=query)["runs"])
 
     def _sender(self, ref: Ref, lease_seconds: int | None, patience: Patience) -> Sender:
         """

@@ -29,11 +29,13 @@ class JobRuns:
 
     :ivar about: the run of a ref, or for None a new one, with an idempotency key.
     :ivar claim: claims a run, with a lease; raises RunEnded where there is nothing to write any more.
+    :ivar known: whether there is such a run, of those that `Ref.followed_by` has made.
     :ivar output: that of a run that was completed.
     """
 
     about: Callable[[str | None, str | None], Ref]
     claim: Callable[[Ref, int | None], Sender]
+    known: Callable[[Ref], bool]
     output: Callable[[RunEnded], Any]
 
     def start(self, ref: str | None, naming: queues.Naming, lease: int | None) -> Sender:
@@ -47,7 +49,10 @@ class JobRuns:
         except RunEnded as ended:
             if naming.then is None or ended.run_status not in naming.after:
                 raise
-        return self.claim(about.followed_by(naming.then), lease)
+            then = about.followed_by(naming.then)
+            if naming.known and not self.known(then):
+                raise
+        return self.claim(then, lease)
 
 
 class _Again(Exception):

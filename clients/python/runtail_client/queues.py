@@ -31,12 +31,14 @@ class Naming:
     :ivar first: the end for the run that the execution goes on with, if it has not ended.
     :ivar then: the end for the run that it writes otherwise; None: there is no other one.
     :ivar after: how the first run has to have ended for that.
+    :ivar known: only if a try before this one has written it.
     """
 
     key: str | None = None
     first: str = ""
     then: str | None = None
     after: tuple[str, ...] = ("failed",)
+    known: bool = False
 
 
 def out_of_time(error: BaseException) -> bool:
@@ -91,10 +93,7 @@ def naming(*, opened: bool) -> Naming:
         except Exception:
             log.exception("RQ does not say what the job's last execution has come to.")
     elif task is not None and task.request.id:
-        # Each time that Celery's beat sends a task is one with an id of its own, but with the ref of the first.
-        scheduled = opened and (task.request.headers or {}).get("celery_beat_task")
-        then = f":{task.request.id}" if scheduled else None
-        return Naming(f"celery:{task.request.id}", then=then, after=("completed", "failed", "cancelled"))
+        return _celery_naming(task.request, opened)
     return Naming()
 
 
@@ -115,6 +114,16 @@ def _rq_naming(job: Any) -> Naming:
     if type == _SUCCESSFUL:
         return Naming(key, f":{last}")
     return Naming(key, f":{earlier[0][0]}" if earlier else "", f":{last}")
+
+
+def _celery_naming(request: Any, opened: bool) -> Naming:
+    """A task has an id of its own each time that it is sent, as by beat with the ref of the first; its tries share it.
+
+    Celery records nothing of a ref. So the first task with a ref writes its run, and each later one another run.
+    """
+    tried = bool(request.retries or (request.delivery_info or {}).get("redelivered"))
+    ends = ("completed", "failed", "cancelled")
+    return Naming(f"celery:{request.id}", then=f":{request.id}" if opened else None, after=ends, known=tried)
 
 
 def _results(job: Any) -> list[tuple[str, int]]:

@@ -34,6 +34,9 @@ class Ref:
         return json.dumps({"key": self.key, "user": self.user, "body": self.body})
 
     def followed_by(self, end: str) -> Self:
-        """Another run, that is asked for in the same way."""
-        key = f"{self.key}{end}"
-        return replace(self, key=key if len(key) <= KEY_MAX_CHARS else hashlib.sha256(key.encode()).hexdigest())
+        """Another run, that is asked for in the same way; with an empty end this one."""
+        key = self.key
+        if end or len(key) > KEY_MAX_CHARS:
+            key = hashlib.sha256(f"{key}{end}".encode()).hexdigest()
+        # By that name it can be looked for without starting it.
+        return replace(self, key=key, body={**self.body, "client_run_id": key} if end else self.body)
