@@ -87,6 +87,8 @@ class Writer:
 
     run_id: str
     epoch: int
+    token_hash: str | None = None
+    """None: the token is known to be the epoch's."""
 
 
 class External:
@@ -96,7 +98,7 @@ class External:
         self._services = services
         self._runs = Runs(services)
         self._ends = Ends(services)
-        self._batches = Together(services.batches.take, BATCHES_PER_COMMIT, Bounded(_weigh_batch, BYTES_PER_COMMIT))
+        self._batches = Together(self._take, BATCHES_PER_COMMIT, Bounded(_weigh_batch, BYTES_PER_COMMIT))
         self._appends = Together(self._append, BATCHES_PER_COMMIT, Bounded(_weigh, BYTES_PER_COMMIT))
         self._known: dict[tuple[str, str], int] = {}
         """Epochs by run and token. They are for good: nothing that is known here ever changes."""
@@ -148,6 +150,7 @@ class External:
         if request.writer_later:
             return Started(run, tokens, lease) if self._services.external.watch_too(run, hashes) else None
         about = {"attempt": run.attempt + 1, "reason": "retry", "restart": True}
+        self._services.recovery.level([run.id])
         claimed = self._services.external.claim(run, hashes, self._services.hooks.fact("run.step", about))
         if claimed is not None:
             self.heal(claimed.id, claimed.epoch)
@@ -195,7 +198,7 @@ class External:
             self._known[key] = found
         if epoch not in (None, found):
             raise StaleEpoch(f"The token is that of epoch {found}.")
-        return Writer(run_id, found)
+        return Writer(run_id, found, key[1])
 
     def watcher(self, run_id: str, token: str) -> Principal | None:
         """The user whose run it is, for who has one of its tokens to watch it; None: it is none."""
@@ -211,14 +214,16 @@ class External:
         :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap, TooManyApprovals: the batch is not taken.
         """
         outbound, approvals = outbound_of(events, self._services.hooks)
-        return self._ask(Batch(writer.run_id, writer.epoch, producer_seq, outbound, approvals, inputs_after, size))
+        of, token = (writer.run_id, writer.epoch), writer.token_hash
+        return self._ask(Batch(*of, producer_seq, outbound, approvals, inputs_after, size, token_hash=token))
 
     def beat(self, writer: Writer, inputs_after: int) -> Taken:
         """Show that the writer is there, and bring Redis what it misses of the run.
 
         :raises RunNotFound, RunEnded, StaleEpoch: the writer does not have the run.
         """
-        taken = self._ask(Batch(writer.run_id, writer.epoch, None, (), (), inputs_after))
+        heartbeat = Batch(writer.run_id, writer.epoch, None, (), (), inputs_after, token_hash=writer.token_hash)
+        taken = self._ask(heartbeat)
         self.heal(writer.run_id, writer.epoch)
         return taken
 
@@ -235,7 +240,8 @@ class External:
 
     def _bring(self, batch: Batch, taken: Taken) -> None:
         if taken.added:
-            self._appends.ask(Append(batch.run_id, batch.epoch, taken.added, archived=taken.added[-1].seq))
+            last = taken.added[-1].seq
+            self._appends.ask(Append(batch.run_id, batch.epoch, taken.added, archived=last, batch=taken.producer_seq))
 
     def _tell(self, batch: Batch, taken: Taken) -> Taken:
         """Tell the log what its user has said meanwhile, by a heartbeat that brings it past the hooks."""
@@ -245,6 +251,12 @@ class External:
             return taken  # the batch was taken, and the run has gone elsewhere since
         self._bring(batch, told)
         return replace(told, repeated=taken.repeated)
+
+    def _take(self, batches: Sequence[Batch]) -> list[Taken | RuntailError]:
+        losses = None
+        if time.monotonic() >= self._retry_at:
+            losses = self._services.recovery.level(batch.run_id for batch in batches)
+        return self._services.batches.take(batches, losses)
 
     def _append(self, appends: Sequence[Append]) -> list[None]:
         """Bring what is committed into Redis. Where that fails it is brought later: see `heal`."""
@@ -289,7 +301,11 @@ class External:
         :param wanted: `status`, and `output` or `error`.
         :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap: it is not the writer's to end, or not yet.
         """
-        run = self._services.external.begin_end(writer.run_id, writer.epoch, producer_seq, wanted)
+        external = self._services.external
+        token = writer.token_hash
+        if token and external.epoch_of(writer.run_id, token) != writer.epoch:  # Postgres may have lost it since
+            raise no_run(writer.run_id)
+        run = external.begin_end(writer.run_id, writer.epoch, producer_seq, wanted)
         return run if run.terminal else self._ends.end(run, wanted)
 
 

@@ -21,6 +21,7 @@ from app.errors import (
 )
 from app.identifiers import no_run
 from app.protocol.ending import Ending, reconcile
+from app.protocol.reducer import ENDED
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import RunRecord, WriterBeat
 from app.wiring import Services
@@ -62,9 +63,11 @@ class Ends:
         :raises StoreUnavailable: somebody else is at it, too.
         """
         ownership = self.services.ownership
+        self.services.recovery.level([run.id])
         writer = ownership.open_archived(run)
         try:
-            ownership.end(writer, self._ending(writer, run, wanted))
+            if writer.state["status"] not in ENDED:  # else Postgres has lost that it had ended
+                ownership.end(writer, self._ending(writer, run, wanted))
             ownership.commit_end(writer)
         except Fenced:
             log.info("%s is ended by somebody else.", run.id)

@@ -10,6 +10,7 @@ from app.storage.event_log import EventLog
 from app.storage.history import History
 from app.storage.leases import Leases
 from app.storage.ownership import Ownership
+from app.storage.recovery import Recovery
 from app.storage.run_queue import RunQueue
 from app.storage.run_store import (
     BatchStore,
@@ -48,6 +49,7 @@ class Services:
     log: EventLog
     queue: RunQueue
     ownership: Ownership
+    recovery: Recovery
     erasure: Erasure
     history: History
     leases: Leases
@@ -66,7 +68,7 @@ class Services:
     @classmethod
     def _build(cls, config: Config, log_connections: int, queue_connections: int) -> "Services":
         database = Database(config.database_url, config.db_pool_size)
-        store = RunStore(database)
+        store, waits = RunStore(database), Waits(database)
         hooks = Hooks.load()
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
         breaker = log.breaker if config.redis_url == config.events_redis_url else Breaker()
@@ -76,7 +78,7 @@ class Services:
             database=database,
             store=store,
             journal=JournalStore(database),
-            waits=Waits(database),
+            waits=waits,
             early_cancels=EarlyCancels(database),
             external=ExternalStore(database),
             batches=BatchStore(database),
@@ -84,6 +86,7 @@ class Services:
             log=log,
             queue=queue,
             ownership=Ownership(store, log, hooks),
+            recovery=Recovery(database, store, waits, log),
             erasure=Erasure(store, RetentionStore(database), log, queue),
             history=History(store, log),
             leases=Leases(config.events_redis_url, log.breaker),

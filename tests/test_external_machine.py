@@ -296,6 +296,8 @@ class OneRun(RuleBasedStateMachine):
             return
         if not self.known.over:
             self.known.end(self.known.ending or (CANCELLED if self.known.cancelled else LOST))
+            with self.services.database.session() as db:  # each writer has been given a lease of its own
+                db.execute_sql("UPDATE writers SET lease_seconds = NULL WHERE run_id = %s", (self.run_id,))
             config = replace(self.services.config, external_lease_seconds=0, external_claim_seconds=0)
             LostWriters(replace(self.services, config=config)).end()
         self.services.ownership.publish(self.run_id, self.row().epoch)

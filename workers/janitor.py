@@ -56,6 +56,10 @@ class Janitor:
         self._store = services.store
         self._ownership = services.ownership
         self._waits = services.waits
+        self._database = services.database
+        self._recovery = services.recovery
+        self._losses: int | None = None
+        """`Database.losses` when the waiting runs were last looked through."""
         self._queue = services.queue
         self._stream_ttl_seconds = services.config.stream_ttl_seconds
         self._others = others
@@ -74,7 +78,7 @@ class Janitor:
         loops = Group()
         for duties in (
             [self.release_lost],
-            [self.wake_due, self.enqueue_forgotten, self.warn],
+            [self.wake_due, self.wake_lost, self.enqueue_forgotten, self.warn],
             [self.publish_ends, *self._others],
             *([duty] for duty in self._apart),
         ):
@@ -125,6 +129,14 @@ class Janitor:
         """Expire the approvals whose time is over, and wake the runs that have slept long enough."""
         for run in (*self._waits.expire_due(BATCH), *self._waits.wake_due(BATCH)):
             self._queue.enqueue(run.id, run.epoch, run.queue)
+
+    def wake_lost(self) -> None:
+        """After a connection to Postgres was lost: wake the runs of which it may have lost that they went on."""
+        losses = self._database.losses
+        if losses != self._losses:
+            for run in self._recovery.wake_lost():
+                self._queue.enqueue(run.id, run.epoch, run.queue)
+            self._losses = losses
 
     def enqueue_forgotten(self) -> None:
         """Enqueue pending runs that have no job."""

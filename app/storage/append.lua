@@ -1,5 +1,5 @@
 -- Append events to one run's log, if the caller may: the only way an event gets into a stream.
--- KEYS: events, meta.  ARGV: channel, epoch, owner, prev, minid, ttl, then type, text, op for each event.
+-- KEYS: events, meta.  ARGV: channel, epoch, owner, prev, minid, ttl, batch (0: none), then type, text, op for each event.
 -- An empty owner: the events are archived, and it does not matter who brings them.
 -- Returns {"OK", head}, {"FENCED", epoch} or {"BEHIND", head}.
 local meta = redis.pcall('HMGET', KEYS[2], 'epoch', 'head', 'owner')
@@ -17,7 +17,7 @@ end
 -- Whoever fenced this owner may be forgotten: it has to confirm its epoch, and raise it here again.
 if ARGV[3] ~= '' and not meta[1] then return {'BEHIND', head} end
 if tonumber(ARGV[4]) ~= head then return {'BEHIND', head} end
-for i = 7, #ARGV, 3 do
+for i = 8, #ARGV, 3 do
   head = head + 1
   local added = redis.pcall('XADD', KEYS[1], head .. '-0', 't', ARGV[i], 'e', ARGV[i + 1], 'o', ARGV[i + 2])
   if type(added) == 'table' and added.err then
@@ -30,6 +30,7 @@ end
 -- A greater epoch was granted by Postgres; Redis may have lost it with its data.
 redis.call('HSET', KEYS[2], 'epoch', ARGV[2], 'head', head)
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'owner', owner) end
+if ARGV[7] ~= '0' then redis.call('HSET', KEYS[2], 'batch', ARGV[7]) end
 if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MINID', '~', ARGV[5]) end
 if ARGV[6] ~= '0' then
   redis.call('EXPIRE', KEYS[1], ARGV[6])

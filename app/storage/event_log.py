@@ -4,7 +4,8 @@ Keys, all of a run in one cluster slot:
 
     rt:{run_id}:events   stream   entry `n-0` is event n: `t` type, `e` the envelope's text, `o` the op it belongs to
     rt:{run_id}:meta     hash     `epoch` of the owner, `head`: seq of the last event, `owner`: an epoch and whose it is
-                                  (another epoch than `epoch`: a version without this field has claimed the run)
+                                  (another epoch than `epoch`: a version without this field has claimed the run),
+                                  `batch`: the last one of an external run's writer
     rt:{run_id}:windows  hash     the open windows, see `app.storage.leases`; only deleted here
     rt:ping              string   empty: written to see whether Redis takes writes
 
@@ -63,6 +64,8 @@ class Append:
     """How far Postgres has the log."""
     owner: str = ""
     """Whose epoch it is. Empty: the events are archived, and it does not matter who brings them."""
+    batch: int = 0
+    """The number of the last batch of an external run's writer that is among them; 0: there is none."""
 
 
 class EventLog:
@@ -127,6 +130,7 @@ class EventLog:
         trim_to = max(0, min(append.archived, last.seq - LIVE_EVENTS))
         ttl = self._ttl_seconds if last.type in TERMINAL else 0
         arguments: list[str | int] = [channel(append.run_id), append.epoch, append.owner, first.seq - 1, trim_to, ttl]
+        arguments.append(append.batch)
         for event in append.events:
             arguments += (event.type, event.text, event.op)
         return arguments
@@ -164,6 +168,11 @@ class EventLog:
             for run_id in run_ids:
                 pipeline.hget(meta_key(run_id), "head")
             return [int(head or 0) for head in pipeline.execute()]
+
+    def batch(self, run_id: str) -> int:
+        """The number of the last batch of an external run's writer that Redis was brought; 0: not known."""
+        with _reachable():
+            return int(self._redis.hget(meta_key(run_id), "batch") or 0)
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """Consecutive events with seq > `after`, at most `limit`. The first need not be `after` + 1: callers check."""

@@ -147,9 +147,7 @@ class Ownership:
             ]
             if not events or events[0].seq != head + 1:
                 raise Fenced(f"Event {head + 1} of {writer.run_id} is lost.")
-            if not self.store.take_in(writer.run_id, events, epoch=writer.epoch):
-                raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
-            head = events[-1].seq
+            head = self._taken_in(writer.run_id, writer.epoch, events)
 
     def archive(self, writer: LogWriter) -> None:
         """Archive all that the writer holds.
@@ -278,9 +276,13 @@ class Ownership:
                 self.log.raise_epoch(run.id, run.epoch, run.owner or "", anew=True)
                 self.sync(run.id, run.epoch)
                 return
-            if not self.store.take_in(run.id, events, epoch=run.epoch):
-                raise Fenced(f"{run.id} is not running under epoch {run.epoch}.")
-            archived = events[-1].seq
+            archived = self._taken_in(run.id, run.epoch, events)
+
+    def _taken_in(self, run_id: str, epoch: int, events: Sequence[Event]) -> int:
+        head = self.store.take_in(run_id, events, epoch=epoch)
+        if head is None:
+            raise Fenced(f"{run_id} is not running under epoch {epoch}.")
+        return head
 
     def _archive_after(self, run_id: str, seq: int) -> Iterator[Event]:
         while events := self.store.events(run_id, seq, CHUNK):

@@ -17,6 +17,7 @@ from app.errors import (
     RunNotFound,
     RuntailError,
     StaleEpoch,
+    StoreUnavailable,
     TooManyApprovals,
 )
 from app.protocol.events import Event, Outbound, encode, timestamp
@@ -43,7 +44,8 @@ Fact = tuple[str, str]
 _OPEN = f"""{BEGIN};
 SELECT FROM runs WHERE id = ANY (%s) AND queue = 'external' ORDER BY id FOR NO KEY UPDATE;
 SELECT r.id, r.epoch, r.finished_at IS NOT NULL OR w.ending IS NOT NULL, r.cancel_requested, r.state_seq,
-       pg_column_size(r.state), w.producer_seq, w.head, w.inputs_told,
+       pg_column_size(r.state), w.token_hash, w.producer_seq,
+       (SELECT coalesce(max(seq), 0) FROM run_events e WHERE e.run_id = r.id), w.inputs_told,
        (SELECT coalesce(max(n), 0) FROM run_inputs i WHERE i.run_id = r.id),
        EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id)
 FROM runs r JOIN writers w ON w.run_id = r.id AND w.epoch = r.epoch WHERE r.id = ANY (%s) AND r.queue = 'external'
@@ -87,6 +89,8 @@ class Batch:
     """Bytes that came over the wire."""
     facts: Mapping[Fact, Outbound] = field(default_factory=dict)
     """Of inputs and decisions that earlier calls had to leave untold: what the log is to be told of them."""
+    token_hash: str | None = None
+    """Of the token that it came with; None: it is known to be the epoch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class _Hold:
 
     def __init__(self, row: Sequence[Any]) -> None:
         self.run_id, self.epoch, self.ended, self.cancel_requested, self.state_seq, self.state_bytes = row[:6]
-        self.producer_seq, self.head, self.inputs_told, self.inputs, self.has_approvals = row[6:]
+        self.token_hash, self.producer_seq, self.head, self.inputs_told, self.inputs, self.has_approvals = row[6:]
         self.approvals: dict[str, _Approval] = {}
         self.new_approvals: list[NewApproval] = []
         self.told: dict[str, bool] = {}
@@ -151,7 +155,8 @@ class _Hold:
         """Why the batch is not taken; None: it is."""
         if self.ended:
             return RunEnded(f"{self.run_id} has ended.")
-        if batch.epoch != self.epoch:
+        other = batch.token_hash not in (None, self.token_hash)  # Postgres may have lost the epoch of that token
+        if batch.epoch != self.epoch or other:
             return StaleEpoch(f"{self.run_id} is written under the epoch {self.epoch}.")
         if batch.producer_seq is None or batch.producer_seq <= self.producer_seq:
             return None
@@ -232,13 +237,18 @@ class BatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def take(self, batches: Sequence[Batch]) -> list[Taken | RuntailError]:
+    def take(self, batches: Sequence[Batch], losses: int | None = None) -> list[Taken | RuntailError]:
         """Commit batches of any number of runs, those of one run in order.
 
         Returns for each batch the answer, or why it is not taken.
+
+        :param losses: `Database.losses` when it was last seen to that the archive has all that Redis has. If a
+            connection was lost since, nothing is taken and StoreUnavailable raised. None: that does not matter.
         """
         ts = timestamp()
         with self._database.session() as db:  # which begins and commits along with the first and the last query
+            if losses not in (None, self._database.losses):
+                raise StoreUnavailable("The connection to Postgres was lost.")
             holds = _open(db, sorted({batch.run_id for batch in batches}))
             outcomes = [_judge(holds.get(batch.run_id), batch, ts) for batch in batches]
             touched = [hold for hold in holds.values() if hold.touched]

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries no types
     """peewee's pool, but for how it sees that a connection was lost: it asks a query, while everybody else waits."""
 
+    losses = 0
+
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """As peewee's.
 
@@ -40,7 +42,9 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
             raise Refused("A text holds a character that Postgres cannot store.") from error
 
     def _is_closed(self, connection: Any) -> bool:
-        return bool(connection.closed) or _has_ended(connection.fileno())
+        closed = bool(connection.closed) or _has_ended(connection.fileno())
+        self.losses += closed
+        return closed
 
 
 class Database:
@@ -54,6 +58,11 @@ class Database:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             **KEEPALIVE,
         )
+
+    @property
+    def losses(self) -> int:
+        """Counts connections that were lost. Whoever meets a new one may meet a Postgres that has lost transactions."""
+        return self.peewee.losses
 
     @contextmanager
     def session(self, *, atomic: bool = False) -> Iterator[Any]:
@@ -81,6 +90,7 @@ class Database:
             raise StoreUnavailable(f"No connection to Postgres came free within {POOL_WAIT_SECONDS} s.") from error
         except failures.ERRORS as error:
             if failures.is_lost(error):
+                self.peewee.losses += 1
                 self.peewee.close_idle()
             failure = failures.translated(error)
             if isinstance(failure, Refused | StoreFailed):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch
+from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch, StoreUnavailable
 from app.protocol.events import Event, Outbound, dumps, encode
 from app.storage.run_store.database import Database
 from app.storage.run_store.records import NewRun, Principal, RunRecord
@@ -151,7 +151,8 @@ class ExternalStore:
                 return run
             claimed = RunRecord(*db.execute_sql(_ADVANCE, (1, run.id)).fetchone())
             event = encode(run.id, latest.head + 1, "run.step", step)
-            insert_events(db, [(run.id, event)])
+            if insert_events(db, [(run.id, event)]):
+                raise StoreUnavailable(f"Postgres has lost events of {run.id}.")
             _insert_writer(db, run.id, claimed.epoch, event.seq, latest.inputs_told, hashes=hashes)
             return claimed
 

@@ -95,6 +95,7 @@ UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = c
 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
 """
 _LOCK = "SELECT FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE"
+_HEAD = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
 _LOCK_ANY = "SELECT FROM runs WHERE id = %s AND epoch = coalesce(%s, epoch) AND status = 'running' FOR NO KEY UPDATE"
 # A statement of its own: one that had to wait for the lock would look at the rows as they were before it waited.
 _HAS_ARRIVED = """
@@ -223,9 +224,14 @@ class RunStore:
 
     def archived_head(self, run_id: str) -> int:
         """Seq of the last archived event, 0 where there is none."""
-        sql = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
         with self._database.session() as db:
-            return int(db.execute_sql(sql, (run_id,)).fetchone()[0])
+            return int(db.execute_sql(_HEAD, (run_id,)).fetchone()[0])
+
+    def archived_heads(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """As `archived_head`, of many runs; those of which nothing is archived are missing."""
+        sql = "SELECT run_id, max(seq) FROM run_events WHERE run_id = ANY (%s) GROUP BY run_id"
+        with self._database.session() as db:
+            return dict(db.execute_sql(sql, (list(run_ids),)).fetchall())
 
     # Owned: every write is under an epoch.
 
@@ -241,20 +247,25 @@ class RunStore:
         """Give a claimed run an epoch that nobody else has: one above its own and `taken`. None: it was taken over."""
         return self._one(_RAISE_EPOCH, taken, run.id, run.epoch, run.owner)
 
-    def take_in(self, run_id: str, events: Sequence[Event], *, epoch: int | None = None, batch: int = 0) -> bool:
+    def take_in(self, run_id: str, events: Sequence[Event], *, epoch: int | None = None, batch: int = 0) -> int | None:
         """Archive what Postgres has lost of a running run, and what its rows have lost with it.
 
+        Returns where the archive ends now: nothing was added where it did not end before the first of the events.
+        None: the run is not running, or not under this epoch.
+
         :param events: consecutive ones, from the log that still has them.
-        :param epoch: under which the run has to be running; None: any.
-        :param batch: the number of the last batch of an external run's writer that is among them; 0: not known.
-        :raises Behind: the archive ends before the first of them.
+        :param epoch: None: any.
+        :param batch: the number of the last batch of an external run's writer that is in that log; 0: not known.
         """
         with self._database.session(atomic=True) as db:
             if db.execute_sql(_LOCK_ANY, (run_id, epoch)).fetchone() is None:
-                return False
+                return None
+            (head,) = db.execute_sql(_HEAD, (run_id,)).fetchone()
+            if head != events[0].seq - 1:
+                return int(head)
             _insert_following(db, run_id, events)
             restore_rows(db, run_id, events, batch)
-            return True
+            return events[-1].seq
 
     def owned(self, epochs: Mapping[str, int]) -> dict[str, bool]:
         """Which of these runs (id → epoch) are still running under that epoch → whether their cancel was requested."""
@@ -429,6 +440,12 @@ class RunStore:
                      ORDER BY enqueued_at LIMIT %s FOR UPDATE SKIP LOCKED
                  ) RETURNING {RUN_COLUMNS}"""
         return self._many(sql, seconds, limit)
+
+    def waiting(self, after: str, limit: int) -> list[tuple[str, int]]:
+        """The next waiting runs after that id, at most `limit`, each with the seq of its last event."""
+        sql = "SELECT id, state_seq FROM runs WHERE status = 'waiting' AND id > %s ORDER BY id LIMIT %s"
+        with self._database.session() as db:
+            return [(run_id, seq) for run_id, seq in db.execute_sql(sql, (after, limit)).fetchall()]
 
     def cancelled_on_disconnect(self) -> list[str]:
         """Ids of the runs that are to be cancelled once nobody follows them, and that nobody has cancelled yet."""

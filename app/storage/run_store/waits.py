@@ -200,6 +200,11 @@ class Waits:
         with self._database.session() as db:
             return [RunRecord(*row) for row in db.execute_sql(_WAKE_DUE, (limit,)).fetchall()]
 
+    def wake(self, run_ids: Sequence[str]) -> list[RunRecord]:
+        """Wake those of these runs that wait, and return them."""
+        with self._database.session() as db:
+            return [RunRecord(*row) for row in db.execute_sql(_WAKE_MANY, (list(run_ids),)).fetchall()]
+
     def _approvals(self, sql: str, *values: Any) -> list[ApprovalRecord]:
         with self._database.session() as db:
             return _records(db, sql, values)
