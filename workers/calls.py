@@ -13,7 +13,7 @@ from app.protocol.events import Outbound, clean, dumps
 from app.protocol.reducer import State
 from app.storage.run_store import NewApproval, OpRecord
 from workers.interrupts import Interrupted, Suspended, Wait
-from workers.journal import Journal, describe
+from workers.journal import Journal, fingerprint, stored_arguments
 from workers.place import Outlet
 
 RESULT_CHARS = 2_000_000
@@ -129,7 +129,7 @@ class Calls:
         """
         if not self.journal:
             return None
-        return self.journal.record(op, kind, name, describe(kind, name, arguments)[1])
+        return self.journal.record(op, kind, name, fingerprint(kind, name, arguments))
 
     def record(
         self,
@@ -139,16 +139,18 @@ class Calls:
         result: Any,
         *,
         arguments: object = None,
+        kept: object = None,
         failed: bool = False,
         event: tuple[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Commit what call `op` came to, with the event that tells of it, before the agent gets to know.
 
         :param result: clean JSON.
+        :param kept: what is stored of the arguments; None: these themselves. In either case without secrets.
         """
         self.check()
-        shown, fingerprint = describe(kind, name, arguments)
-        record = OpRecord(op, kind, name, shown, fingerprint, failed, result)
+        stored = stored_arguments(arguments if kept is None else kept)
+        record = OpRecord(op, kind, name, stored, fingerprint(kind, name, arguments), failed, result)
         if event is None:
             self.emission.record(record)
         else:

@@ -4,6 +4,7 @@ Every call takes the next number of its branch (see `workers.journal`), and is a
 Interrupted, and does so once the run has been stopped.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from app.hooks import Hooks
 from app.protocol.ending import Ending, reconcile
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
-from app.protocol.redaction import REDACTED, is_secret
+from app.protocol.redaction import REDACTED, shown, without_secrets
 from app.storage.run_store import OpRecord
 from workers import values
 from workers.calls import Calls
@@ -162,11 +163,12 @@ class RunContext(Waits):
         call = f"run.tool({name!r})"
         values.function(function, f"{call}: function")
         label = values.may_text(label, f"{call}: label") or name
-        about = {"label": label, "summary": _shown(values.mapping(summary or {}, f"{call}: summary"))}
+        about = {"label": label, "summary": _summary(values.mapping(summary or {}, f"{call}: summary"))}
         if self._steps:
             about["step_id"] = self._steps[-1].id
         arguments = {"args": args, "kwargs": kwargs}
-        tool = Tool(name, partial(function, *args, **kwargs), arguments, about)
+        kept = {"args": without_secrets(_parameters(function), args), "kwargs": kwargs}
+        tool = Tool(name, partial(function, *args, **kwargs), arguments, kept, about)
         result: T = self._tools.call(tool, Retries.of(retries, backoff, call))
         return result
 
@@ -195,7 +197,7 @@ class RunContext(Waits):
     ) -> dict[str, Any]:
         """Run a program as a tool: {returncode, stdout, stderr, truncated}. It ends when the run is stopped.
 
-        :param env: its whole environment; None: the worker's.
+        :param env: its whole environment; None: what is harmless of the worker's, see `programs.INHERITED`.
         :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
         """
         name = values.text(PurePath(values.program(argv, "run.exec: argv")[0]).name, "run.exec: argv")
@@ -215,7 +217,8 @@ class RunContext(Waits):
 
         about = {"label": label or f"Running {name}", **({"step_id": self._steps[-1].id} if self._steps else {})}
         arguments = {"argv": argv, "input": input, "cwd": cwd, "env": env}
-        result: dict[str, Any] = self._tools.call(Tool(name, run, arguments, about), Retries())
+        kept = {**arguments, "env": None if env is None else dict.fromkeys(env, REDACTED)}
+        result: dict[str, Any] = self._tools.call(Tool(name, run, arguments, kept, about), Retries())
         return result
 
     def parallel(self, *functions: "Callable[[RunContext], T]") -> list[T]:
@@ -386,6 +389,14 @@ class RunContext(Waits):
             raise InvalidOutput(f"The agent's output is not valid: {error.detail}") from error
 
 
-def _shown(summary: Mapping[str, Any]) -> str:
-    pairs = (f"{key}={REDACTED if is_secret(key) else value}" for key, value in summary.items())
-    return ", ".join(pairs)[:SUMMARY_MAX_CHARS]
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of its positional parameters; none where it does not tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _summary(pairs: Mapping[str, Any]) -> str:
+    return shown(pairs)[:SUMMARY_MAX_CHARS]

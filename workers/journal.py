@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from app.errors import InvalidJson, NondeterministicAgent, TooDeep
 from app.protocol.events import clean, clean_text, dumps
+from app.protocol.redaction import redact_all
 from app.storage.run_store import ApprovalRecord, OpRecord, Recorded
 
 ARGUMENTS_CHARS = 65_536
@@ -154,12 +155,16 @@ def as_json(value: object, depth: int = 20) -> Any:
         return f"<{type(value).__name__}>"
 
 
-def describe(kind: str, name: str, arguments: object) -> tuple[Any, str]:
-    """Arguments fit to be stored, and the fingerprint of the call."""
-    shown = as_json(arguments)
-    text = dumps([kind, name, shown])
-    kept = shown if len(text) <= ARGUMENTS_CHARS else f"<{len(text)} characters>"
-    return kept, hashlib.sha256(text.encode()).hexdigest()[:32]
+def fingerprint(kind: str, name: str, arguments: object) -> str:
+    """Of a call: the same for the same arguments, as they were given."""
+    return hashlib.sha256(dumps([kind, name, as_json(arguments)]).encode()).hexdigest()[:32]
+
+
+def stored_arguments(arguments: object) -> Any:
+    """Arguments fit to be stored: without secrets, and not longer than ARGUMENTS_CHARS."""
+    kept = as_json(arguments)
+    length = len(dumps(kept))
+    return redact_all(kept) if length <= ARGUMENTS_CHARS else f"<{length} characters>"
 
 
 def _split(op: str) -> tuple[str, int]:

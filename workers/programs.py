@@ -5,6 +5,7 @@ when the worker is killed, the kernel kills the program (Linux; what it has star
 """
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -17,6 +18,14 @@ from workers.lifetime import live_no_longer_than
 
 OUTPUT_BYTES = 1_000_000
 """Kept of each of the two outputs; what comes after is read and dropped."""
+
+
+INHERITED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TERM|TMPDIR|TMP|TEMP|PWD|VIRTUAL_ENV|PYTHONPATH|PYTHONHOME"
+    r"|LD_LIBRARY_PATH|SSL_CERT_FILE|SSL_CERT_DIR"
+)
+"""What a program gets of the worker's environment, which holds the keys of everything: an allow-list, because nobody
+knows what deployments keep in theirs."""
 
 
 class ProgramTimeout(Exception):
@@ -33,7 +42,7 @@ def run_program(
     """Run a program to its end: {returncode, stdout, stderr, truncated}, the outputs as text.
 
     :param input: of its standard input.
-    :param env: its whole environment; None: the worker's.
+    :param env: its whole environment; None: what is INHERITED of the worker's.
     :raises OSError: it cannot be started.
     :raises ProgramTimeout: it took longer than `timeout_s`.
     """
@@ -44,7 +53,7 @@ def run_program(
         stdout=pipe,
         stderr=pipe,
         cwd=cwd,
-        env=None if env is None else dict(env),
+        env=inherited(os.environ) if env is None else dict(env),
         start_new_session=True,
         preexec_fn=partial(live_no_longer_than, os.getpid()),
     )
@@ -65,6 +74,11 @@ def run_program(
         "stderr": stderr.text(),
         "truncated": stdout.truncated or stderr.truncated,
     }
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a program gets of an environment."""
+    return {name: value for name, value in environ.items() if INHERITED.fullmatch(name)}
 
 
 class _Output:

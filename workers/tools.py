@@ -86,11 +86,15 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What is called. `arguments` distinguish this call from another; `about` is {label, summary, step_id?}."""
+    """What is called. `arguments` distinguish this call from another; `about` is {label, summary, step_id?}.
+
+    `kept` is what is stored of the arguments, where they are known to hold secrets; more are found by their names.
+    """
 
     name: str
     function: Callable[[], Any]
     arguments: object
+    kept: object
     about: Mapping[str, Any]
 
 
@@ -160,7 +164,8 @@ class Tools:
     def _record(
         self, tool: Tool, call: ToolCall, result: Any, event: tuple[str, Mapping[str, Any]], *, failed: bool = False
     ) -> None:
-        self._calls.record(call.op, "tool", tool.name, result, arguments=tool.arguments, failed=failed, event=event)
+        about = {"arguments": tool.arguments, "kept": tool.kept}
+        self._calls.record(call.op, "tool", tool.name, result, **about, failed=failed, event=event)
 
     @contextmanager
     def _within(self, call: ToolCall) -> Iterator[None]:

@@ -39,6 +39,10 @@ SETTINGS = {
     "max_wal_senders": "0",
     "wal_level": "minimal",
     "log_checkpoints": "off",
+    # What users send is in the statements that fail, in their errors and the details of these: none is for a log.
+    "log_min_messages": "log",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
     "log_timezone": "UTC",
     "timezone": "UTC",
     "jit": "off",

@@ -1,32 +1,66 @@
-"""What may be shown: secrets replaced by the name of their key, results cut to a preview. Pure."""
+"""What may be shown and stored of arguments and results: secrets replaced, long results cut to a preview. Pure.
+
+Responsible for values by their names, in objects and within texts. Not responsible for which names those are
+(`secret_names`).
+"""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.errors import InvalidJson, TooDeep
 from app.protocol.events import Json, clean, dumps
 from app.protocol.payloads import PREVIEW_MAX_BYTES
+from app.protocol.secret_names import is_secret
 
 REDACTED = "[redacted]"
 CUT_BYTES = 1_000
 """What is kept of a longer one, as text; its quotes may double when that text becomes JSON in turn."""
 
-_SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase|code)|secret|token|api_?key|access_?key|private_?key|authorization|cookie|credential"
-    r"|card_?number|(^|_)(pass|cvv|cvc|ssn|iban)(_|$)"
+_PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^\s/?#:@\"']{0,200}):[^\s/?#\"']{0,400}@", re.IGNORECASE)
+_TOKEN_IN_URL = re.compile(r"(\bhttps?://)[^\s/?#:@\"']{1,400}@", re.IGNORECASE)
+_SCHEME = re.compile(r"\b(Bearer|Basic|Digest|Negotiate)[ \t]+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
+_JWT = re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.?[\w-]*")
+_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*")
+# What makes a text the value of a name: `name=`, `name: `, `"name": `, `--name `; and how far a value goes.
+_NAME = re.compile(
+    r"(?P<flag>--?[A-Za-z][\w.-]{0,80})[ \t]{1,3}(?![-=:])"
+    r"|(?P<name>[A-Za-z_][\w.\[\]-]{0,80})[\"']?(?:%3D|[ \t]{0,3}[=:][ \t]{0,3}(?!//))"
 )
-"""The short ones are whole words: `businessName` has an ssn in it too."""
-_NOT_SECRET = re.compile(r"((input|output|max|total|prompt|completion|before|after)_)?tokens|.*_tokens_.*")
-_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_VALUE = re.compile(r"(?P<quote>[\"']?)(?P<value>(?:(?<=\")[^\"\n]*|(?<=')[^'\n]*|[^\s&;,\"'<>()]+))")
+_WHOLE_LINE = re.compile(r"((?:proxy-)?authorization|(?:set-)?cookie)(\s*:\s*)[^\r\n\"']+", re.IGNORECASE)
 
 
 def redact(value: Json) -> Json:
-    """A copy in which every value under a key that names a secret is replaced."""
+    """A copy in which every value under a name of a secret is replaced. Texts are left as they are."""
     if isinstance(value, dict):
-        return {key: REDACTED if is_secret(key) else redact(item) for key, item in value.items()}
+        return {key: REDACTED if is_secret(key, item) else redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]
     return value
+
+
+def redact_all(value: Json) -> Json:
+    """As `redact`, and within texts, too. A list is also read as a command line: `--password`, and what follows."""
+    if isinstance(value, dict):
+        return {key: REDACTED if is_secret(key, item) else redact_all(item) for key, item in value.items()}
+    if isinstance(value, list):
+        before = [None, *value]
+        return [
+            REDACTED if _is_flag_of_secret(flag, item) else redact_all(item)
+            for flag, item in zip(before, value, strict=False)
+        ]
+    return redact_text(value) if isinstance(value, str) else value
+
+
+def redact_text(text: str) -> str:
+    """A text without the secrets that it names: in URLs, query strings, headers, assignments and flags."""
+    text = _PASSWORD_IN_URL.sub(rf"\1:{REDACTED}@", text)
+    text = _TOKEN_IN_URL.sub(rf"\1{REDACTED}@", text)
+    text = _PRIVATE_KEY.sub(rf"\1{REDACTED}", text)
+    text = _WHOLE_LINE.sub(rf"\1\2{REDACTED}", text)
+    text = _SCHEME.sub(rf"\1 {REDACTED}", text)
+    return _without_named(_JWT.sub(REDACTED, text))
 
 
 def preview(value: object) -> dict[str, Any]:
@@ -35,7 +69,7 @@ def preview(value: object) -> dict[str, Any]:
     A result that is not JSON is shown by its type.
     """
     try:
-        cleaned = redact(clean(value))
+        cleaned = redact_all(clean(value))
     except (InvalidJson, TooDeep):
         cleaned = f"<{value.__class__.__name__}>"
     text = dumps(cleaned).encode()
@@ -44,7 +78,36 @@ def preview(value: object) -> dict[str, Any]:
     return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": len(text)}
 
 
-def is_secret(key: str) -> bool:
-    """Whether a key names a secret, however it is spelled: api_key, apiKey, API-KEY."""
-    lowered = _CAMEL_CASE.sub("_", key).lower().replace("-", "_")
-    return bool(_SECRET_KEY.search(lowered)) and not _NOT_SECRET.fullmatch(lowered)
+def shown(pairs: Mapping[str, Any]) -> str:
+    """Arguments as one line: `name=value, …`."""
+    return ", ".join(f"{name}={redact_text(_as_text(name, value))}" for name, value in pairs.items())
+
+
+def without_secrets(names: Sequence[str], values: Sequence[Any]) -> list[Any]:
+    """Positional arguments, those replaced whose parameters name secrets. `names` may be fewer."""
+    named = [*names, *[""] * len(values)]
+    return [REDACTED if is_secret(name, value) else value for name, value in zip(named, values, strict=False)]
+
+
+def _as_text(name: str, value: Any) -> str:
+    return REDACTED if is_secret(name, value) else str(redact_all(value) if isinstance(value, dict | list) else value)
+
+
+def _is_flag_of_secret(flag: object, value: object) -> bool:
+    if not isinstance(flag, str) or not flag.startswith("-") or "=" in flag or not isinstance(value, str):
+        return False
+    return len(flag.lstrip("-")) > 1 and is_secret(flag.lstrip("-"), value)
+
+
+def _without_named(text: str) -> str:
+    """Each value that follows the name of a secret is replaced."""
+    parts, end = [], 0
+    for found in _NAME.finditer(text):
+        name = (found["flag"] or found["name"]).lstrip("-")
+        if found.start() < end or not is_secret(name):  # part of what was replaced, or none
+            continue
+        value = _VALUE.match(text, found.end())
+        if value is not None and is_secret(name, value["value"]):
+            parts += [text[end : value.start("value")], REDACTED]
+            end = value.end("value")
+    return "".join([*parts, text[end:]])
