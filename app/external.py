@@ -253,9 +253,7 @@ class External:
         return replace(told, repeated=taken.repeated)
 
     def _take(self, batches: Sequence[Batch]) -> list[Taken | RuntailError]:
-        losses = None
-        if time.monotonic() >= self._retry_at:
-            losses = self._services.recovery.level(batch.run_id for batch in batches)
+        losses = self._services.recovery.level(batch.run_id for batch in batches)
         return self._services.batches.take(batches, losses)
 
     def _append(self, appends: Sequence[Append]) -> list[None]:
