@@ -171,7 +171,7 @@ class EventLog:
 
     def batch(self, run_id: str) -> int:
         """The number of the last batch of an external run's writer that Redis was brought; 0: not known."""
-        with _reachable():
+        with self.breaker.asking():
             return int(self._redis.hget(meta_key(run_id), "batch") or 0)
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
