@@ -113,7 +113,7 @@ test-fresh: $(DEV_STAMP)
 define PINS
 import json, sys
 header = "# Locked by `make lock` from pyproject.toml. Do not edit."
-found = (i["metadata"] for i in json.load(sys.stdin)["install"] if i["metadata"]["name"] != "runtail")
+found = (i["metadata"] for i in json.load(sys.stdin)["install"] if i["metadata"]["name"] != "runtail-server")
 print(header, *sorted(f"{m['name'].lower()}=={m['version']}" for m in found), sep="\n")
 endef
 export PINS

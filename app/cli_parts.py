@@ -70,4 +70,5 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
 
 def database_option(help: str, *, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The option that names a Postgres."""
-    return click.option("--database", envvar="DATABASE_URL", show_envvar=True, required=required, help=help)
+    envvar = ["RUNTAIL_DATABASE_URL", "DATABASE_URL"]
+    return click.option("--database", envvar=envvar, show_envvar=True, required=required, help=help)

@@ -103,6 +103,16 @@ class Client:
         """The run: its row, and its state as of now."""
         return self._ask("GET", _path(run_id))
 
+    def runs(self, limit: int) -> list[dict[str, Any]]:
+        """The newest runs of the caller, at most so many."""
+        found: list[dict[str, Any]] = self._ask("GET", "/runs", params={"limit": limit})["runs"]
+        return found
+
+    def agents(self) -> list[dict[str, Any]]:
+        """The agents that workers have, and with an `error` what they could not load."""
+        found: list[dict[str, Any]] = self._ask("GET", "/agents")
+        return found
+
     def cancel(self, run_id: str) -> dict[str, Any]:
         """Cancel a run; returns its row after that."""
         return self._ask("POST", _path(run_id, "/cancel"))
@@ -206,13 +216,12 @@ class Client:
                 time.sleep(_jittered(FIRST_RETRY_SECONDS * 2**attempt))
         raise AssertionError("unreachable")
 
-    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, **request: Any) -> Any:
         try:
             answer = self._http.request(method, path, **request)
             if not answer.is_success:
                 raise _refusal(answer)
-            found: dict[str, Any] = answer.json()
-            return found
+            return answer.json()
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.url} cannot be reached: {_reason(error)}") from error
         except ValueError as error:

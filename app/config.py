@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from app.errors import ConfigError
 
+ALIASES = ("RUNTAIL_DATABASE_URL", "RUNTAIL_REDIS_URL")
+"""What the `env` file of `runtail dev` exports. Where it is sourced, each wins over the name that others read too."""
 HEARTBEAT_SECONDS = 15
 STREAM_TTL_MIN_SECONDS = 60
 
@@ -21,6 +23,8 @@ class Config:
     port: int = 8000
     dev: bool = False
     """Requests without a key act as principal `dev`, on loopback only."""
+    demo_agents: bool = False
+    """Workers have the agents `emit` and `support`, with its tables; always so in development."""
     web_concurrency: int = 2
     workers: int = 1
     worker_concurrency: int = 100
@@ -68,7 +72,9 @@ class Config:
 
         :raises ConfigError: a setting is missing, not a number, or out of its range; the message names it.
         """
+        environ = {**environ, **{name.removeprefix("RUNTAIL_"): environ[name] for name in ALIASES if environ.get(name)}}
         number = _number_reader(environ)
+        dev = _flag(environ, "RUNTAIL_DEV")
         redis_url = _required(environ, "REDIS_URL")
         tls = _tls(environ)
         return cls(
@@ -76,7 +82,8 @@ class Config:
             redis_url=tls(redis_url),
             events_redis_url=tls(environ.get("EVENTS_REDIS_URL") or redis_url),
             port=number("PORT", 8000, 1),
-            dev=environ.get("RUNTAIL_DEV", "") not in ("", "0"),
+            dev=dev,
+            demo_agents=dev or _flag(environ, "DEMO_AGENTS"),
             web_concurrency=number("WEB_CONCURRENCY", 2, 1),
             workers=number("RUNTAIL_WORKERS", 1, 1),
             worker_concurrency=number("RUNTAIL_WORKER_CONCURRENCY", 100, 1),
@@ -101,6 +108,10 @@ class Config:
             run_retention_days=number("RUN_RETENTION_DAYS", 0, 0),
             drain_seconds=number("DRAIN_SECONDS", 20, 0),
         )
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "") not in ("", "0")
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import watchfiles
 
-from app.config import Config
+from app.authors_log import AuthorsLog
+from app.config import ALIASES, Config
 from app.devservices import DevError, postgres_server, redis_server
 from app.devservices.folder import (
     OWNER_VARIABLE,
@@ -42,11 +44,14 @@ DRAIN_SECONDS = "1"
 """Default of DRAIN_SECONDS here: whoever pressed Ctrl-C is waiting."""
 BACKLOG = 2048
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout: gunicorn.conf.py and wsgi.py are looked up here."""
+"""The checkout, or where the wheel is installed: `app` and `workers` are looked up here."""
+WORKERS = ("worker", "isolated")
+LOG_POLL_SECONDS = 0.2
+SETTINGS = "python:app.gunicorn_settings"
 
 GREETING = """
 Runtail is ready at {url}. Ctrl-C stops it; logs are in {data}/logs,
-and `. {data}/env` tells a shell's psql, redis-cli and runtail where the servers are.
+and `. {data}/env` tells a shell where the servers are: psql "$RUNTAIL_DATABASE_URL".
 Start a run, watch it, read what came of it:
 
 RUN=$(curl -s {url}/runs -H 'Content-Type: application/json' \\
@@ -57,10 +62,12 @@ curl -s {url}/runs/$RUN
 """
 
 
-def dev(port: int, data: Path) -> None:
+def dev(port: int, data: Path, reload: Path | None = None) -> None:
     """Run PostgreSQL, Redis, web and workers on loopback until SIGINT, SIGTERM or SIGHUP.
 
     A server that DATABASE_URL or REDIS_URL names already is used instead of an embedded one.
+
+    :param reload: the workers start again when a Python file in this folder changes; None: they do not.
 
     :raises DevError: it could not start, or not stay up until it was ready; nothing is left running.
     :raises ConfigError: a setting is wrong.
@@ -76,7 +83,7 @@ def dev(port: int, data: Path) -> None:
             urls = {server.url_variable: server.url for server in servers}
             env = _child_environment(data, port, urls)
             with announced(data, urls):
-                asyncio.run(_Installation(data, servers, env, web_socket).run())
+                asyncio.run(_Installation(data, servers, env, web_socket, reload).run())
 
 
 def _listen(port: int) -> socket.socket:
@@ -100,7 +107,8 @@ def _embedded_servers(data: Path) -> list[Server]:
 def _child_environment(data: Path, port: int, urls: dict[str, str]) -> dict[str, str]:
     """What the children are told: the caller's environment, where the servers are, development mode."""
     ours = {"PORT": str(port), "RUNTAIL_DEV": "1", "PYTHONUNBUFFERED": "1", OWNER_VARIABLE: str(data)}
-    return {"DRAIN_SECONDS": DRAIN_SECONDS, **os.environ, **urls, **ours}
+    callers = {name: value for name, value in os.environ.items() if name not in ALIASES}  # of an `env` file
+    return {"DRAIN_SECONDS": DRAIN_SECONDS, **callers, **urls, **ours}
 
 
 def _say(text: str) -> None:
@@ -110,8 +118,11 @@ def _say(text: str) -> None:
 
 
 class _Installation:
-    def __init__(self, data: Path, servers: list[Server], env: dict[str, str], web_socket: socket.socket) -> None:
+    def __init__(
+        self, data: Path, servers: list[Server], env: dict[str, str], web_socket: socket.socket, reload: Path | None
+    ) -> None:
         self._config = Config.from_env(env)
+        self._reload = reload
         self._data = data
         self._servers = servers
         self._env = env
@@ -124,6 +135,9 @@ class _Installation:
         await supervisor.open()
         told_to_stop = self._stop_signals()
         starting = asyncio.create_task(self._start(supervisor))
+        beside = [asyncio.create_task(self._show_authors_log())]
+        if self._reload:
+            beside.append(asyncio.create_task(self._restart_on_change(supervisor, self._reload)))
         try:
             waiting: set[asyncio.Future[Any]] = {starting, told_to_stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -132,8 +146,9 @@ class _Installation:
                 await told_to_stop
             _say("Stopping.")
         finally:
-            starting.cancel()
-            await supervisor.stop(["web", "worker", "isolated"])
+            for task in (starting, *beside):
+                task.cancel()
+            await supervisor.stop(["web", *WORKERS])
             await supervisor.close()
 
     def _stop_signals(self) -> asyncio.Future[None]:
@@ -147,6 +162,21 @@ class _Installation:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, tell)
         return told
+
+    async def _show_authors_log(self) -> None:
+        """Show what agents raise, and why an agent could not be loaded."""
+        logs = [AuthorsLog(log_path(self._data, name)) for name in WORKERS]
+        while True:
+            for log in logs:
+                if news := await asyncio.to_thread(log.news):
+                    _say(news.rstrip("\n"))
+            await asyncio.sleep(LOG_POLL_SECONDS)
+
+    async def _restart_on_change(self, supervisor: Supervisor, folder: Path) -> None:
+        async for changes in watchfiles.awatch(folder, watch_filter=watchfiles.PythonFilter()):
+            changed = sorted(os.path.relpath(path, folder) for _, path in changes)
+            _say(f"{', '.join(changed)} changed: the workers start again.")
+            supervisor.end(WORKERS)
 
     def _restarted(self, name: str, pid: int, how: str) -> None:
         _say(f"{name} ended ({how}) and was started again as pid {pid}.")
@@ -179,7 +209,7 @@ class _Installation:
         bind = f"fd://{self._web_socket.fileno()}"
         return Child(
             name="web",
-            argv=(sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "--bind", bind, "wsgi:app"),
+            argv=(sys.executable, "-m", "gunicorn", "-c", SETTINGS, "--bind", bind, "app.wsgi:app"),
             env=self._env,
             folder=ROOT,
             stop_seconds=STOP_APP_SECONDS,

@@ -6,7 +6,11 @@ the live view (`app.render`).
 
 import json
 import math
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self, TextIO
 
 from app.protocol.reducer import ENDED, Envelope, State
@@ -120,7 +124,7 @@ def open_approvals(state: State) -> list[Item]:
 
 def how_to_decide(approval_id: str, state: State) -> str:
     """The commands that decide an approval."""
-    return one_line(f"runtail approve {state['run_id']} {approval_id}, or runtail deny …")
+    return one_line(f"{typed()} approve {state['run_id']} {approval_id}, or {typed()} deny …")
 
 
 def _asked(approval: Item, state: State) -> str:
@@ -189,3 +193,12 @@ _DESCRIPTIONS: dict[str, Callable[[Item, State], str]] = {
     "input.received": lambda p, s: f"[input] {one_line(p['text'])}",
 }
 """Types without a row make no line."""
+
+
+def typed() -> str:
+    """How this command line was called, so that a command that a message shows works as it is shown."""
+    called = sys.argv[0]
+    if Path(called).name != "runtail":
+        return f"{sys.executable} -m app.cli"
+    on_path = shutil.which("runtail")
+    return "runtail" if on_path and Path(on_path).resolve() == Path(called).resolve() else shlex.quote(called)

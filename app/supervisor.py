@@ -12,6 +12,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from circus.arbiter import Arbiter
 from circus.exc import ConflictError
 from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
 from circus.watcher import Watcher
+from psutil import NoSuchProcess
 from tornado.ioloop import IOLoop
 
 from app.devservices.folder import POLL_SECONDS, log_path, remove_pids, write_pids
@@ -98,6 +100,13 @@ class Supervisor:
         await self.stop(list(self._watchers))
         await self._arbiter.stop()
         remove_pids(self._data)
+
+    def end(self, names: Iterable[str]) -> None:
+        """Ask the processes of these to end, in order. They are started again, as after any other end."""
+        for watcher in [self._watchers[name] for name in names if name in self._watchers]:
+            for process in list(watcher.processes.values()):
+                with suppress(NoSuchProcess):  # it has just ended by itself
+                    process.send_signal(watcher.stop_signal)
 
     def ends(self, name: str) -> list[str]:
         """How this child's processes have ended so far ("exit status 1", "signal 9")."""

@@ -134,6 +134,7 @@ class Stack:
             **{k: v for k, v in os.environ.items() if not k.startswith(("RUNTAIL", "STREAM_", "RUN_"))},
             "PORT": str(self.port),
             "RUNTAIL_DEV": "1",
+            "DEMO_AGENTS": "1",  # also where a test switches development mode off
             "WEB_CONCURRENCY": "1",
             "DRAIN_SECONDS": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(AGENTS), os.environ.get("PYTHONPATH")])),

@@ -22,6 +22,7 @@ from redis.exceptions import AuthenticationError
 
 from app.devservices import DevError, EmbeddedServices, folder, postgres_server
 from tests.harness import ROOT, eventually, free_port
+from tests.programs import needed
 
 CHILDREN = ("web", "worker", "isolated", "redis", "postgres")
 READY_SECONDS = 30
@@ -38,16 +39,19 @@ def environment() -> dict[str, str]:
 class Dev:
     """One `runtail dev` as a child process."""
 
-    def __init__(self, data: Path, port: int | None = None, **settings: str) -> None:
+    def __init__(
+        self, data: Path, port: int | None = None, cwd: Path = ROOT, arguments: tuple[str, ...] = (), **settings: str
+    ) -> None:
         self.data = data
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = data.parent / f"{data.name}.out"
         command = [sys.executable, "-m", "app.cli", "dev", "--port", str(self.port), "--data", str(data)]
+        command += arguments
         data.parent.mkdir(exist_ok=True)
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
-                command, env={**environment(), **settings}, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+                command, env={**environment(), **settings}, cwd=cwd, stdout=out, stderr=subprocess.STDOUT
             )
 
     def wait_until_ready(self) -> "Dev":
@@ -112,7 +116,7 @@ def nothing_left(processes: list[psutil.Process]) -> bool:
 
 
 @contextlib.contextmanager
-def running(data: Path, **settings: str) -> Iterator[Dev]:
+def running(data: Path, **settings: Any) -> Iterator[Dev]:
     dev = Dev(data, **settings)
     try:
         yield dev.wait_until_ready()
@@ -130,6 +134,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
 
 
 def test_the_printed_lines_work_as_pasted(dev: Dev) -> None:
+    needed("curl")
     shown = re.search(r"(?ms)^RUN=.*?^curl -N .*?$\n^curl -s .*?$", dev.said())
     assert shown, dev.said()
     done = subprocess.run(["bash", "-c", shown.group()], capture_output=True, text=True, timeout=60)
@@ -141,7 +146,7 @@ def test_the_printed_lines_work_as_pasted(dev: Dev) -> None:
 
 def test_a_shell_learns_where_the_servers_are(dev: Dev) -> None:
     eventually(dev.is_up, READY_SECONDS)
-    show = f'. "{dev.data}/env" && echo "$DATABASE_URL $REDIS_URL"'
+    show = f'. "{dev.data}/env" && echo "$RUNTAIL_DATABASE_URL $RUNTAIL_REDIS_URL"'
     shown = subprocess.run(["sh", "-c", show], capture_output=True, text=True, env={}, check=True).stdout
     database_url, redis_url = shown.split()
     assert sql(database_url, "SELECT 1") == [(1,)]

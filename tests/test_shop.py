@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg2
@@ -33,11 +34,43 @@ def rows(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_refund_asked_for_again_with_its_reference_is_the_same_row(rows: Any) -> None:
     first = shop.issue_refund(48291, 124900, "a:1")
-    assert first == {"reference": "a:1", "order_id": 48291, "amount_cents": 124900, "refunded_on": "2026-06-12"}
+    assert first == {"reference": "a:1", "order_id": 48291, "amount_cents": 124900, "refunded_on": today().isoformat()}
     assert shop.issue_refund(48291, 124900, "a:1") == first
     rows.execute("SELECT count(*) FROM shop_refunds WHERE order_id = 48291")
     assert rows.fetchone() == (1,)
     assert shop.check_refund(48291)["verdict"] == "already_refunded"
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+def test_the_dates_of_the_shop_move_with_the_day(rows: Any) -> None:
+    order, stock = shop.find_order(48291), shop.find_stock("CHAIR-11")
+    assert order is not None
+    assert order["delivered_on"] == (today() - timedelta(days=9)).isoformat()
+    assert stock["restock_on"] == (today() + timedelta(days=12)).isoformat()
+    refund = shop.check_refund(48291)
+    assert (refund["until"], refund["eligible"]) == ((today() + timedelta(days=21)).isoformat(), True)
+    assert shop.check_refund(48295)["verdict"] == "too_late"
+
+
+def test_an_order_can_be_refunded_again_for_the_next_demonstration_but_never_under_the_same_reference(
+    rows: Any,
+) -> None:
+    first = shop.issue_refund(48291, 124900, "a:1")
+    rows.execute("UPDATE shop_refunds SET issued_at = now() - interval '11 minutes' WHERE reference = 'a:1'")
+    assert shop.check_refund(48291)["verdict"] == "returnable"
+    assert shop.issue_refund(48291, 124900, "a:1") == first
+    shop.issue_refund(48291, 124900, "b:1")
+    assert shop.check_refund(48291)["verdict"] == "already_refunded"
+    assert shop.check_refund(48298)["verdict"] == "already_refunded", "what the shop began with is never forgotten"
+
+
+def test_the_tables_of_the_version_before_are_used_on(rows: Any) -> None:
+    rows.execute("ALTER TABLE shop_refunds DROP COLUMN issued_at")
+    assert shop.check_refund(48291)["verdict"] == "returnable"
+    shop.issue_refund(48291, 124900, "a:1")
 
 
 @pytest.mark.parametrize(("order_id", "cents"), [(48302, 22901), (48295, 27900), (48298, 1), (48292, 13800)])

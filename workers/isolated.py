@@ -27,7 +27,7 @@ from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
 from workers.lifetime import live_no_longer_than
-from workers.process import RECONNECT_SECONDS, connect_rq, leave, new_worker_id
+from workers.process import RECONNECT_SECONDS, connect_rq, leave, new_worker_id, register
 from workers.registry import load_agents
 from workers.retry import until_reachable
 
@@ -40,22 +40,24 @@ class IsolatedProcess:
     def __init__(self, config: Config) -> None:
         self.id = new_worker_id()
         self._services = Services.for_worker(config)
-        self._agents = load_agents()
+        self._loaded = load_agents(demo=config.demo_agents)
+        self._agents = self._loaded.agents
         self._heartbeat = Heartbeat(Beats(config.database_url, self.id, isolated=True))
         self._keeper = Keeper(self._services, self.id)
         self._new_horse = partial(Horse, config, self._agents, self.id)
         self._drain_seconds = config.drain_seconds
+        self._leaving = False
 
     def run(self) -> None:
         """Work until a signal asks to stop, then drain."""
         self._heartbeat.start()
-        for agent in self._agents.values():
-            until_reachable(partial(self._services.registry.put_agent, agent.record()), time.sleep)
+        register(self._services, self.id, self._loaded, time.sleep)
         Thread(target=self._heed_commands, daemon=True).start()
         worker = until_reachable(self._connect_rq, time.sleep)
         isolated = sorted(agent.name for agent in self._agents.values() if agent.queue == ISOLATED_QUEUE)
         log.info("Worker %s is ready: %s.", self.id, ", ".join(isolated) or "no agent is isolated")
         worker.run()
+        self._leaving = True
         self._heartbeat.stop()
         leave(self._services, self.id)
 
@@ -72,6 +74,8 @@ class IsolatedProcess:
             except StoreUnavailable as error:
                 log.warning("No doorbell. %s", error.detail)
             except Exception:
+                if self._leaving:
+                    return  # the connection was closed under it
                 log.exception("The doorbell broke.")
             self._look()
             time.sleep(RECONNECT_SECONDS)

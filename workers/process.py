@@ -24,7 +24,7 @@ from workers.external import LostWriters
 from workers.gevent_worker import GeventWorker
 from workers.heartbeat import Heartbeat
 from workers.janitor import Janitor
-from workers.registry import load_agents
+from workers.registry import Loaded, load_agents
 from workers.retention import Retention
 from workers.retry import until_reachable
 from workers.unwatched import Unwatched
@@ -44,7 +44,8 @@ class WorkerProcess:
         self.id = new_worker_id()
         self._config = config
         self._services = services = Services.for_worker(config)
-        self._agents = load_agents()
+        self._loaded = load_agents(demo=config.demo_agents)
+        self._agents = self._loaded.agents
         self._emitter = Emitter(services.ownership)
         self._heartbeat = Heartbeat(Beats(config.database_url, self.id))
         alive = self._heartbeat.gets_through
@@ -61,8 +62,7 @@ class WorkerProcess:
         """Work until a signal asks to stop, then drain."""
         self._heartbeat.start()
         self._watchdog.start()
-        for agent in self._agents.values():
-            until_reachable(partial(self._services.registry.put_agent, agent.record()))
+        register(self._services, self.id, self._loaded)
         self._emitter.start()
         _relax_garbage_collection()
         helpers = [gevent.spawn(self._janitor.run), gevent.spawn(self._heed_commands)]
@@ -116,6 +116,15 @@ def _relax_garbage_collection() -> None:
 def new_worker_id() -> str:
     """Of a process that executes runs: the owner of those that it has."""
     return f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+def register(
+    services: Services, worker_id: str, loaded: Loaded, sleep: Callable[[float], object] = gevent.sleep
+) -> None:
+    """Tell which agents this worker has, and which ones it could not load. Waits for Postgres."""
+    for agent in loaded.agents.values():
+        until_reachable(partial(services.registry.put_agent, agent.record()), sleep)
+    until_reachable(partial(services.registry.put_broken, worker_id, loaded.broken), sleep)
 
 
 def connect_rq(worker: Callable[[], W]) -> W:

@@ -26,7 +26,7 @@ from workers.execution import Execution
 from workers.interrupts import Cancelled, Drained, Exited, Interrupted, Suspended, TimedOut, Unstorable
 from workers.journal import Journal
 from workers.place import Outlet, Place
-from workers.registry import FAIL, RESTART, Agent
+from workers.registry import FAIL, RESTART, Agent, authors_log
 from workers.retry import until_reachable
 
 RESUMED = "resumed"
@@ -193,14 +193,14 @@ class Stretches:
             return suspended
         except Interrupted:
             if execution.interruption is None:
-                log.exception("The agent of %s raised an interruption of its own.", run.id)
+                authors_log.exception("The agent of %s raised an interruption of its own.", run.id)
                 return Ending.failed(errors.AgentError())
             return None  # whoever interrupted knows the ending
         except RuntailError as error:
-            log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
+            authors_log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
             return Ending.failed(_shown(error))
         except BaseException as error:  # SystemExit among them: an agent must not end its worker
-            log.exception("The agent of %s raised.", run.id)
+            authors_log.exception("The agent of %s raised.", run.id)
             return Ending.failed(_shown(error))
 
     def _prepare(self, run: RunRecord) -> tuple[Agent, dict[str, Any]]:

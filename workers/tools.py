@@ -157,6 +157,11 @@ class Tools:
             shown = {"tool_call_id": call.id, **error.public(), "duration_ms": ms_since(started)}
             self._record(tool, call, error.public(), ("tool.failed", shown), failed=True)
             raise
+        except InvalidOutput as error:  # nothing can be recorded: shown as it is, or the end would show an interruption
+            reason = {"code": error.code, "message": error.detail, "retryable": False}
+            shown = {"tool_call_id": call.id, **reason, "duration_ms": ms_since(started)}
+            self._calls.emit("tool.failed", shown, call.op)
+            raise
         shown = {"tool_call_id": call.id, **preview(result), "duration_ms": ms_since(started)}
         self._record(tool, call, result, ("tool.completed", shown))
         return result

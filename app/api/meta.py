@@ -1,6 +1,8 @@
 """What is served beside runs: agents, schemas, health, metrics."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from flask import Response, json
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -13,20 +15,27 @@ from app.external import NO_JANITOR
 from app.protocol.events import json_schema
 from app.storage.event_log import EventLog
 from app.storage.run_queue import ISOLATED_QUEUE, NO_ISOLATED
-from app.storage.run_store import AgentRecord
 from app.wiring import Services
 
 blueprint = Blueprint("meta", __name__, description="Agents, schemas, health, metrics")
 
+BROKEN = "It cannot be loaded; the log of a worker says why."
+NOTHING_KNOWN = {"version": None, "isolation": None, "input_schema": None}
 EVENTS_SCHEMA = json.dumps(json_schema(), indent=2) + "\n"
 
 
 @blueprint.route("/agents")
 @blueprint.response(200, AgentSchema(many=True))
-def agents() -> list[AgentRecord]:
-    """The agents that workers have registered, each with the JSON Schema of its input."""
-    principal()
-    return runtail().services.registry.agents()
+def agents() -> list[dict[str, Any]]:
+    """The agents that workers have registered, each with the JSON Schema of its input.
+
+    What a worker could not load is there too, under the name of its entry point; why, only administrators are told.
+    """
+    reveal, registry = principal().admin, runtail().services.registry
+    found = {agent.name: {**asdict(agent), "error": None} for agent in registry.agents()}
+    for name, reason in registry.broken().items():
+        found[name] = {**found.get(name, {"name": name}), "error": reason if reveal else BROKEN}
+    return [{**NOTHING_KNOWN, **found[name]} for name in sorted(found)]
 
 
 @blueprint.route("/schema/events.json")
@@ -69,8 +78,10 @@ def prometheus() -> Response:
 
 def _warnings(services: Services) -> list[str]:
     try:
-        warnings = [] if services.registry.has_janitor() else [NO_JANITOR]
-        return warnings + ([NO_ISOLATED] if services.store.unserved(ISOLATED_QUEUE) else [])
+        found = [] if services.registry.has_janitor() else [NO_JANITOR]
+        if services.store.unserved(ISOLATED_QUEUE):
+            found.append(NO_ISOLATED)
+        return found + [f"The entry point {name!r}: {BROKEN}" for name in services.registry.broken()]
     except StoreUnavailable:
         return []  # the next call says that Postgres cannot be reached
 

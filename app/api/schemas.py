@@ -266,12 +266,13 @@ class SentInputSchema(Schema):
 
 
 class AgentSchema(Schema):
-    """A registered agent."""
+    """A registered agent, or an entry point that a worker could not load: then all but `name` and `error` are null."""
 
     name = fields.String()
-    version = fields.String()
-    isolation = fields.String()
-    input_schema = fields.Raw()
+    version = fields.String(allow_none=True)
+    isolation = fields.String(allow_none=True)
+    input_schema = fields.Raw(allow_none=True)
+    error = fields.String(allow_none=True, metadata={"description": "Why it is not to be had; null: it is."})
 
 
 class ProblemSchema(Schema):

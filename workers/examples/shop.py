@@ -6,18 +6,22 @@ runs, and shares no connection with Runtail. Works with gevent and without.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from threading import BoundedSemaphore
 from typing import Any, Literal, TypedDict, cast
 
 import psycopg2
-from psycopg2.errors import UndefinedTable
+from psycopg2.errors import UndefinedColumn, UndefinedTable
 from psycopg2.extras import RealDictCursor
 
 TODAY = date(2026, 6, 12)
-"""The shop's calendar stands still: the same question has the same answer on every day."""
+"""The day on which the rows below were written down. They are shown as if that were today: every day the same question
+has the same answer, moved to that day."""
+KEPT_MINUTES = 10
+"""How long the shop remembers a refund that it has issued: then the order can be refunded for the next demonstration. The
+same reference never yields a second refund."""
 REFUND_DAYS = 30
 """How long after its delivery an order can be refunded."""
 APPROVAL_CENTS = 500_00
@@ -90,18 +94,18 @@ def find_order(order_id: int) -> Order | None:
     :raises ShopUnavailable: here and below.
     """
     rows = _query(
-        """SELECT o.id, o.sku, i.product, o.quantity, o.total_cents, o.status, o.ordered_on::text,
-                  o.shipped_on::text, o.delivered_on::text
+        """SELECT o.id, o.sku, i.product, o.quantity, o.total_cents, o.status, o.ordered_on, o.shipped_on,
+                  o.delivered_on
            FROM shop_orders o JOIN shop_inventory i USING (sku) WHERE o.id = %s""",
         order_id,
     )
-    return cast(Order, rows[0]) if rows else None
+    return cast(Order, _as_of_today(rows[0])) if rows else None
 
 
 def find_stock(sku: str) -> Stock:
     """How many of a product are in stock."""
-    rows = _query("SELECT sku, product, in_stock, restock_on::text FROM shop_inventory WHERE sku = %s", sku)
-    return cast(Stock, rows[0])
+    rows = _query("SELECT sku, product, in_stock, restock_on FROM shop_inventory WHERE sku = %s", sku)
+    return cast(Stock, _as_of_today(rows[0]))
 
 
 def check_refund(order_id: int) -> Refund:
@@ -131,20 +135,28 @@ def issue_refund(order_id: int, amount_cents: int, reference: str) -> IssuedRefu
     return cast(IssuedRefund, issued)
 
 
-_REFUNDS_OF_ORDER = """
+_REFUNDS_OF_ORDER = f"""
 SELECT o.id, o.status, o.total_cents, o.delivered_on, coalesce(sum(r.amount_cents), 0)::int AS refunded
-FROM shop_orders o LEFT JOIN shop_refunds r ON r.order_id = o.id WHERE o.id = %s GROUP BY o.id
+FROM shop_orders o LEFT JOIN shop_refunds r ON r.order_id = o.id
+    AND (r.issued_at IS NULL OR r.issued_at > now() - interval '{KEPT_MINUTES} minutes')
+WHERE o.id = %s GROUP BY o.id
 """
 _IN_A_TRANSACTION = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = %s"
-_ISSUE = "INSERT INTO shop_refunds VALUES (%s, %s, %s, %s) ON CONFLICT (reference) DO NOTHING"
+_ISSUE = "INSERT INTO shop_refunds VALUES (%s, %s, %s, %s, now()) ON CONFLICT (reference) DO NOTHING"
 _CANCEL = "UPDATE shop_orders SET status = 'cancelled' WHERE id = %s AND status = 'processing'"
 
 
 def _issued(cursor: Any, reference: str) -> IssuedRefund | None:
-    sql = "SELECT reference, order_id, amount_cents, refunded_on::text FROM shop_refunds WHERE reference = %s"
+    sql = "SELECT reference, order_id, amount_cents, refunded_on FROM shop_refunds WHERE reference = %s"
     cursor.execute(sql, (reference,))
     row = cursor.fetchone()
-    return cast(IssuedRefund, dict(row)) if row else None
+    return cast(IssuedRefund, _as_of_today(row)) if row else None
+
+
+def _as_of_today(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with its dates moved by the days since TODAY, as ISO 8601."""
+    since = datetime.now(UTC).date() - TODAY
+    return {name: (value + since).isoformat() if isinstance(value, date) else value for name, value in row.items()}
 
 
 def _apply_policy(id: int, status: str, total_cents: int, delivered_on: date | None, refunded: int) -> Refund:
@@ -160,15 +172,16 @@ def _apply_policy(id: int, status: str, total_cents: int, delivered_on: date | N
         verdict = "returnable" if until >= TODAY else "too_late"
     eligible = verdict in ("returnable", "not_shipped")
     amount = total_cents - refunded if eligible else 0
-    return {
+    refund = {
         "order_id": id,
         "verdict": verdict,
         "eligible": eligible,
         "amount_cents": amount,
         "refunded_cents": refunded,
-        "until": until.isoformat() if until else None,
+        "until": until,
         "needs_approval": amount > APPROVAL_CENTS,
     }
+    return cast(Refund, _as_of_today(refund))
 
 
 _slots = BoundedSemaphore(MAX_CONNECTIONS)
@@ -179,7 +192,7 @@ def _query(sql: str, *values: Any) -> list[dict[str, Any]]:
     with _cursor() as cursor:
         try:
             cursor.execute(sql, values)
-        except UndefinedTable:
+        except (UndefinedTable, UndefinedColumn):  # the second one: tables of a version before
             cursor.execute(_CREATE)
             cursor.execute(sql, values)
         return [dict(row) for row in cursor.fetchall()]
@@ -228,6 +241,7 @@ CREATE TABLE IF NOT EXISTS shop_refunds (
     reference text PRIMARY KEY, order_id int NOT NULL REFERENCES shop_orders,
     amount_cents int NOT NULL CHECK (amount_cents > 0), refunded_on date NOT NULL
 );
+ALTER TABLE shop_refunds ADD COLUMN IF NOT EXISTS issued_at timestamptz;  -- NULL: remembered for ever
 INSERT INTO shop_inventory VALUES
     ('DESK-180', 'Meridian standing desk', 4, NULL), ('LAMP-02', 'Aurora desk lamp', 37, NULL),
     ('CHAIR-11', 'Halden office chair', 0, '2026-06-24'), ('KETTLE-1', 'Fjord kettle', 112, NULL),

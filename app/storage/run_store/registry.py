@@ -13,6 +13,8 @@ from app.storage.run_store.records import Principal
 
 KEY_PREFIX = "rt_"
 _GOOD = "(expires_at IS NULL OR expires_at > now())"
+WORKER_GONE_SECONDS = 20
+"""A worker without a heartbeat for so long is gone."""
 JANITOR_SHOWN_SECONDS = 5
 """How often a janitor shows that it is at work."""
 JANITOR_GONE_SECONDS = 20
@@ -66,6 +68,21 @@ class Registry:
         sql = "SELECT name, input_schema, isolation, version FROM agents WHERE name = %s"
         found = self._select(sql, name)
         return AgentRecord(**found[0]) if found else None
+
+    def put_broken(self, worker_id: str, broken: dict[str, str]) -> None:
+        """Note why a worker could not load agents: a sentence by the name of the entry point."""
+        sql = """INSERT INTO workers (id, broken) VALUES (%s, %s)
+                 ON CONFLICT (id) DO UPDATE SET broken = excluded.broken"""
+        self._execute(sql, worker_id, json.dumps(broken) if broken else None)
+
+    def broken(self) -> dict[str, str]:
+        """What the workers that are alive could not load: a sentence by the name of the entry point."""
+        sql = f"""SELECT broken FROM workers WHERE broken IS NOT NULL
+                  AND seen_at > now() - interval '{WORKER_GONE_SECONDS} seconds' ORDER BY seen_at"""
+        found: dict[str, str] = {}
+        for row in self._select(sql):
+            found |= row["broken"]
+        return dict(sorted(found.items()))
 
     def show_janitor(self, worker_id: str) -> None:
         """Note that the worker's janitor is at work; called often, it writes now and then."""
