@@ -72,7 +72,6 @@ class Config:
 
         :raises ConfigError: a setting is missing, not a number, or out of its range; the message names it.
         """
-        environ = {**environ, **{name.removeprefix("RUNTAIL_"): environ[name] for name in ALIASES if environ.get(name)}}
         number = _number_reader(environ)
         dev = _flag(environ, "RUNTAIL_DEV")
         redis_url = _required(environ, "REDIS_URL")
@@ -115,7 +114,7 @@ def _flag(environ: Mapping[str, str], name: str) -> bool:
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:
-    value = environ.get(name)
+    value = environ.get(f"RUNTAIL_{name}") or environ.get(name)
     if not value:
         raise ConfigError(f"{name} is not set. `runtail dev` starts embedded servers and sets it by itself.")
     return value

@@ -23,7 +23,8 @@ from tests.conftest import StackMaker, execute
 from tests.harness import ROOT, Process, Stack, eventually, free_port
 from tests.waiting import ended, got, waiting
 
-RUNTAIL = [sys.executable, "-m", "app.cli"]
+COMMAND = str(Path(sys.executable).with_name("runtail"))
+RUNTAIL = [COMMAND]
 QUESTION = json.dumps({"message": "Where is order 48291?", "latency_scale": 0.02})
 ENDLESS = {"count": 100_000, "interval_ms": 100, "type": "custom.tick"}
 
@@ -154,7 +155,7 @@ def test_ctrl_c_stops_watching_and_not_the_run(live: Stack, tmp_path: Path) -> N
         eventually(lambda: "custom.tick" in follower.out)
         follower.process.send_signal(signal.SIGINT)
         assert follower.process.wait(10) == 130
-    assert follower.err == f"Stopped watching; the run goes on. To watch it again: runtail tail {run_id}\n"
+    assert follower.err == f"Stopped watching; the run goes on. To watch it again: {COMMAND} tail {run_id}\n"
     assert live.read(run_id)["status"] == "running"
     live.http.post(f"/runs/{run_id}/cancel")
 
@@ -285,7 +286,8 @@ def test_who_watches_a_run_is_told_how_to_decide(unattended: Stack, tmp_path: Pa
         eventually(lambda: "[run] waits" in follower.out)
         ended(unattended.services, run)
         assert follower.process.wait(20) == 3
-    said = f"Refund by apr_1?: needed from operator. To decide: runtail approve {run.id} apr_1, or runtail deny …"
+    how = f"{COMMAND} approve {run.id} apr_1, or {COMMAND} deny …"
+    said = f"Refund by apr_1?: needed from operator. To decide: {how}"
     assert f"[approval] {said}" in follower.out.splitlines()
 
 

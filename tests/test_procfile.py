@@ -61,6 +61,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
             "DATABASE_URL": services.database_url.replace("postgresql://", "postgres://"),
             "REDIS_URL": services.redis_url,
             "PORT": str(free_port()),
+            "DEMO_AGENTS": "1",
         }
 
 
