@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -106,8 +107,8 @@ def test_a_worker_that_ends_takes_its_complaints_with_it(server: Stack, stack: S
     other.start_web()
     worker = other.start_worker()
     assert agents(other)["missing"]["error"]
-    worker.send(15)
-    assert "missing" not in agents(other)
+    assert worker.stop(signal.SIGTERM) == 0
+    assert "missing" not in agents(other), worker.log.read_text()
 
 
 def test_a_deployment_has_the_demonstration_agents_only_where_it_asks_for_them(stack: StackMaker) -> None:

@@ -20,7 +20,7 @@ TODAY = date(2026, 6, 12)
 """The day on which the rows below were written down. They are shown as if that were today: every day the same question
 has the same answer, moved to that day."""
 KEPT_MINUTES = 10
-"""How long the shop remembers a refund that it has issued: then the order can be refunded for the next demonstration.
+"""How long the shop remembers a refund that it has issued: then the next demonstration can refund the order again.
 The same reference never yields a second refund."""
 REFUND_DAYS = 30
 """How long after its delivery an order can be refunded."""
