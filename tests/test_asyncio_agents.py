@@ -64,6 +64,7 @@ def test_a_cancel_ends_a_loop_that_waits(server: Stack) -> None:
     [
         ("exits_in_a_task", "agent_error", "SystemExit"),
         ("handles_signals", "needs_isolation", 'isolation="process"'),
+        ("changes_the_policy", "needs_isolation", "set_event_loop_policy"),
     ],
 )
 def test_what_would_reach_the_process_ends_its_run(

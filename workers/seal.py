@@ -7,9 +7,11 @@ as ever.
 Not responsible for what ends a process at once (`os._exit`, SIGKILL, a crash in C), nor for agents with a process each.
 """
 
+import asyncio
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -35,30 +37,47 @@ log = logging.getLogger(__name__)
 def close() -> None:
     """Seal this process. To be called in the main thread, once the worker has its own signal handlers."""
     pid = os.getpid()
-
-    def refuse(what: str) -> None:
-        if os.getpid() == pid:  # not in what was forked to become a program
-            raise NeedsIsolation(
-                f"{what} would reach every run of a shared worker, and is refused there. "
-                'Register the agent with isolation="process".'
-            )
-
-    def refuse_handler(*_: object) -> None:
-        refuse("gevent.signal_handler")
-
-    def refuse_process(*_: object) -> None:
-        # Also where it would not fork: its pipes, locks and `join` block the thread that all runs have in common.
-        refuse("A process of multiprocessing")
-
-    gate.refuse = refuse
-    BaseProcess.start = refuse_process  # type: ignore[method-assign,assignment]
-    gevent.hub.signal.__init__ = refuse_handler  # type: ignore[method-assign,assignment]
+    gate.refuse = functools.partial(_refuse, pid)
+    _reset_loop_policy()
+    _refuse_what_has_no_gate()
     gevent.subprocess.fork = functools.partial(_fork_for_program, pid)  # type: ignore[attr-defined]  # its own name
     gevent.os._watch_child = functools.partial(_watch_child, gevent.os._watch_child)  # type: ignore[attr-defined]
     gevent.thread._start_new_greenlet = functools.partial(_start_thread, gevent.thread._start_new_greenlet)
     gevent.Greenlet.add_spawn_callback(_note_greenlet)
     hub = gevent.get_hub()
     hub.handle_error = functools.partial(_handle_error, hub.handle_error)  # type: ignore[method-assign]
+
+
+def _refuse(pid: int, what: str) -> None:
+    if os.getpid() == pid:  # not in what was forked to become a program
+        raise NeedsIsolation(
+            f"{what} would reach every run of a shared worker, and is refused there. "
+            'Register the agent with isolation="process".'
+        )
+
+
+def _refuse_what_has_no_gate() -> None:
+    """What can only be imported, and so refused, once gevent has patched what it uses."""
+
+    def handle_signal(*_: object, **__: object) -> None:
+        gate.refuse("gevent.signal_handler")
+
+    def start_process(_: object) -> None:
+        # Also where it would not fork: its pipes, locks and `join` block the thread that all runs have in common.
+        gate.refuse("A process of multiprocessing")
+
+    def set_policy(_: object) -> None:
+        gate.refuse("asyncio.set_event_loop_policy")
+
+    gevent.hub.signal.__init__ = handle_signal  # type: ignore[method-assign]
+    BaseProcess.start = start_process  # type: ignore[method-assign,assignment]
+    asyncio.set_event_loop_policy = asyncio.events.set_event_loop_policy = set_policy  # type: ignore[assignment]
+
+
+def _reset_loop_policy() -> None:
+    """A module of an agent may have put loops in C in the place of all others, as `uvloop.install` does."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        asyncio.set_event_loop_policy(None)
 
 
 def _fork_for_program(parent: int) -> int:

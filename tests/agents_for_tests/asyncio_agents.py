@@ -171,6 +171,12 @@ def handles_signals(run: RunContext) -> object:
 
 
 @way
+def changes_the_policy(run: RunContext) -> object:
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    return "done"
+
+
+@way
 def nests(run: RunContext) -> object:
     """A loop in a loop is refused, as everywhere."""
 
