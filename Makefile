@@ -23,7 +23,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test test-chaos test-model test-redis test-fresh test-fresh-readme lint format bench lock \
+.PHONY: install run test test-chaos test-model test-soak test-redis test-fresh test-fresh-readme lint format bench lock \
 	test-browser test-proxy clean
 .DEFAULT_GOAL := help
 
@@ -67,6 +67,10 @@ test: $(DEV_STAMP)
 # Twenty rounds of kill -9 under 200 runs; make test-chaos ARGS='--chaos-seed 7' plays another seed.
 test-chaos: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/chaos -s --chaos-rounds 20 --chaos-runs 200 $(ARGS)
+
+# Half an hour of agents that misbehave beside a hundred honest runs; make test-soak ARGS='--soak-seconds 120' less.
+test-soak: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/soak -s $(ARGS)
 
 # Every interleaving of the long scenarios, and 500 orders on the real stores and on a live server.
 # RUNTAIL_MODEL_SEED picks others.

@@ -28,8 +28,11 @@ StackMaker = Callable[..., Stack]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What tests/chaos plays."""
+    """What tests/chaos and tests/soak play."""
     group = parser.getgroup("chaos", "the chaos suite")
+    soak = parser.getgroup("soak", "the soak")
+    soak.addoption("--soak-seconds", type=float, default=1_800, help="how long it is played")
+    soak.addoption("--soak-seed", type=int, default=1, help="decides which agents misbehave, and how")
     group.addoption("--chaos-rounds", type=int, default=0, help="rounds of kills; 0: the short piece")
     group.addoption("--chaos-seed", type=int, default=1, help="decides what is killed and started, in which order")
     group.addoption("--chaos-runs", type=int, default=0, help="runs in flight, each with a window; 0: as the piece has")

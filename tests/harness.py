@@ -144,7 +144,7 @@ class Stack:
         self.http = httpx.Client(base_url=self.url, timeout=30)
         self.services = Services.for_web(Config.from_env(self.env))
         """What its processes have stored, past the API."""
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
 
     def start_web(self, until: str = "/readyz", application: str = "wsgi:app") -> Process:
         """Start gunicorn and wait until that path answers 200."""
@@ -173,7 +173,7 @@ class Stack:
 
     def _start(self, name: str, command: list[str]) -> Process:
         process = Process(name, command, self.env, self.folder)
-        self._processes.append(process)
+        self.processes.append(process)
         return process
 
     def __enter__(self) -> Self:
@@ -182,7 +182,7 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.http.close()
         self.services.close()
-        for process in self._processes:
+        for process in self.processes:
             if process.popen.poll() is None:
                 process.send(signal.SIGCONT)
                 process.kill()

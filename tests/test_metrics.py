@@ -83,7 +83,7 @@ def test_the_windows_of_a_killed_process_are_not_open_any_more(server: Stack) ->
     run = pending_run(server.services)
     with _windows(server, run, WINDOWS):
         eventually(lambda: _every_answer(server, WINDOWS), what="the windows of both processes")
-        for process in psutil.Process(server._processes[0].pid).children():
+        for process in psutil.Process(server.processes[0].pid).children():
             process.kill()
         eventually(lambda: _survived(server), 20, "two new processes")
 
@@ -101,7 +101,7 @@ def test_what_was_counted_stays_counted_when_its_process_is_killed(server: Stack
     with server.http.stream("GET", f"/runs/{run.id}/events?since_seq=latest") as window:
         next(window.iter_lines())
         eventually(lambda: _scrape(server)["runtail_snapshots_total{reason=latest}"] == before + 1, what="the count")
-    for process in psutil.Process(server._processes[0].pid).children():
+    for process in psutil.Process(server.processes[0].pid).children():
         process.kill()
     eventually(lambda: _survived(server), 20, "two new processes")
     assert _scrape(server)["runtail_snapshots_total{reason=latest}"] == before + 1

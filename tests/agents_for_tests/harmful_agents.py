@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import pool, shared_memory
 from os import fork, kill
 from signal import alarm
@@ -475,3 +475,29 @@ def leaves_threads_behind(run: RunContext) -> object:
 def prepares_a_program(run: RunContext) -> object:
     """What runs between fork and exec may sleep: in an event loop of its own, not in that of the parent."""
     return subprocess.run(["echo", "went on"], preexec_fn=lambda: time.sleep(1), stdout=-1).stdout.decode().strip()
+
+
+# Beside them: what any team's agent does.
+
+
+@agent("honest", input=AnyInput)
+def honest(run: RunContext) -> object:
+    """Takes about `seconds`: tools, of which each call is a line in the file `calls`, and a text between them."""
+    turns = 10
+    for turn in range(turns):
+        with run.step(f"Turn {turn}"):
+            run.tool("look_up", _look_up, run.input["calls"], turn)
+            run.stream(_words(run.input["seconds"] / turns))
+    return {"turns": turns}
+
+
+def _look_up(calls: str, turn: int) -> int:
+    with open(calls, "a") as file:
+        file.write(f"{turn}\n")
+    return turn
+
+
+def _words(seconds: float) -> Iterator[str]:
+    for n in range(10):
+        time.sleep(seconds / 10)
+        yield f"word {n} "
