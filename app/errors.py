@@ -380,6 +380,14 @@ class Fenced(RuntailError):
     title = "The run has another owner"
 
 
+class EventsLost(RuntailError):
+    """Neither Postgres nor Redis has the events that follow the cursor, but later ones. `detail` says which."""
+
+    code = "events_lost"
+    status = 410
+    title = "Events of the log are lost"
+
+
 class EpochTaken(Fenced):
     """Redis knows a later epoch, or this one as another owner's. `epoch` says which; 0: it knows none at all."""
 

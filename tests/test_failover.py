@@ -1,9 +1,11 @@
 """Postgres that comes back without its last transactions: step by step, on the real stores."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import gevent
+import httpx
 import pytest
 from marshmallow import Schema
 from redis import Redis
@@ -16,8 +18,9 @@ from app.runs import Runs
 from app.storage.event_log import Append, meta_key
 from app.storage.run_store import Checkpoint, NewApproval, RunRecord
 from app.wiring import Services
+from tests.conftest import StackMaker
 from tests.failover import PostgresImage, evict, lose_events
-from tests.harness import DEV, pending_run
+from tests.harness import DEV, pending_run, problem
 from tests.test_emitter import Writing
 from tests.test_emitter import started as started  # a fixture
 from tests.test_ownership import Owner
@@ -438,3 +441,43 @@ def test_a_redis_that_evicts_is_warned_of(apart: Services, caplog: pytest.LogCap
     assert ready.status_code == 200
     assert f"maxmemory-policy {policy}" in ready.text
     assert f"maxmemory-policy {policy}" in caplog.text
+
+
+# Readers of a log with a hole: a version before has left one, or somebody has deleted rows.
+
+
+def _with_hole(services: Services, *, first: int, last: int) -> str:
+    """A run that has ended, of whose nine events nobody has those any more."""
+    run_id = pending_run(services).id
+    owner = Owner(services, run_id, "a").adopt().say(*"bcdefgh").append()
+    owner.finish(Ending.completed("x"))
+    with services.database.session() as db:
+        db.execute_sql("DELETE FROM run_events WHERE run_id = %s AND seq BETWEEN %s AND %s", (run_id, first, last))
+    evict(services.config.redis_url, run_id, meta=True, stream=True)
+    return run_id
+
+
+def test_a_page_ends_before_a_hole_and_the_next_one_says_what_is_lost(stack: StackMaker) -> None:
+    web = stack()
+    web.start_web()
+    run_id = _with_hole(web.services, first=4, last=6)
+
+    def page(since: int) -> httpx.Response:
+        return web.http.get(f"/runs/{run_id}/events?since_seq={since}", headers={"Accept": "application/json"})
+
+    assert [event["seq"] for event in page(0).json()["events"]] == [1, 2, 3]
+    told = problem(page(3), 410, "events_lost")["detail"]
+    assert told == "Events 4 to 6 are lost; those after them are at since_seq=6."
+    assert [event["seq"] for event in page(6).json()["events"]] == [7, 8, 9]
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 2), (4, 7)])
+def test_a_window_puts_a_snapshot_in_the_place_of_a_hole(stack: StackMaker, first: int, last: int) -> None:
+    web = stack()
+    web.start_web()
+    run_id = _with_hole(web.services, first=first, last=last)
+    *events, snapshot = [json.loads(line) for line in web.follow(run_id)]
+    assert [event["seq"] for event in events] == list(range(1, first))
+    assert snapshot["type"] == "stream.snapshot"
+    assert snapshot["payload"]["seq"] == 9
+    assert snapshot["payload"]["state"]["status"] == "completed"

@@ -24,7 +24,7 @@ from app.api.schemas import (
     StartRunSchema,
 )
 from app.api.windows import open_window, reject
-from app.errors import InvalidCursor, InvalidRequest, NotTerminal, StoreUnavailable
+from app.errors import EventsLost, InvalidCursor, InvalidRequest, NotTerminal, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
 from app.storage.run_store import EXTERNAL, RunPosition, RunRecord
@@ -183,6 +183,11 @@ def _page(run: RunPosition, cursor: int | None, limit: int) -> Response:
     head = run.state_seq if run.terminal else history.head(run.id)
     since = head if cursor is FROM_SNAPSHOT else cursor
     found: list[Event] = history.after(run.id, since, limit)
+    if found and found[0].seq != since + 1:
+        lost = (
+            f"Events {since + 1} to {found[0].seq - 1} are lost; those after them are at since_seq={found[0].seq - 1}."
+        )
+        raise EventsLost(lost)
     last = found[-1] if found else None
     about = {
         "next_since_seq": last.seq if last else since,

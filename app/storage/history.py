@@ -30,15 +30,18 @@ class History:
     log: LiveLog
 
     def after(self, run_id: str, seq: int, limit: int) -> list[Event]:
-        """The events that follow `seq`, without a gap, at most `limit`; empty at the head."""
+        """Consecutive events after `seq`, at most `limit`; empty at the head.
+
+        The first is `seq` + 1, unless that is lost: callers check.
+        """
         events = self._live(run_id, seq, limit)
         if events and events[0].seq == seq + 1:
             return events
         return self.store.events(run_id, seq, limit)
 
     def all_after(self, run_id: str, seq: int) -> Iterator[Event]:
-        """All the events that follow `seq`."""
-        while events := self.after(run_id, seq, PAGE):
+        """All the events that follow `seq`, up to where some are lost."""
+        while (events := self.after(run_id, seq, PAGE)) and events[0].seq == seq + 1:
             yield from events
             seq = events[-1].seq
 

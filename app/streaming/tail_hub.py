@@ -289,6 +289,8 @@ class TailHub:
                 self._work.set()
                 if len(events) == EVENTS_PER_READ:
                     self._doubted.add(tail)
+            elif tail is not None and tail.ready and events[0].seq > tail.head + 1:
+                self._rewind(tail)  # those between are lost
 
     def _prove_all(self) -> None:
         for start in range(0, len(self._unproven), RUNS_PER_READ):
