@@ -81,6 +81,14 @@ def fails_at(run: Run, folder: str, *executions: int) -> str:
 
 
 @client.job
+def ticks(run: Run, seconds: float) -> str:
+    """Takes so long, and looks at nothing but the clock."""
+    run.emit("custom.tick", {})
+    time.sleep(seconds)
+    return "Done."
+
+
+@client.job
 def returns_retry(run: Run, folder: str) -> Retry | str:
     """Asks to be tried again, once."""
     run.stream(["Trying. "])

@@ -5,23 +5,28 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from redis import Redis
+from rq import Queue
+from rq.job import Job
 
 from app.storage.run_store import Principal
 from runtail_client import Cancelled, Run, Runtail, current_run
-from runtail_client.jobs import START_SECONDS as DEFAULT_START_SECONDS
+from runtail_client.claiming import START_SECONDS as DEFAULT_START_SECONDS
 from runtail_client.patience import FINISH_SECONDS
 from tests.client.lines import ARRIVES, BUSY, PAGE, REQUEST_LOST, TOO_LARGE, line_to
 from tests.conftest import StackMaker
-from tests.harness import Stack, eventually, free_port
-from tests.stored import ended, payloads, row
+from tests.harness import ROOT, Process, Stack, eventually, free_port
+from tests.stored import ended, payloads, reach, row
 
 SLACK_SECONDS = 5.0
 """Of a busy machine."""
@@ -113,7 +118,7 @@ START_SECONDS = 2.0
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs wait for a shorter time than by default."""
     assert DEFAULT_START_SECONDS <= 10
-    monkeypatch.setattr("runtail_client.jobs.START_SECONDS", START_SECONDS)
+    monkeypatch.setattr("runtail_client.claiming.START_SECONDS", START_SECONDS)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -151,19 +156,53 @@ def test_without_a_run_nobody_is_waited_for() -> None:
         assert ask() == ("expired", [])
 
 
-def test_a_run_that_is_claimed_too_late_is_not_left_hanging(live: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtail_client.jobs.START_SECONDS", 0.5)
-    with line_to(live.port) as line, Runtail(live.url) as client:
+def slowly(path: str, producer_seq: str) -> str:
+    """Arrives after a second."""
+    time.sleep(1)
+    return ARRIVES
+
+
+@pytest.mark.parametrize("work_seconds", [0.0, 2.0])
+def test_a_run_that_is_claimed_too_late_shows_the_result_all_the_same(
+    live: Stack, monkeypatch: pytest.MonkeyPatch, work_seconds: float
+) -> None:
+    monkeypatch.setattr("runtail_client.claiming.START_SECONDS", 0.5)
+    with line_to(live.port) as line, Runtail(live.url) as client, Runtail(line.url) as slow:
         opened = client.open()
 
-        def slowly(path: str, producer_seq: str) -> str:
-            time.sleep(1)
-            return ARRIVES
+        @slow.job
+        def report(run: Run) -> str:
+            time.sleep(work_seconds)
+            line.fate = lambda path, producer_seq: ARRIVES
+            return run.stream(["a", "b"])
 
         line.fate = slowly
-        with Runtail(line.url) as slow:
-            assert slow.job(work)("May", ref=opened.ref) == DONE
-            assert ended(live, opened.run_id, "failed").error["code"] == "writer_lost"
+        assert report(ref=opened.ref) == "ab"
+        if work_seconds:
+            assert ended(live, opened.run_id).output == "ab"
+        else:  # the first claim is still on its way, and may come first or last
+            assert eventually(lambda: row(live, opened.run_id).terminal, 30)
+
+
+def test_a_server_that_is_back_before_the_job_has_ended_gets_its_result(live: Stack) -> None:
+    with line_to(live.port) as line, Runtail(live.url) as client, Runtail(line.url) as away:
+        good, bad = client.open(), client.open()
+
+        @away.job
+        def report(run: Run, error: Exception | None = None) -> int:
+            assert run.id == ""
+            line.dead = False
+            if error:
+                raise error
+            return 7
+
+        line.dead = True
+        assert report(ref=good.ref) == 7
+        line.dead = True
+        with pytest.raises(ConnectionError, match="its own"):
+            report(ConnectionError("its own"), ref=bad.ref)
+    assert ended(live, good.run_id).output == 7
+    assert ended(live, bad.run_id, "failed").error["code"] == "agent_error"
 
 
 # In the middle, and at the end.
@@ -312,6 +351,47 @@ def test_a_cancel_still_stops_a_job_of_which_an_event_was_refused(live: Stack) -
 
         assert report() is None
         assert seen == ["cancelled"]
+
+
+# Under RQ, which ends a job whose time is over.
+
+
+@contextmanager
+def rq_job(live: Stack, url: str, name: str, *args: Any, **options: Any) -> Iterator[Job]:
+    """A job of `tests.client.jobs`, and a worker that knows Runtail at that address."""
+    queue_name = f"alone-{name}"
+    command = [
+        str(Path(sys.executable).with_name("rq")),
+        "worker",
+        "--burst",
+        "--url",
+        live.env["REDIS_URL"],
+        queue_name,
+    ]
+    with Redis.from_url(live.env["REDIS_URL"]) as redis:
+        job = Queue(queue_name, connection=redis).enqueue(f"tests.client.jobs.{name}", *args, **options)
+        worker = Process("rq", command, {**os.environ, "RUNTAIL_URL": url, "PYTHONPATH": str(ROOT)}, live.folder)
+        try:
+            yield job
+            assert worker.popen.wait(60) == 0
+        finally:
+            worker.kill()
+
+
+def test_a_server_that_hangs_costs_a_short_job_little_of_its_time(live: Stack) -> None:
+    with listener(lambda connection: None) as url, rq_job(live, url, "report", "May", job_timeout=8) as job:
+        eventually(lambda: job.get_status(refresh=True) in ("finished", "failed"), 30, "the end of the job")
+        assert job.return_value() == "3 letters in May.", job.latest_result()
+
+
+def test_a_job_that_is_done_when_its_time_is_over_has_succeeded(live: Stack) -> None:
+    with line_to(live.port) as line, Runtail(live.url) as client:
+        opened = client.open()
+        with rq_job(live, line.url, "ticks", 3, ref=opened.ref, job_timeout=6) as job:
+            reach(live, opened.run_id, "custom.tick")
+            line.dead = True
+            eventually(lambda: job.get_status(refresh=True) in ("finished", "failed"), 30, "the end of the job")
+            assert job.return_value() == "Done.", job.latest_result()
 
 
 # What the server does not take.

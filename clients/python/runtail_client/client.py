@@ -11,9 +11,10 @@ from uuid import uuid4
 from runtail_client import queues
 from runtail_client.block import RunBlock, never
 from runtail_client.calls import Lease
+from runtail_client.claiming import JobRuns
 from runtail_client.connection import ASK_SECONDS, Connection
 from runtail_client.errors import RunEnded
-from runtail_client.jobs import JobRuns, as_job
+from runtail_client.jobs import as_job
 from runtail_client.patience import FINISH_SECONDS, Patience
 from runtail_client.refs import Ref
 from runtail_client.sender import Sender
