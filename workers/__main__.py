@@ -5,11 +5,13 @@ With `--isolated` it executes the agents that get a process for each run, and no
 
 import sys
 
+from workers.coroner import appoint
 from workers.first import prepare
 
 ISOLATED = "--isolated" in sys.argv[1:]
 
 if not ISOLATED:
+    CORONER = appoint()
     prepare()
     from gevent import monkey
 
@@ -35,7 +37,7 @@ def main() -> None:
         IsolatedProcess(config).run()
     else:
         make_psycopg_cooperative()
-        WorkerProcess(config).run()
+        WorkerProcess(config, CORONER).run()
 
 
 main()

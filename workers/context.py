@@ -25,6 +25,7 @@ from workers import values
 from workers.calls import Calls
 from workers.handles import Approval, Message, Step, clamped, given
 from workers.interrupts import Suspended, TimedOut
+from workers.named import call_named
 from workers.programs import ProgramTimeout, run_program
 from workers.tools import Retries, Tool, ToolError, Tools, foreseen, ms_since
 from workers.waits import Waits
@@ -235,7 +236,7 @@ class RunContext(Waits):
             branch = self._calls.branch(f"{op}.{n}.")
             context = RunContext(self.input, branch, self._hooks, within=self)
             with context.active():
-                return function(context)
+                return call_named(self.run_id, function, context)
 
         try:
             branches = [partial(call, n, function) for n, function in enumerate(functions, 1)]

@@ -148,10 +148,8 @@ class Janitor:
 
     def warn(self) -> None:
         """Write to the log that nobody is there for isolated runs."""
-        if time.monotonic() < self._warn_at:
-            return
-        self._warn_at = time.monotonic() + WARN_SECONDS
-        if self._store.unserved(ISOLATED_QUEUE):
+        if time.monotonic() > self._warn_at and self._store.unserved(ISOLATED_QUEUE):
+            self._warn_at = time.monotonic() + WARN_SECONDS
             log.warning(NO_ISOLATED)
 
     def publish_ends(self) -> None:

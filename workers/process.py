@@ -18,6 +18,7 @@ from app.errors import StoreUnavailable
 from app.storage.run_store import Beats
 from app.wiring import Services
 from workers import seal
+from workers.coroner import Coroner
 from workers.emitter import Emitter
 from workers.executor import Executor
 from workers.external import LostWriters
@@ -40,7 +41,8 @@ log = logging.getLogger(__name__)
 class WorkerProcess:
     """Everything that one worker process runs."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, coroner: Coroner) -> None:
+        self._coroner = coroner
         self.id = new_worker_id()
         self._config = config
         self._services = services = Services.for_worker(config)
@@ -49,7 +51,7 @@ class WorkerProcess:
         self._emitter = Emitter(services.ownership)
         self._heartbeat = Heartbeat(Beats(config.database_url, self.id))
         alive = self._heartbeat.gets_through
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(Beats(config.database_url, self.id).blame)
         unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
         retention = Retention(services.erasure, config.run_retention_days)
         lost_writers = LostWriters(services, alive)
@@ -69,6 +71,7 @@ class WorkerProcess:
         worker = until_reachable(self._connect_rq)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, worker.stop)
+        self._coroner.attend(self._config.database_url, self.id)
         seal.close()
         log.info("Worker %s is ready: %s.", self.id, ", ".join(sorted(self._agents)))
         worker.run()

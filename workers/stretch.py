@@ -25,6 +25,7 @@ from workers.emitter import Emitter
 from workers.execution import Execution
 from workers.interrupts import Cancelled, Drained, Exited, Interrupted, Suspended, TimedOut, Unstorable
 from workers.journal import Journal
+from workers.named import call_named
 from workers.place import Outlet, Place
 from workers.registry import FAIL, RESTART, Agent, authors_log
 from workers.retry import until_reachable
@@ -188,7 +189,7 @@ class Stretches:
             calls = Calls(outlet, hooks, execution.check, journal)
             context = RunContext(input, calls, hooks)
             with context.active():
-                return context.conclude(agent.function(context))
+                return context.conclude(call_named(run.id, agent.function, context))
         except Suspended as suspended:
             return suspended
         except Interrupted:

@@ -2,7 +2,7 @@
 
 A loop that stands still for longer than BLOCKED_SECONDS is written to stderr once, with the stack that it stands in,
 and again when it goes on. One that stands still for STALLED_SECONDS ends the process, because nothing here would ever
-go on; the janitors of the other workers then put its runs back.
+go on; the janitors of the other workers then put its runs back, and the run whose agent is on the stack is charged.
 
 Time counts in which the process runs. When it is stopped as a whole, or the machine is, nobody is to blame.
 """
@@ -11,13 +11,13 @@ import os
 import sys
 import time
 import traceback
-from types import FrameType
+from collections.abc import Callable
 
 import gevent
 from gevent import monkey
 
-from workers.context import RunContext
-from workers.stretch import Stretches
+from app.errors import StoreUnavailable
+from workers.named import run_on
 
 TURN_SECONDS = 0.25
 """How often the loop shows that it turns, and the watchdog looks."""
@@ -26,9 +26,6 @@ STALLED_SECONDS = 60.0
 EXIT_STALLED = 70
 STACK_FRAMES = 40
 """The innermost ones are shown."""
-AGENT_CALLERS = (Stretches.perform.__qualname__, f"{RunContext.parallel.__qualname__}.<locals>.call")
-"""The functions that call an agent's, each with its RunContext as `context`."""
-
 _native_sleep = monkey.get_original("time", "sleep")
 _native_ident = monkey.get_original("_thread", "get_ident")
 _start_native_thread = monkey.get_original("_thread", "start_new_thread")
@@ -55,7 +52,9 @@ class Clock:
 class Watchdog:
     """Watches the loop of the thread that starts it, until the process ends or `stop` is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, blame: Callable[[str], None]) -> None:
+        """:param blame: told the run that has ended this process. Bounded in time; may raise StoreUnavailable."""
+        self._blame = blame
         self._clock = Clock()
         self._turned = 0.0
         self._thread = 0
@@ -89,23 +88,26 @@ class Watchdog:
                 blocked_since = turned
                 self._tell_stack(f"The event loop has stood still for {still:.1f} s")
             if still > STALLED_SECONDS:
-                self._tell_stack(f"The event loop stood still for {STALLED_SECONDS:.0f} s: this worker ends itself")
-                os._exit(EXIT_STALLED)
+                self._end()
 
-    def _tell_stack(self, what: str) -> None:
+    def _end(self) -> None:
+        """End this process, and say who has ended it."""
+        run_id = self._tell_stack(f"The event loop stood still for {STALLED_SECONDS:.0f} s: this worker ends itself")
+        try:
+            if run_id is not None:
+                self._blame(run_id)
+        except StoreUnavailable as error:
+            tell(f"{run_id} cannot be charged. {error.detail}")
+        finally:
+            os._exit(EXIT_STALLED)
+
+    def _tell_stack(self, what: str) -> str | None:
+        """Returns the run whose agent is on the stack."""
         frame = sys._current_frames().get(self._thread)
         stack = "".join(traceback.format_stack(frame, STACK_FRAMES)) if frame is not None else ""
         run_id = run_on(frame)
         tell(f"{what}{f', in the agent of {run_id}' if run_id else ''}:\n{stack}")
-
-
-def run_on(frame: FrameType | None) -> str | None:
-    """The run whose agent, or a branch of it, is on the stack; None: no agent is."""
-    while frame is not None:
-        if frame.f_code.co_qualname in AGENT_CALLERS:
-            return getattr(frame.f_locals.get("context"), "run_id", None)
-        frame = frame.f_back
-    return None
+        return run_id
 
 
 def tell(text: str) -> None:

@@ -1,11 +1,13 @@
 """Agents that workers of the tests load by their entry points: each does one thing that an author may do wrong."""
 
+import ctypes
 import itertools
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+from gevent import monkey
 from greenlet import GreenletExit
 from marshmallow import INCLUDE, Schema, fields
 
@@ -359,10 +361,18 @@ def steady(run: RunContext) -> object:
 
 @agent("kill_worker", input=AnyInput)
 def kill_worker(run: RunContext) -> object:
-    """Takes its worker with it."""
+    """Takes its worker with it, by the `way` given."""
     run.stream(["last words"])
     time.sleep(run.input.get("after", 0))
-    os.kill(os.getpid(), 9)
+    match run.input.get("way", "kill"):
+        case "kill":
+            os.kill(os.getpid(), 9)
+        case "segfault in a branch":
+            run.parallel(lambda branch: branch.tool("crash", ctypes.string_at, 0))
+        case "abort in a tool":
+            run.tool("abort", os.abort)
+        case "block":
+            monkey.get_original("time", "sleep")(1_000)
     return None
 
 

@@ -1,0 +1,41 @@
+"""Calls the functions of agents through a frame that bears the run's id.
+
+So any stack shows whose agent is on it, also one that is written when nothing of Python can be asked any more.
+"""
+
+import re
+from collections.abc import Callable
+from types import FrameType, FunctionType
+from typing import TypeVar
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+_RUN = re.compile(r"run_\w+")
+_IN_DUMP = re.compile(r"^  File .*, line \S+ in (run_\w+)$", re.MULTILINE)
+
+
+def call_named(run_id: str, function: Callable[[A], T], argument: A) -> T:
+    """The function's result."""
+    code = _call.__code__.replace(co_name=run_id, co_qualname=run_id)
+    result: T = FunctionType(code, {})(function, argument)
+    return result
+
+
+def _call(function: Callable[[A], T], argument: A) -> T:
+    return function(argument)
+
+
+def run_on(frame: FrameType | None) -> str | None:
+    """The run whose agent, or a branch of it, is on the stack; None: no agent is."""
+    while frame is not None:
+        if frame.f_code.co_filename == __file__ and _RUN.fullmatch(frame.f_code.co_name):
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return None
+
+
+def run_in_dump(dump: str) -> str | None:
+    """As `run_on`, of a stack that faulthandler has written."""
+    found = _IN_DUMP.search(dump)
+    return found[1] if found else None
