@@ -15,6 +15,7 @@ from app.errors import (
     InvalidJson,
     InvalidOutput,
     ReconciliationFailed,
+    Refused,
     StoreUnavailable,
     TooDeep,
     WriterLost,
@@ -64,13 +65,12 @@ class Ends:
         """
         ownership = self.services.ownership
         self.services.recovery.level([run.id])
-        writer = ownership.open_archived(run)
         try:
-            if writer.state["status"] not in ENDED:  # else Postgres has lost that it had ended
-                ownership.end(writer, self._ending(writer, run, wanted))
-            ownership.commit_end(writer)
-        except Fenced:
-            log.info("%s is ended by somebody else.", run.id)
+            self._commit_end(run, wanted)
+        except Refused as error:  # asked again, it would be refused again: the run has to end all the same
+            log.error("The end of %s cannot be stored as it is. %s", run.id, error.detail)
+            failed = InvalidOutput(f"The output cannot be stored. {error.detail}")
+            self._commit_end(run, {"status": "failed", "error": {"code": failed.code, "message": failed.detail}})
         ended = self.services.store.get(run.id)
         if ended is None:
             raise no_run(run.id)
@@ -81,6 +81,16 @@ class Ends:
         except StoreUnavailable as error:
             log.warning("The end of %s is committed; a janitor will publish it. %s", run.id, error.detail)
         return ended
+
+    def _commit_end(self, run: RunRecord, wanted: Wanted) -> None:
+        ownership = self.services.ownership
+        writer = ownership.open_archived(run)
+        try:
+            if writer.state["status"] not in ENDED:  # else Postgres has lost that it had ended
+                ownership.end(writer, self._ending(writer, run, wanted))
+            ownership.commit_end(writer)
+        except Fenced:
+            log.info("%s is ended by somebody else.", run.id)
 
     def _ending(self, writer: LogWriter, run: RunRecord, wanted: Wanted) -> Ending:
         if wanted["status"] == "cancelled":

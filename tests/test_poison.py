@@ -192,3 +192,21 @@ def test_of_many_questions_only_those_that_are_refused_get_no_answer() -> None:
     assert answers == [None if n % 10 == 7 else 2 * n for n in range(31)]
     assert max(rounds) == 30
     assert len(rounds) < 30
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_run_whose_end_postgres_refuses_ends_all_the_same(server: Stack) -> None:
+    refuse = """
+    CREATE FUNCTION refuse_end() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      RAISE EXCEPTION 'no hunter2' USING ERRCODE = '22003'; END $$;
+    CREATE TRIGGER refuse_end BEFORE UPDATE ON runs FOR EACH ROW WHEN (NEW.output::text LIKE '%refuse me%')
+    EXECUTE FUNCTION refuse_end();
+    """
+    execute(server.env["DATABASE_URL"], refuse)
+    written = ExternalWriter.start(server.http).complete(output={"text": "refuse me"}).json()
+    message = "The output cannot be stored. Postgres refuses a value for good (SQLSTATE 22003)."
+    assert (written["status"], written["error"]) == ("failed", {"code": "invalid_output", "message": message})
+    run_id = server.start("emit", {"count": 1, "text": "refuse me", "interval_ms": 0})
+    run = ended(server, run_id, "failed")
+    message = "The run cannot be stored. Postgres refuses a value for good (SQLSTATE 22003)."
+    assert (run.attempt, run.error) == (1, {"code": "invalid_call", "message": message})

@@ -66,7 +66,7 @@ const isOpen = ({ status }) => status === "open";
 function usage(state, payload) {
   const known = members(payload, "input_tokens", "output_tokens", "budget_used_pct", "cost");
   const sums = ["input_tokens", "output_tokens", "cost"].filter((name) => payload[name] != null)
-    .map((name) => [name, (state.usage[name] ?? 0) + payload[name]]);
+    .map((name) => [name, Math.min(Number.MAX_SAFE_INTEGER, (state.usage[name] ?? 0) + payload[name])]);
   return { context: { ...state.context, ...known }, usage: { ...state.usage, ...Object.fromEntries(sums) } };
 }
 

@@ -8,6 +8,7 @@ that is no longer open. Not responsible for seq, ts and purity (`reducer`).
 from collections.abc import Callable
 from typing import Any
 
+from app.protocol.cleaning import MAX_INT
 from app.protocol.state import Item, State
 
 
@@ -257,7 +258,7 @@ def _context_usage(state: State, payload: Item) -> None:
     for name in ("input_tokens", "output_tokens", "cost"):
         amount = payload.get(name)
         if amount is not None:
-            state["usage"][name] = state["usage"].get(name, 0) + amount
+            state["usage"][name] = min(MAX_INT, state["usage"].get(name, 0) + amount)
 
 
 def _compaction_started(state: State, payload: Item) -> None:
