@@ -23,11 +23,12 @@ from app.protocol.reducer import fold, initial
 from app.verification import Claim, Mismatch, verify
 from tests.chaos.archive import Archive, Asked
 from tests.chaos.play import Play
-from tests.chaos.schedule import order_number
+from tests.chaos.schedule import EXTERNAL, order_number
 from tests.chaos.windows import Window
 
 UNCOMPARED = ("run.", "message.")
 """Types whose number depends on the blows: attempts, and messages begun anew."""
+LEDGERS = ("ledger", "ledger_apart")
 TEXT_AGENTS = ("emit", "support")
 
 
@@ -118,14 +119,14 @@ class Evidence:
     def wrong_results(self) -> Iterator[str]:
         """What the log and the output say of the calls is what is recorded of them."""
         for run_id, order in self.play.started.items():
-            if order.agent != "ledger":
+            if order.agent not in LEDGERS:
                 continue
             calls = [(op, result) for (run, op), result in self.archive.results.items() if run == run_id]
             shown = Counter((e.op, e.envelope()["payload"]["preview"]) for e in self._of_type(run_id, "tool.completed"))
             if shown != Counter((op, token) for op, (_, token) in calls):
                 yield f"{run_id}: the log shows {shown}, recorded are {calls}"
-            output = self.archive.runs[run_id].output or {"tokens": []}
-            if Counter(output["tokens"]) != Counter(token for _, (name, token) in calls if name == "plain"):
+            output = self.archive.runs[run_id].output or {"entries": []}
+            if Counter(output["entries"]) != Counter(token for _, (name, token) in calls if name == "plain"):
                 yield f"{run_id}: the agent was given {output['tokens']}, recorded are {calls}"
 
     def wrong_keyed(self) -> Iterator[str]:
@@ -135,7 +136,7 @@ class Evidence:
                 yield f"{run_id}, op {op}: it has the keys {keys}"
         done = Counter(run_id for run_id, _ in self.archive.keyed)
         for run_id, order in self.play.started.items():
-            if order.agent == "ledger" and done[run_id] != order.input["calls"] + 2:
+            if order.agent in LEDGERS and done[run_id] != order.input["calls"] + 2:
                 yield f"{run_id}: {done[run_id]} of {order.input['calls'] + 2} calls of keyed had an effect"
 
     def in_flight(self) -> int:
@@ -174,6 +175,8 @@ class Evidence:
                 yield f"{run_id} ({kind}): {differs}"
             if order.agent == "emit":
                 yield from self._wrong_emit(run_id, order.input)
+            if order.agent == EXTERNAL:
+                yield from self._wrong_emit(run_id, {**order.input, "type": "custom.tick", "text": ""})
             yield from _repeated_ids(run_id, self.archive.events[run_id])
 
     def _wrong_emit(self, run_id: str, input: dict[str, object]) -> Iterator[str]:

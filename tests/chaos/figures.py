@@ -14,8 +14,9 @@ def takeover_seconds(evidence: Evidence, *, alone: bool) -> list[float]:
 
     :param alone: only kills of a worker and nothing else; otherwise only those in a pair.
     """
-    kills = [_seconds(blow.wall) for blow in evidence.play.blows if blow.victim.kind == "worker"]
-    pairs = [len(blow.round.victims) > 1 for blow in evidence.play.blows if blow.victim.kind == "worker"]
+    blows = [blow for blow in evidence.play.blows if blow.victim.kind in ("worker", "isolated")]
+    kills = [_seconds(blow.wall) for blow in blows]
+    pairs = [len(blow.round.victims) > 1 for blow in blows]
     found = []
     for events in evidence.archive.events.values():
         for event in events:
@@ -57,6 +58,7 @@ def _rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
     yield "requests asked again", dict(play.retries)
     yield "lost, repeated", f"{sum(w.lost for w in windows)}, {sum(w.repeated for w in windows)}"
     yield "gaps, snapshots", f"{sum(w.gaps for w in windows)}, {sum(len(w.snapshots) for w in windows)}"
+    yield "writers that died and were followed", play.writers_followed
     yield "recorded tool calls", len(archive.results)
     yield (
         "effects of calls that can be counted",

@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 import httpx
 import psutil
 import psycopg2
 
-from tests.chaos.schedule import FIRST_ORDER, Victim
+from tests.chaos.schedule import BACKENDS, FIRST_ORDER, Victim
 from tests.harness import ROOT, eventually, free_port
 
 READY_SECONDS = 60
@@ -31,12 +33,13 @@ SETTINGS = {
     # Windows are also ended in order, all the time.
     "STREAM_MAX_SECONDS": "25",
     "STREAM_HEARTBEAT_SECONDS": "3",
-    # A run fails after so many crashes in a row. Here they are not its fault.
-    "RUN_MAX_ATTEMPTS": "1000",
 }
 WORKERS_SHARE = 0.6
-COUNTS = {"web": 1 + 2, "worker": 2, "redis": 1, "postgres": 1}
+COUNTS = {"web": 1 + 2, "worker": 2, "isolated": 1, "redis": 1, "postgres": 1}
 """Processes of each kind; those of a web are its master and what that has forked."""
+STUCK_SECONDS = 14.0
+"""How long backends of PostgreSQL stand still."""
+STUCK_SHARE = 0.5
 CALLERS_OWN = ("RUNTAIL", "STREAM_", "RUN_", "DATABASE_URL", "REDIS_URL", "EVENTS_REDIS_URL", "WEB_CONCURRENCY")
 
 
@@ -77,7 +80,7 @@ class Installation:
         found = dict(
             line.removeprefix("export ").split("=", 1) for line in (self.data / "env").read_text().splitlines()
         )
-        return found["DATABASE_URL"].strip("'")
+        return found["RUNTAIL_DATABASE_URL"].strip("'")
 
     def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """The rows of one statement, past the API."""
@@ -96,10 +99,23 @@ class Installation:
         )
 
     def kill(self, victim: Victim) -> None:
-        """kill -9, once all processes of that kind are up."""
+        """kill -9, once all processes of that kind are up. Backends are stopped, and go on after STUCK_SECONDS."""
+        if victim.kind == BACKENDS:
+            return self._stop_backends(victim)
         for process in self._processes_of(victim):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def _stop_backends(self, victim: Victim) -> None:
+        """Connections hang that do not break: half of all, drawn by the victim."""
+        [postmaster] = eventually(lambda: self._alive("postgres"), READY_SECONDS, "a postmaster")
+        randomly = Random(f"backends {victim.which}")
+        chosen = [child for child in postmaster.children() if _is_backend(child) and randomly.random() < STUCK_SHARE]
+        for backend in chosen:
+            _signal(backend, signal.SIGSTOP)
+        timer = threading.Timer(STUCK_SECONDS, lambda: [_signal(backend, signal.SIGCONT) for backend in chosen])
+        timer.daemon = True
+        timer.start()
 
     def _processes_of(self, victim: Victim) -> list[psutil.Process]:
         processes = eventually(lambda: self._alive(victim.kind), READY_SECONDS, f"a {victim} to kill")
@@ -149,6 +165,17 @@ class Installation:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             self._process.wait()
+
+
+def _is_backend(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return "127.0.0.1(" in " ".join(process.cmdline())
+    return False
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def _environment(**settings: str) -> dict[str, str]:

@@ -15,8 +15,9 @@ from typing import Any
 from app.protocol.events import timestamp
 from tests.chaos.commands import Callers, Decided, Started
 from tests.chaos.installation import Installation
-from tests.chaos.schedule import Order, Round, Victim, orders, references
+from tests.chaos.schedule import EXTERNAL, Order, Round, Victim, orders, references
 from tests.chaos.windows import Window, Windows
+from tests.chaos.writers import Writers
 
 TURN_SECONDS = 0.02
 WARM_SECONDS = 90.0
@@ -32,7 +33,7 @@ AT_REST = ("run.waiting", "approval.required")
 
 @dataclass(slots=True)
 class Blow:
-    """One kill -9, and what became level after it, when."""
+    """One kill -9, or backends stopped, and what became level after it, when."""
 
     round: Round
     victim: Victim
@@ -61,6 +62,8 @@ class Play:
     complaints: list[str] = field(default_factory=list)
     unlevel: list[str] = field(default_factory=list)
     """What had got nothing new LEVEL_SECONDS after a blow."""
+    writers_followed: int = 0
+    """Writers of external runs that died, and were followed by another one."""
     references: list[str] = field(default_factory=list)
     """Ids of the runs that ended before the first blow."""
     seconds: float = 0.0
@@ -77,6 +80,7 @@ class Director:
         self._randomly = Random(f"disturbances of {seed}")
         self._orders = orders(seed)
         self._callers = Callers(installation.url)
+        self._writers = Writers(installation.url)
         self._windows = Windows()
         self._asked = 0
         self._refilling = False
@@ -90,13 +94,15 @@ class Director:
                 self._turn()
         finally:
             self._callers.close()
-            for result in self._callers.results():  # rivals whose answer nobody waits for
+            self._writers.close()
+            for result in self._results():  # rivals whose answer nobody waits for
                 self._take(result)
             self._windows.close()
         self.play.seconds = time.monotonic() - began
         self.play.windows = self._windows.all
         self.play.retries = self._callers.retries
-        self.play.complaints = self._callers.complaints
+        self.play.complaints = self._callers.complaints + self._writers.complaints
+        self.play.writers_followed = self._writers.deaths
         return self.play
 
     def _acts(self) -> Iterator[None]:
@@ -141,7 +147,7 @@ class Director:
         yield from self._until(lambda: not any(self._unlevel(blow) for blow in blows), LEVEL_SECONDS)
         for blow in blows:
             left = self._unlevel(blow)
-            _tell(f"round {round.number}: {blow.victim} killed; {_levelled(blow)}, {len(left)} nothing")
+            _tell(f"round {round.number}: {blow.victim} struck; {_levelled(blow)}, {len(left)} nothing")
             self.play.unlevel += [
                 f"{window.run_id} after seq {window.cursor} ({window.type}), by {blow.victim} of round {round.number}"
                 for window in left
@@ -162,13 +168,17 @@ class Director:
     def _turn(self) -> None:
         self._refill()
         self._windows.turn(TURN_SECONDS)
-        for result in self._callers.results():
+        for result in self._results():
             self._take(result)
         now = time.monotonic()
         due = [timer for timer in self._timers if timer[0] <= now]
         self._timers = [timer for timer in self._timers if timer[0] > now]
         for _, action in due:
             action()
+
+    def _results(self) -> Iterator[Started | Decided]:
+        yield from self._callers.results()
+        yield from self._writers.results()
 
     @property
     def _owed(self) -> int:
@@ -186,7 +196,7 @@ class Director:
 
     def _ask(self, orders: Iterable[Order]) -> None:
         for order in orders:
-            self._callers.start(order)
+            (self._writers if order.agent == EXTERNAL else self._callers).start(order)
             self._asked += 1
 
     def _take(self, result: Started | Decided) -> None:

@@ -10,7 +10,9 @@ from itertools import combinations, count
 from random import Random
 from typing import Any
 
-KINDS = ("web", "worker", "redis", "postgres")
+BACKENDS = "backends"
+KINDS = ("web", "worker", "redis", "postgres", "isolated", BACKENDS)
+EXTERNAL = "external"
 PARTS = ("all", "master", "process")
 FIRST_ORDER = 900_000
 """Number of the first order of the support runs: each has its own."""
@@ -27,7 +29,10 @@ MOST_THOUGHT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """What to kill -9. Of Redis and PostgreSQL there is one, of a PostgreSQL its postmaster is killed."""
+    """What to kill -9. Of Redis and PostgreSQL there is one, of a PostgreSQL its postmaster is killed.
+
+    `backends` are those of PostgreSQL; they are stopped for a while instead.
+    """
 
     kind: str
     part: str = "all"
@@ -107,7 +112,7 @@ def _decks(randomly: Random) -> Iterator[tuple[str, ...]]:
 
 def orders(seed: int) -> Iterator[Order]:
     """Runs without end, of all kinds in turn."""
-    makers = (_emit, _support, _ledger, _emit, _support)
+    makers = (_emit, _support, _ledger, _external, _emit, _support, _ledger, _emit, _support, _ledger_apart)
     for number in count():
         randomly = Random(f"order {number} of {seed}")
         agent, input = makers[number % len(makers)](number, randomly)
@@ -148,6 +153,15 @@ def _support(number: int, randomly: Random) -> tuple[str, dict[str, Any]]:
 
 def _ledger(number: int, randomly: Random) -> tuple[str, dict[str, Any]]:
     return "ledger", {"calls": LEDGER_CALLS, "pause_ms": randomly.randint(100, 300)}
+
+
+def _ledger_apart(number: int, randomly: Random) -> tuple[str, dict[str, Any]]:
+    """Short: one process executes them one after the other."""
+    return "ledger_apart", {"calls": 3, "pause_ms": randomly.randint(20, 60)}
+
+
+def _external(number: int, randomly: Random) -> tuple[str, dict[str, Any]]:
+    return EXTERNAL, {"count": randomly.randint(20, 60)}
 
 
 def _decision(randomly: Random) -> Decision:

@@ -13,7 +13,7 @@ from tests.chaos.evidence import Evidence
 from tests.chaos.figures import percentile, table, takeover_seconds
 from tests.chaos.installation import Installation
 from tests.chaos.play import Director
-from tests.chaos.schedule import Round, Victim, rounds
+from tests.chaos.schedule import BACKENDS, Round, Victim, rounds
 
 pytestmark = pytest.mark.timeout(3_600)
 
@@ -25,6 +25,7 @@ SHORT = [
     Round(1, (Victim("web"),), pause=0.5),
     Round(2, (Victim("worker"),), pause=0.5),
     Round(3, (Victim("redis"), Victim("postgres")), pause=0.5, gap=0.3),
+    Round(4, (Victim("isolated"), Victim(BACKENDS)), pause=0.5, gap=0.3),
 ]
 
 

@@ -64,7 +64,13 @@ def ledger(run: RunContext) -> object:
     with run.step("Close"):
         run.check("complete", len(tokens) == calls + 2)
         run.usage(input_tokens=calls)
-    return {"tokens": tokens, "draw": run.random(), "at": run.now().isoformat()}
+    return {"entries": tokens, "draw": run.random(), "at": run.now().isoformat()}
+
+
+@agent("ledger_apart", input=LedgerInput, isolation="process")
+def ledger_apart(run: RunContext) -> object:
+    """The same in a process of its own."""
+    return ledger(run)
 
 
 def _branch(pause: float) -> Callable[[RunContext], str]:
