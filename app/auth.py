@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from app.errors import StoreUnavailable, Unauthorized
+from app.errors import OriginNotAllowed, StoreUnavailable, Unauthorized
 from app.storage.run_store import Principal, Registry, hash_key
 
 DEV = Principal(tenant_id="dev", user_id="dev", admin=True, writer=True)
@@ -23,6 +23,10 @@ class Caller:
     address: str | None
     host: str
     """The Host header without its port."""
+    forwarded: bool = False
+    """A tunnel or an unknown proxy has passed the request on: it may come from anywhere."""
+    foreign_page: bool = False
+    """A browser sends it for a page of another origin."""
 
 
 class KnownKeys:
@@ -82,11 +86,12 @@ class Authenticator:
     def principal(self, caller: Caller) -> Principal:
         """
         :raises Unauthorized: no key, or one that is unknown.
+        :raises OriginNotAllowed: in development, a page of another site wants to act as the developer.
         :raises StoreUnavailable: the keys cannot be read.
         """
         if caller.authorization is None:
             if self._dev and _is_local(caller):
-                return DEV
+                return _developer(caller)
             raise Unauthorized("Send `Authorization: Bearer KEY`; `runtail keys create` makes a key.")
         scheme, _, key = caller.authorization.partition(" ")
         found = self._keys.principal(key.strip()) if scheme.lower() == "bearer" else None
@@ -95,8 +100,17 @@ class Authenticator:
         return found
 
 
+def _developer(caller: Caller) -> Principal:
+    """A browser sends requests without a key for whatever page is open in it, also such that change something."""
+    if caller.foreign_page:
+        raise OriginNotAllowed("In development a page of another origin needs a key, or CORS_ORIGINS to name it.")
+    return DEV
+
+
 def _is_local(caller: Caller) -> bool:
-    """From this machine and addressed as this machine: a foreign page whose name resolves to it is not."""
+    """From this machine and addressed as this machine: not by a tunnel, nor by a foreign name that resolves to it."""
+    if caller.forwarded:
+        return False
     return _is_loopback(caller.address) and (caller.host == "localhost" or _is_loopback(caller.host))
 
 

@@ -225,7 +225,7 @@ class OperatorRequired(RuntailError):
 
 
 class OriginNotAllowed(RuntailError):
-    """A page of another origin, which CORS_ORIGINS does not name, wants a WebSocket."""
+    """A page of another origin, which CORS_ORIGINS does not name, wants a WebSocket, or in development anything."""
 
     code = "origin_not_allowed"
     status = 403

@@ -328,7 +328,70 @@ def test_a_foreign_page_cannot_start_runs_through_the_browser_of_a_developer(liv
     simple = live.http.post(
         "/runs", content=b"{}", headers={"Content-Type": "text/plain", "Origin": "https://evil.example.com"}
     )
-    problem(simple, 415, "unsupported_media_type")
+    problem(simple, 403, "origin_not_allowed")
+
+
+FOREIGN_PAGES = [
+    {"Origin": "https://evil.example.com"},
+    {"Origin": "http://localhost:1"},
+    {"Origin": "null"},
+    {"Origin": ""},
+    {"Origin": "http://127.0.0.1.evil.example.com"},
+    {"Origin": "file://"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+]
+
+
+@pytest.mark.parametrize("page", FOREIGN_PAGES, ids=str)
+def test_in_development_a_page_of_another_site_reaches_nothing(live: Stack, page: dict[str, str]) -> None:
+    """A POST without a body needs no preflight."""
+    run_id = live.http.post("/runs", json={"agent": "emit", "input": {"count": 1}}).json()["run_id"]
+    live.ended(run_id)
+    for path in (f"/runs/{run_id}/cancel", f"/runs/{run_id}/erase", "/runs?client_run_id=x"):
+        problem(live.http.post(path, headers=page), 403, "origin_not_allowed")
+    for path in ("/runs", f"/runs/{run_id}/events", "/approvals", "/metrics", "/agents"):
+        answer = live.http.get(path, headers={**page, "Accept": "application/json"})
+        assert answer.status_code == 403, path
+    assert live.read(run_id)["status"] == "completed"
+
+
+def test_in_development_pages_of_this_server_and_links_to_it_are_the_developers(live: Stack) -> None:
+    own = {"Origin": live.url, "Sec-Fetch-Site": "same-origin"}
+    assert live.http.post("/runs", json=START, headers=own).status_code == 202
+    assert live.http.get("/runs", headers={"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}).status_code == 200
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert live.http.get("/runs", headers=link).status_code == 200
+    problem(live.http.post("/runs", json=START, headers=link), 403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Forwarded-For", "203.0.113.9"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Forwarded-Proto", "https"),
+        ("Forwarded", "for=127.0.0.1"),
+        ("Via", "1.1 tunnel"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("CF-Connecting-IP", "203.0.113.9"),
+        ("CF-Ray", "1"),
+        ("Tailscale-User-Login", "ann"),
+        ("X-Original-Forwarded-For", "203.0.113.9"),
+        ("True-Client-IP", "203.0.113.9"),
+        ("x-forwarded-port", "443"),
+    ],
+)
+def test_in_development_what_a_tunnel_passes_on_needs_a_key(live: Stack, name: str, value: str) -> None:
+    problem(live.http.get("/runs", headers={name: value}), 401, "unauthorized")
+    problem(live.http.post("/runs", json=START, headers={name: value}), 401, "unauthorized")
+
+
+def test_in_development_a_named_origin_is_the_developers(stack: StackMaker) -> None:
+    named = stack(CORS_ORIGINS="http://localhost:3000")
+    named.start_web()
+    assert named.http.get("/runs", headers={"Origin": "http://localhost:3000"}).status_code == 200
+    problem(named.http.get("/runs", headers={"Origin": "http://localhost:3001"}), 403, "origin_not_allowed")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "[::]"])
@@ -344,14 +407,17 @@ def test_development_mode_refuses_to_listen_where_others_could_reach_it(live: St
 
 def test_a_forwarded_address_is_not_believed_unless_a_proxy_was_announced(live: Stack, stack: StackMaker) -> None:
     foreign = {"X-Forwarded-For": "203.0.113.9"}
-    assert live.http.get("/runs", headers=foreign).status_code == 200
-    assert live.http.get("/runs", headers={"X-Forwarded-Host": "evil.example.com"}).status_code == 200
+    problem(live.http.get("/runs", headers=foreign), 401, "unauthorized")
+    problem(live.http.get("/runs", headers={"X-Forwarded-Host": "evil.example.com"}), 401, "unauthorized")
     behind = stack(TRUSTED_PROXY_HOPS="1")
     behind.start_web()
     problem(behind.http.get("/runs", headers=foreign), 401, "unauthorized")
     # Only the last entry is the proxy's; what stands before it anybody can write.
     problem(behind.http.get("/runs", headers={"X-Forwarded-For": "127.0.0.1, 203.0.113.9"}), 401, "unauthorized")
     assert behind.http.get("/runs", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 200
+    # A tunnel in front of the proxy, on this machine.
+    problem(behind.http.get("/runs", headers={"X-Forwarded-For": "203.0.113.9, 127.0.0.1"}), 401, "unauthorized")
+    problem(behind.http.get("/runs", headers={"X-Forwarded-For": "127.0.0.1", "Via": "1.1 x"}), 401, "unauthorized")
     problem(behind.http.get("/runs", headers={"X-Forwarded-Host": "evil.example.com"}), 401, "unauthorized")
 
 

@@ -7,6 +7,7 @@ from typing import cast
 import flask_smorest
 from flask import current_app, g, request
 
+from app.api.origins import is_foreign_page, is_forwarded
 from app.api.parsing import StrictParser
 from app.auth import Authenticator, Caller
 from app.commands import Commands
@@ -64,8 +65,15 @@ def principal() -> Principal:
 
 
 def _caller() -> Principal:
-    host = _PORT.sub("", request.host)
-    return runtail().authenticator.principal(Caller(request.headers.get("Authorization"), request.remote_addr, host))
+    config = runtail().services.config
+    caller = Caller(
+        authorization=request.headers.get("Authorization"),
+        address=request.remote_addr,
+        host=_PORT.sub("", request.host),
+        forwarded=is_forwarded(request.headers, config.trusted_proxy_hops),
+        foreign_page=is_foreign_page(config.cors_origins),
+    )
+    return runtail().authenticator.principal(caller)
 
 
 def _acting(caller: Principal) -> Principal:

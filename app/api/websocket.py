@@ -13,7 +13,6 @@ from contextlib import closing, suppress
 from functools import partial
 from socket import SHUT_WR
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import gevent
 from flask import Response, request
@@ -21,6 +20,7 @@ from gevent.socket import wait_read
 
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import cursor_within
+from app.api.origins import is_foreign_page
 from app.api.problems import problem
 from app.api.schemas import WebSocketQuerySchema
 from app.api.socket_commands import carry_out
@@ -52,8 +52,6 @@ READ_BYTES = 4_096
 HANG_UP_SECONDS = 1.0
 """Time that a client which is turned away gets to take its last bytes."""
 _ACCEPT_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-
 Serve = Callable[[NativeSocket, bytes], None]
 """Takes the connection, and what was heard on it already."""
 
@@ -62,11 +60,13 @@ blueprint = Blueprint("websocket", __name__, description="Windows as WebSockets"
 
 @blueprint.before_request
 def authorise() -> None:
-    """Before anything else is told: not to foreign pages, not to somebody unknown.
+    """Before anything else is told: not to foreign pages, which a browser lets open a WebSocket to anywhere, and not
+    to somebody unknown.
 
     :raises OriginNotAllowed, Unauthorized: one of these.
     """
-    _check_origin()
+    if is_foreign_page(runtail().services.config.cors_origins):
+        raise OriginNotAllowed("CORS_ORIGINS does not name the origin of the page.")
     keys = [name.removeprefix(KEY_PREFIX) for name in _subprotocols() if name.startswith(KEY_PREFIX)]
     if keys and "Authorization" not in request.headers:
         request.environ["HTTP_AUTHORIZATION"] = f"Bearer {keys[0]}"
@@ -159,26 +159,6 @@ def turn_away(last: bytes, native: NativeSocket, heard: bytes) -> None:
 def _rejected(headers: dict[str, str], error: RuntailError, run_id: str) -> Response:
     last = rejection(WEBSOCKET, run_id, error.code, random.randint(*REJECTED_RETRY_MS))
     return WebSocketResponse(headers, partial(turn_away, last + websocket_close(TRY_AGAIN_LATER)))
-
-
-def _check_origin() -> None:
-    """A browser lets every page open a WebSocket to anywhere, with no more than its origin to tell them apart."""
-    origin = request.headers.get("Origin")
-    allowed = runtail().services.config.cors_origins
-    if origin is not None and origin not in allowed and "*" not in allowed and not _is_own(origin):
-        raise OriginNotAllowed("CORS_ORIGINS does not name the origin of the page.")
-
-
-def _is_own(origin: str) -> bool:
-    """The page is from where it wants to connect to. Whether that was over TLS is not known behind some proxies."""
-    try:
-        page = urlsplit(origin)
-        port = page.port or _DEFAULT_PORTS[page.scheme]
-        host = urlsplit(f"//{request.host}")
-        same_port = port == host.port or (host.port is None and port in _DEFAULT_PORTS.values())
-    except (KeyError, ValueError):
-        return False
-    return page.hostname is not None and page.hostname == host.hostname and same_port
 
 
 def _subprotocols() -> list[str]:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.protocol import framing
 from tests.conftest import StackMaker
-from tests.harness import Stack, eventually
+from tests.harness import DEV, Stack, eventually
 from tests.log_author import LogAuthor
 from tests.proxy.conftest import BARE, READ_TIMEOUT_SECONDS, Nginx, NginxMaker, documented
 from tests.raw_client import RawClient
@@ -130,13 +130,15 @@ def test_addresses_are_the_clients_and_not_the_one_of_the_proxy(
     proxy = nginx(web, documented())
     with window(proxy, author, "127.0.0.2"), window(proxy, author, "127.0.0.2"), window(proxy, author, "127.0.0.2"):
         assert not is_let_in(proxy, author, "127.0.0.2")
-        assert not is_let_in(proxy, author, "127.0.0.2", **{"X-Forwarded-For": "127.0.0.4"}), "an invented address"
+        key = web.services.registry.create_key(DEV)  # with a header of its own nobody is the developer
+        invented = {"X-Forwarded-For": "127.0.0.4", "Authorization": f"Bearer {key}"}
+        assert not is_let_in(proxy, author, "127.0.0.2", **invented), "an invented address"
         assert is_let_in(proxy, author, "127.0.0.3")
     eventually(lambda: is_let_in(proxy, author, "127.0.0.2"))
 
 
 def test_a_server_that_stops_ends_its_windows_in_order(stack: StackMaker, nginx: NginxMaker) -> None:
-    web = stack()
+    web = stack(TRUSTED_PROXY_HOPS="1")
     process = web.start_web()
     author = LogAuthor(web)
     with RawClient(nginx(web, BARE).port) as bare, RawClient(nginx(web, documented()).port) as client:
@@ -150,7 +152,7 @@ def test_a_server_that_stops_ends_its_windows_in_order(stack: StackMaker, nginx:
 def test_with_http_1_1_a_window_that_breaks_off_can_be_told_from_one_that_ends(
     stack: StackMaker, nginx: NginxMaker
 ) -> None:
-    web = stack()
+    web = stack(TRUSTED_PROXY_HOPS="1")
     [process] = psutil.Process(web.start_web().pid).children()
     author = LogAuthor(web)
     with RawClient(nginx(web, BARE).port) as bare, RawClient(nginx(web, documented()).port) as client:
