@@ -4,8 +4,8 @@ Responsible for options, exit codes, and one sentence on stderr where something 
 work, nor for how a run looks (`app.render`).
 """
 
+import errno
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,11 +16,20 @@ from typing import Any
 import click
 
 from app.cli_evidence import export, replay, verify
-from app.cli_parts import EXIT_BY_STATUS, EXIT_INTERRUPTED, Trouble, database_option, explained, with_client
+from app.cli_parts import (
+    EXIT_BY_STATUS,
+    EXIT_INTERRUPTED,
+    EXIT_TROUBLE,
+    Trouble,
+    database_option,
+    explained,
+    with_client,
+)
 from app.client import Client
 from app.config import Config
-from app.errors import ConfigError
+from app.errors import ConfigError, RuntailError
 from app.plain import one_line, typed
+from app.protocol.reading import loads
 from app.protocol.reducer import Envelope, State, initial, reduce
 from app.render import view
 from app.retention import purge
@@ -30,6 +39,7 @@ from app.wiring import Services
 
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail-server[embedded]'."
 KEY_DAYS_MAX = 36_500
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXIT_CODES = """\b
 Exit codes:
@@ -45,7 +55,25 @@ Exit codes:
   2    wrong usage, or the server refused or could not be reached"""
 
 
-@click.group()
+class Commands(click.Group):
+    """The commands; what they print may be impossible to write, as on a full disk."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """As of click. An output that cannot be written is one sentence, also where that shows only at the end."""
+        try:
+            try:
+                return super().main(*args, **extra)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again when it exits
+            click.echo(f"Error: The output cannot be written: {error.strerror}.", err=True)
+            sys.exit(EXIT_TROUBLE)
+
+
+@click.group(cls=Commands)
 @click.version_option(package_name="runtail-server", prog_name="runtail")
 def main() -> None:
     """Durable, streamed agent runs."""
@@ -61,9 +89,9 @@ main.add_command(replay)
 
 def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(sys.stdin.read() if text == "-" else text)
-    except ValueError as error:
-        raise click.BadParameter(f"This is not JSON: {error}.") from error
+        value = loads(sys.stdin.buffer.read() if text == "-" else text.encode(errors="surrogateescape"))
+    except RuntailError as error:
+        raise click.BadParameter(error.detail) from error
     if not isinstance(value, dict):
         raise click.BadParameter("This is not a JSON object.")
     return value

@@ -171,6 +171,14 @@ class TooManyInputs(RuntailError):
     title = "The run takes no more inputs"
 
 
+class TooManyCancels(RuntailError):
+    """The user has as many cancels noted, of runs that have not come, as one may have."""
+
+    code = "too_many_cancels"
+    status = 409
+    title = "Too many cancels wait for their runs"
+
+
 class ApprovalResolved(RuntailError):
     """The approval was decided otherwise, or has expired. `approval` is its record, with the outcome."""
 

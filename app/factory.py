@@ -10,6 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from app.api import approvals, external, feed, inputs, meta, multi, problems, runs, websocket
 from app.api.bodies import BoundedBodies
 from app.api.context import Runtail
+from app.api.queries import refuse_unknown
 from app.auth import Authenticator
 from app.commands import Commands
 from app.config import Config
@@ -29,12 +30,13 @@ from app.wiring import Services
 
 RESERVED_FILES = 500
 """Open files of a process that are not windows: its own, and requests under way."""
-EXPOSED_HEADERS = ["X-Run-Id", "X-Session-Id", "Location"]
+EXPOSED_HEADERS = ["X-Run-Id", "X-Session-Id", "Location", "ETag", "Retry-After", "Preference-Applied"]
 
 
 def create_app(config: Config, services: Services | None = None) -> Flask:
     """The app of one web process."""
     app = Flask("app", static_folder=None)
+    app.url_map.merge_slashes = False  # it would redirect, with a page, where there is nothing
     services = services or Services.for_web(config)
     app.config.update(
         MAX_CONTENT_LENGTH=config.max_body_bytes,
@@ -58,8 +60,9 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
     for module in (runs, external, multi, feed, websocket, approvals, inputs, meta):
         api.register_blueprint(module.blueprint)
     app.register_blueprint(page.blueprint)
-    app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Runtail"}))
+    app.register_blueprint(page.described(get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Runtail"})))
     problems.register(app)
+    refuse_unknown(app, api.spec.to_dict())
     if config.cors_origins:
         CORS(app, origins=list(config.cors_origins), expose_headers=EXPOSED_HEADERS)
     app.wsgi_app = BoundedBodies(app.wsgi_app, config.max_body_bytes)  # type: ignore[method-assign]

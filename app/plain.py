@@ -19,7 +19,10 @@ CUSTOM_MAX_CHARS = 200
 PROGRESS_STEPS = 4
 """Progress without a new label is worth a line at every quarter."""
 
-_UNSAFE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""What has text read in another order than it is written in: `gpj.exe` as `exe.jpg`."""
+_UNSAFE = {code: "\ufffd" for code in (*_CONTROLS, *_REORDERING) if chr(code) not in "\n\t"}
 
 Item = Mapping[str, Any]
 

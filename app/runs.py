@@ -27,7 +27,7 @@ from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
 from app.storage.event_log import Append
 from app.storage.run_queue import queue_of
-from app.storage.run_store import EXTERNAL, AgentRecord, NewRun, Principal, RunPosition, RunRecord
+from app.storage.run_store import EXTERNAL, AgentRecord, ListedRun, NewRun, Principal, RunPosition, RunRecord
 from app.turns import give_way
 from app.wiring import Services
 
@@ -149,10 +149,11 @@ class Runs:
 
     def page(
         self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int
-    ) -> tuple[list[RunRecord], str | None]:
-        """Runs, newest first, and the cursor of the next page (None: this is the last)."""
-        runs = self.services.store.page(principal, filters, before, limit + 1)
-        return runs[:limit], runs[limit - 1].id if len(runs) > limit else None
+    ) -> tuple[list[ListedRun], str | None]:
+        """Runs, newest first, and the cursor of the next page (None: this is the last). A page may end early."""
+        found = self.services.store.page(principal, filters, before, limit + 1)
+        runs = [run for run in found[:limit] if run.fits]
+        return runs, runs[-1].id if len(found) > len(runs) else None
 
     def cancel(self, principal: Principal, run_id: str) -> RunRecord:
         """Cancel a run that has not ended; wait a moment for it to end. Returns the row as it is then.
@@ -203,8 +204,7 @@ class Runs:
         """
         run = None
         if request.client_run_id is not None:
-            by_id = {"client_run_id": request.client_run_id}
-            run = next(iter(self.services.store.page(principal, by_id, None, 1)), None)
+            run = self.services.store.find_by_client_id(principal, request.client_run_id)
         if run is None and request.idempotency_key is not None:
             run = self.services.store.find_by_key(principal, request.idempotency_key)
         if run is None:

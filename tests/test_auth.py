@@ -126,6 +126,11 @@ def test_who_is_unknown_learns_nothing_about_the_request(guarded: Guarded) -> No
     problem(http.get(f"/runs/{UNKNOWN}/events", headers={"Accept": "text/html"}), 401, "unauthorized")
 
 
+def test_who_is_unknown_is_not_told_which_agents_there_are(guarded: Guarded, ada: httpx.Client) -> None:
+    assert '"emit"' not in guarded.stack.http.get("/openapi.json").text
+    assert '"emit"' in ada.get("/openapi.json").text
+
+
 def test_what_is_the_same_for_everybody_needs_no_key(guarded: Guarded) -> None:
     for path in ("/", "/healthz", "/readyz", "/schema/events.json", "/openapi.json", "/docs/"):
         assert guarded.stack.http.get(path).status_code == 200, path

@@ -256,6 +256,14 @@ def test_nul_and_lone_surrogates_in_an_unknown_field_are_refused_like_any_other(
         "cursor=",
         "cursor=%00",
         "cursor=" + "a" * 101,
+        "cursor=%27;drop",
+        "cursor=run_zzz",
+        "cursor=%ff%fe",
+        "since=2026-01-01T00:00:00%2B24:00",
+        "since=0001-01-01T00:00:00%2B10:00",
+        "unknown=1",
+        "limt=2",
+        "limit=2&Limit=3",
         "limit=0",
         "limit=-1",
         "limit=201",
@@ -270,7 +278,14 @@ def test_a_list_query_that_does_not_fit_is_refused(live: Stack, query: str) -> N
 
 
 @pytest.mark.parametrize(
-    "query", ["cursor=%ff%fe", "cursor=run_zzz", "agent=%f0%9f%98%80", "since=0001-01-01T00:00:00Z", "unknown=1"]
+    "query",
+    [
+        "cursor=run_00000000000000000000000000",
+        "agent=%f0%9f%98%80",
+        "since=0001-01-01T00:00:00Z",
+        "since=2026-01-01T00:00:00%2B17:02",
+        "since=2026-01-01T00:00:00-23:59",
+    ],
 )
 def test_a_list_query_that_merely_finds_nothing_or_all_is_answered(live: Stack, query: str) -> None:
     assert live.http.get(f"/runs?{query}").status_code == 200
@@ -378,3 +393,80 @@ def test_junk_in_the_place_of_a_run_id_is_an_unknown_run_on_every_route(
 def test_an_encoded_slash_does_not_lead_elsewhere(live: Stack) -> None:
     run_id = live.start("emit", TICKS)
     problem(live.http.get(f"/runs/x%2f..%2f{run_id}"), 404, "not_found")
+
+
+# Parameters, and what is asked for, on every route.
+
+
+def test_unknown_query_parameters_are_refused_on_every_route(live: Stack, app: Flask) -> None:
+    run_id = live.start("emit", TICKS)
+    document = live.http.get("/openapi.json").json()
+    for path, methods in document["paths"].items():
+        asked = path.replace("{run_id}", run_id).replace("{approval_id}", "apr_1") + "?surprise=1"
+        for method in {"get", "post", "delete"} & set(methods):
+            answer = live.http.request(method, asked, json={} if method == "post" else None)
+            if path.endswith(("/heartbeat", "/finish")) or (method == "post" and path.endswith("/events")):
+                assert answer.status_code in (401, 422), path
+            assert "surprise" in problem(answer, 422, "invalid_request")["detail"]
+    assert live.http.get(f"/runs/{run_id}", params={"watch_token": "x"}).status_code == 422
+    assert live.http.get("/?run=1").status_code == 200
+
+
+def test_what_is_wrong_is_said_in_words(live: Stack) -> None:
+    for body in ({"agent": 1, "timeout_s": 0}, {"agent": "emit", "metadata": {"a": 1}, "x": {"y": 1}}, [1]):
+        detail = problem(start(live, body), 422, "invalid_request")["detail"]
+        assert not set(detail) & set('{}[]"'), detail
+    detail = start(live, {"agent": 1, "timeout_s": 0}).json()["detail"]
+    assert "agent: " in detail
+    assert "timeout_s: " in detail
+    assert "limit: " in live.http.get("/runs?limit=0").json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/runs//events", "/runs//", "/runs/a//events", "/runs/", "/healthz/"])
+def test_a_path_that_is_none_is_answered_with_no_page(live: Stack, path: str) -> None:
+    problem(live.http.get(f"{live.url}{path}", follow_redirects=False), 404, "not_found")
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("application/json; charset=utf-8", JSON),
+        ("APPLICATION/JSON;version=2", JSON),
+        ("text/html, application/json;charset=utf-8;q=0.5", JSON),
+        ("application/*", "application/x-ndjson"),
+        ("application/x-ndjson; charset=utf-8, application/json;q=0.9", "application/x-ndjson"),
+        ("text/event-stream;charset=utf-8", "text/event-stream"),
+        ("text/html;q=0.9, */*;q=0.1", "text/event-stream"),
+        ("application/json, */*", JSON),
+        ("text/event-stream;q=0, */*", "application/x-ndjson"),
+    ],
+)
+def test_parameters_of_what_is_accepted_are_ignored(live: Stack, accept: str, media_type: str) -> None:
+    run_id = live.start("emit", TICKS)
+    live.ended(run_id)
+    answer = live.http.get(f"/runs/{run_id}/events", headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith(media_type)
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/*", "application/jsonx;charset=utf-8"])
+def test_what_cannot_be_produced_is_not(live: Stack, accept: str) -> None:
+    problem(
+        live.http.post("/runs", json={"agent": "emit", "input": TICKS}, headers={"Accept": accept}),
+        406,
+        "not_acceptable",
+    )
+
+
+def test_the_documentation_has_a_policy_a_way_to_authorise_and_agents_to_try(live: Stack) -> None:
+    page = live.http.get("/docs/")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    document = live.http.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    body = document["paths"]["/runs"]["post"]["requestBody"]["content"][JSON]
+    for example in body["examples"].values():
+        assert live.http.post("/runs", json=example["value"]).status_code in (202, 422)
+    assert live.http.post("/runs", json=body["examples"]["emit"]["value"]).status_code == 202

@@ -18,6 +18,7 @@ from typing import Self
 import pytest
 
 from app.client import Client
+from app.plain import one_line, printable
 from app.storage.run_store import Principal
 from tests.conftest import StackMaker, execute
 from tests.harness import ROOT, Process, Stack, eventually, free_port
@@ -510,3 +511,37 @@ def test_a_start_whose_answer_is_lost_starts_one_run(live: Stack) -> None:
     runs = live.http.get("/runs", params={"limit": 200}).json()["runs"]
     assert runs[0]["run_id"] == run_id
     assert len(runs) == before + 1
+
+
+# Output that cannot be written, input that is not what it seems.
+
+
+@pytest.mark.parametrize(
+    "arguments", [["tail", "{run}"], ["start", "emit", "--input", '{{"count": 3, "type": "custom.tick"}}'], ["--help"]]
+)
+def test_a_full_disk_is_one_sentence(live: Stack, arguments: list[str]) -> None:
+    run_id = live.start("emit", {"count": 3, "type": "custom.tick"})
+    with open("/dev/full", "wb") as full:
+        command = [*RUNTAIL, *(argument.format(run=run_id) for argument in arguments)]
+        done = subprocess.run(
+            command, env=environment(live.url), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "Error: The output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "a": 2}', '{"a": NaN}', '{"a": {"b": 1, "b": 1}}', '{"a": 1', "[]", '{"a": 1e999}x']
+)
+def test_an_input_that_the_server_would_not_take_is_not_sent(live: Stack, text: str) -> None:
+    done = runtail(live.url, "start", "emit", "--input", text)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--input" in done.stderr
+
+
+@pytest.mark.parametrize("sign", ["\u202e", "\u202a", "\u2066", "\u2069", "\x9b", "\x1b"])
+def test_nothing_turns_the_order_of_what_a_terminal_shows(sign: str) -> None:
+    assert sign not in one_line(f"Delete {sign}txt.exe?")
+    assert sign not in printable(sign)
+    assert one_line("שלום 👩‍👩‍👧") == "שלום 👩‍👩‍👧"

@@ -5,16 +5,19 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from app.storage.run_store import AgentRecord
-from tests.conftest import StackMaker
+from tests.conftest import StackMaker, execute
 from tests.external_writer import ExternalWriter
 from tests.harness import Stack, problem
+from tests.raw_client import RawClient
 
 STANDSTILL_SECONDS = 0.1
 ELEMENTS_MAX = 20_000
@@ -224,3 +227,90 @@ def test_a_connection_is_kept_where_the_body_has_been_read_or_has_come(web: Stac
         assert len(pool._pool.connections) == 1
     ask: Callable[..., httpx.Response] = web.http.post
     assert "close" not in ask("/runs/run_1/cancel", json={}).headers.get("Connection", "")
+
+
+# Bytes of answers.
+
+
+def start_large(web: Stack, count: int, size: int) -> list[str]:
+    """External runs with an input of that many bytes; their ids, newest first."""
+    body = {"agent": "external", "input": {"text": "x" * size}, "session_id": f"ses_{size}_{time.time_ns()}"}
+    return [web.http.post("/runs", json=body).json()["run_id"] for _ in range(count)][::-1]
+
+
+@pytest.mark.parametrize(("count", "size"), [(12, 930_000), (30, 150_000), (60, 100)])
+def test_a_list_of_runs_has_no_more_than_a_megabyte_and_shows_all_of_them(web: Stack, count: int, size: int) -> None:
+    ids = start_large(web, count, size)
+    session = web.http.get(f"/runs/{ids[0]}").json()["session_id"]
+    query: dict[str, Any] = {"session": session, "limit": 200}
+    found: list[str] = []
+    standstill(web)
+    while True:
+        answer = web.http.get("/runs", params=query)
+        assert len(answer.content) < 1_200_000
+        page = answer.json()
+        found += [run["run_id"] for run in page["runs"]]
+        if page["next_cursor"] is None:
+            break
+        query["cursor"] = page["next_cursor"]
+    assert found == ids
+    assert standstill(web) < STANDSTILL_SECONDS
+
+
+def test_a_run_in_a_list_is_what_it_is_alone(web: Stack) -> None:
+    run = ExternalWriter.start(web.http, input={"é": ["\u2028", None, 1.5]}, metadata={"a": {"b": []}}).run_id
+    (listed, *_) = web.http.get("/runs", params={"limit": 1}).json()["runs"]
+    alone = web.http.get(f"/runs/{run}").json()
+    assert listed == {name: value for name, value in alone.items() if name != "state"}
+
+
+@pytest.mark.parametrize(("count", "size"), [(20, 900_000), (400, 10_000)])
+def test_a_page_of_events_has_no_more_than_a_megabyte_and_leads_to_all_of_them(
+    web: Stack, writer: ExternalWriter, count: int, size: int
+) -> None:
+    at_once = max(1, 900_000 // (size + 100))
+    for _ in range(0, count, at_once):
+        assert writer.append(*[("custom.large", {"text": "x" * size})] * at_once).status_code == 200
+    head, seqs, query = 2 + -(-count // at_once) * at_once, [], {"since_seq": 0, "limit": 1_000}
+    while True:
+        answer = web.http.get(f"/runs/{writer.run_id}/events", params=query, headers={"Accept": "application/json"})
+        assert len(answer.content) < 1_100_000
+        page = answer.json()
+        if not page["events"]:
+            break
+        seqs += [event["seq"] for event in page["events"]]
+        query["since_seq"] = page["next_since_seq"]
+    assert seqs == list(range(1, head + 1))
+
+
+def test_clients_that_never_read_hold_little(web: Stack, writer: ExternalWriter) -> None:
+    for _ in range(30):
+        assert writer.append(("custom.large", {"text": "x" * 900_000})).status_code == 200
+    before = memory(web)
+    with ExitStack() as opened:
+        for _ in range(12):
+            client = opened.enter_context(RawClient(web.port, receive_buffer=8_192))
+            client.ask(f"/runs/{writer.run_id}/events", "application/x-ndjson").until(b"run.created")
+        time.sleep(1)
+        assert memory(web) - before < 60_000_000
+
+
+def memory(web: Stack) -> int:
+    """Bytes that the web process holds."""
+    (worker,) = psutil.Process(web.web_pid).children()
+    return int(worker.memory_info().rss)
+
+
+def test_a_user_notes_only_so_many_cancels(web: Stack) -> None:
+    def note(number: int) -> httpx.Response:
+        return web.http.post("/runs/cancel", json={"client_run_id": f"early-{number}"})
+
+    values = ", ".join(f"('dev', 'dev', 'client_run_id', 'early-{n}')" for n in range(998))
+    execute(web.env["DATABASE_URL"], f"INSERT INTO early_cancels (tenant_id, user_id, kind, key) VALUES {values}")
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(answer.status_code for answer in pool.map(note, range(2_000, 2_008)))
+    assert statuses == [202] * 2 + [409] * 6
+    problem(note(3_000), 409, "too_many_cancels")
+    assert note(5).status_code == 202
+    assert web.http.post("/runs", json={"agent": "external", "client_run_id": "early-6"}).status_code == 202
+    assert note(3_001).status_code == 202

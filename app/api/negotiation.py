@@ -1,5 +1,6 @@
 """What a request asks for beside its path: a media type, and how long it would wait."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from flask import request
@@ -19,11 +20,32 @@ def accepted_type(*offered: str) -> str:
 
     :raises NotAcceptable: none of them will do.
     """
-    accepted = request.accept_mimetypes
-    wanted = accepted.best_match(offered) if accepted else offered[0]
-    if wanted is None:
+    ranges = [(_plain(name), quality) for name, quality in request.accept_mimetypes]
+    if not ranges:
+        return offered[0]
+    qualities = [_quality(media_type, ranges) for media_type in offered]
+    if max(qualities) <= (0, 0):
         raise NotAcceptable(f"This comes as {', '.join(offered)}.")
-    return wanted
+    return offered[qualities.index(max(qualities))]
+
+
+def names(media_type: str) -> bool:
+    """`Accept` names the media type itself, not only a range that it is in."""
+    return any(_plain(name) == media_type for name in request.accept_mimetypes.values())
+
+
+def _plain(name: str) -> str:
+    """A media range without its parameters: there is one form of each type, whatever is said of it."""
+    return name.partition(";")[0].strip().lower()
+
+
+def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
+    """Of the most specific range that the type is in: what it is worth, and how specific that is. (0, 0): in none."""
+    for specific, wanted in ((2, media_type), (1, media_type.partition("/")[0] + "/*"), (0, "*/*")):
+        found = [quality for name, quality in ranges if name == wanted]
+        if found:
+            return (max(found), specific) if max(found) > 0 else (0, 0)
+    return 0, 0
 
 
 def preferred_wait() -> int:

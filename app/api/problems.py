@@ -9,8 +9,12 @@ from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
+from app.api.context import principal, runtail
+from app.api.document import complete
 from app.api.schemas import ProblemSchema
+from app.api.sentences import sentence_of
 from app.errors import RuntailError
+from app.storage.run_store import AgentRecord
 from app.streaming import admission
 
 PROBLEM_TYPE = "application/problem+json"
@@ -40,6 +44,19 @@ class Api(flask_smorest.Api):
         super()._register_responses()
         del self.DEFAULT_RESPONSE_CONTENT_TYPE
 
+    def _openapi_json(self) -> Response:
+        """The document. Names of agents are in it for who may ask for them."""
+        document = complete(self.spec.to_dict(), _agents())
+        return Response(json.dumps(document, indent=2, sort_keys=False) + "\n", mimetype="application/json")
+
+
+def _agents() -> list[AgentRecord]:
+    try:
+        principal()
+        return runtail().services.registry.agents()
+    except RuntailError:
+        return []
+
 
 def register(app: Flask) -> None:
     """Answer every error of the app with a problem document."""
@@ -64,7 +81,7 @@ def _http_problem(error: HTTPException) -> Response:
     kind = _BY_STATUS.get(status)
     messages = getattr(error, "data", {}).get("messages") if status == 422 else None
     if kind is not None:
-        response = problem(kind(json.dumps(messages)[:1_000] if messages else ""))
+        response = problem(kind(sentence_of(messages) if messages else ""))
     else:
         code = error.name.lower().replace(" ", "_")
         response = _response(status, code, error.name, error.description or error.name)

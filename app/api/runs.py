@@ -9,7 +9,7 @@ from flask.views import MethodView
 
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import FROM_SNAPSHOT, cursor_within
-from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, preferred_wait
+from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, names, preferred_wait
 from app.api.problems import problem
 from app.api.schemas import (
     CancelNamedSchema,
@@ -27,10 +27,12 @@ from app.api.windows import open_window, reject
 from app.errors import EventsLost, InvalidCursor, InvalidRequest, NotTerminal, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
 from app.runs import StartRequest
-from app.storage.run_store import EXTERNAL, RunPosition, RunRecord
+from app.storage.run_store import EXTERNAL, ListedRun, RunPosition, RunRecord
 from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED
 
 VARY = {"Vary": "Accept"}
+HEAVY = ("input", "output", "error", "usage", "metadata")
+LISTED = RunSchema(exclude=HEAVY)
 EVENT_TYPES = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE)
 
 blueprint = Blueprint("runs", __name__, description="Runs and their events")
@@ -69,11 +71,12 @@ class RunsView(MethodView):
 
     @blueprint.arguments(ListQuerySchema(), location="query")
     @blueprint.response(200, RunPageSchema)
-    def get(self, query: dict[str, Any]) -> dict[str, Any]:
-        """The caller's runs, newest first."""
+    def get(self, query: dict[str, Any]) -> Response:
+        """The caller's runs, newest first. A page ends early where its runs are large."""
         before, limit = query.pop("cursor"), query.pop("limit")
         runs, next_cursor = runtail().runs.page(principal(), query, before, limit)
-        return {"runs": runs, "next_cursor": next_cursor}
+        listed = ", ".join(map(_listed, runs))
+        return Response(f'{{"runs": [{listed}], "next_cursor": {json.dumps(next_cursor)}}}\n', mimetype=JSON_TYPE)
 
 
 @blueprint.route("/runs/<run_id>")
@@ -150,7 +153,7 @@ def events(query: dict[str, Any], run_id: str) -> Response:
 @blueprint.errorhandler(StoreUnavailable)
 def unavailable(error: StoreUnavailable) -> Response:
     """503; but who names server-sent events, as an EventSource does, would never come back after that."""
-    named = SSE_TYPE in request.accept_mimetypes.values()
+    named = names(SSE_TYPE)
     if request.endpoint != "runs.events" or not named or accepted_type(*EVENT_TYPES) != SSE_TYPE:
         return problem(error)
     assert request.view_args is not None
@@ -175,6 +178,12 @@ def _text(run: RunRecord) -> str:
     state = runtail().services.history.state(run)
     body = {**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}
     return json.dumps(body, ensure_ascii=False) + "\n"
+
+
+def _listed(run: ListedRun) -> str:
+    """JSON of a run in a list: what is large is not parsed to be shown."""
+    heavy = ", ".join(f'"{name}": {getattr(run, name) or "null"}' for name in HEAVY)
+    return f"{json.dumps(LISTED.dump(run))[:-1]}, {heavy}}}"
 
 
 def _page(run: RunPosition, cursor: int | None, limit: int) -> Response:

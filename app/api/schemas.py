@@ -1,5 +1,6 @@
 """The shapes of requests and responses, for validation and for the OpenAPI document."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
@@ -21,8 +22,20 @@ TIMEOUT_MAX_SECONDS = 30 * 86_400
 # Patterns go into the OpenAPI document: they mean the same in JavaScript, which has no \Z.
 SESSION_ID = Regexp(r"^[A-Za-z0-9_.:\-]{1,128}(?!\n)$", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
 IDEMPOTENCY_KEY = Regexp(r"^[\x21-\x7e]{1,255}(?!\n)$", error="Must be 1 to 255 visible ASCII characters.")
+RUN_ID = Regexp(r"^run_[0-9A-HJKMNP-TV-Z]{26}(?!\n)$", error="Must be a `next_cursor`.")
 APPROVALS_CURSOR = Regexp(r"^[0-9]{1,16}:[^:]+:[^:]+$", error="Must be a `next_cursor`.")
 TEXT = (Length(1, 100), ContainsNoneOf("\0", error="Must not hold NUL."))
+
+
+class Moment(fields.AwareDateTime):
+    """A time with a time zone, in UTC: PostgreSQL takes fewer time zones than ISO 8601 has."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
+        moment = super()._deserialize(value, *args, **kwargs)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise ValidationError("Must be of the years 1 to 9999.") from error
 
 
 class StartRunSchema(Schema):
@@ -161,8 +174,8 @@ class ListQuerySchema(Schema):
     agent = fields.String(validate=TEXT)
     session = fields.String(attribute="session_id", validate=SESSION_ID)
     client_run_id = fields.String(validate=SESSION_ID)
-    since = fields.AwareDateTime(format="iso")
-    cursor = fields.String(load_default=None, validate=TEXT)
+    since = Moment(format="iso")
+    cursor = fields.String(load_default=None, validate=RUN_ID)
     limit = fields.Integer(load_default=LIST_LIMIT, validate=Range(1, LIST_LIMIT_MAX))
 
     @pre_load

@@ -4,7 +4,6 @@ Responsible for validation and for the text of the answer. Not responsible for w
 something (`app.streaming.websocket_window`).
 """
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,6 +14,7 @@ from marshmallow.validate import Length, Range
 from app.api.context import Runtail
 from app.api.parsing import parse
 from app.api.schemas import COMMENT_MAX_CHARS, IDEMPOTENCY_KEY, INPUT_MAX_CHARS, ApprovalSchema
+from app.api.sentences import sentence_of
 from app.errors import ApprovalResolved, InvalidRequest, RuntailError
 from app.external_events import APPROVAL_ID_MAX_CHARS
 from app.protocol.events import Json, control
@@ -22,7 +22,6 @@ from app.storage.run_store import Principal
 from app.streaming.websocket_window import WebSocketWindow
 
 ID_MAX_CHARS = 100
-DETAIL_MAX_CHARS = 1_000
 
 Result = tuple[int, dict[str, Any]]
 """HTTP status, and what the answer says."""
@@ -86,7 +85,7 @@ def _obey(parts: Runtail, principal: Principal, window: WebSocketWindow, said: J
     try:
         return obey(parts, principal, window, schema.load(said))
     except ValidationError as error:
-        raise InvalidRequest(json.dumps(error.messages)[:DETAIL_MAX_CHARS]) from None
+        raise InvalidRequest(sentence_of(error.messages)) from None
 
 
 def _cancel(parts: Runtail, principal: Principal, window: WebSocketWindow, command: dict[str, Any]) -> Result:

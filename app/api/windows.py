@@ -9,7 +9,7 @@ from typing import Any
 from flask import Response, request
 
 from app.api.context import principal, runtail
-from app.api.negotiation import NDJSON_TYPE, SSE_TYPE, accepted_type
+from app.api.negotiation import NDJSON_TYPE, SSE_TYPE, accepted_type, names
 from app.api.problems import problem
 from app.errors import RuntailError, StoreUnavailable, TooManyStreams
 from app.storage.run_store import RunPosition, RunRecord
@@ -160,7 +160,7 @@ def reject(error: RuntailError, format: Format, run_id: str, headers: Mapping[st
 def reject_unavailable(error: StoreUnavailable) -> Response:
     """Where only windows are served: 503; but who names server-sent events, as an EventSource does, would never come
     back after that."""
-    named = SSE_TYPE in request.accept_mimetypes.values()
+    named = names(SSE_TYPE)
     if named and accepted_type(SSE_TYPE, NDJSON_TYPE) == SSE_TYPE:
         return reject(error, SSE, NO_RUN)
     return problem(error)

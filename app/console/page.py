@@ -30,6 +30,26 @@ HEADERS = {
 }
 
 
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Swagger UI writes its own inline script and styles; nothing is loaded from, or sent, anywhere else."""
+
+
+def described(docs: Blueprint) -> Blueprint:
+    """The pages of `docs`, with a policy."""
+
+    @docs.after_request
+    def protect(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = DOCS_POLICY
+        for name in ("Referrer-Policy", "X-Content-Type-Options"):
+            response.headers[name] = HEADERS[name]
+        return response
+
+    return docs
+
+
 @blueprint.get("/")
 def index() -> Response:
     """The page."""

@@ -10,6 +10,9 @@ from app.protocol.reducer import State, fold
 from app.storage.run_store import RunRecord, RunStore
 
 PAGE = 1_000
+PAGE_BYTES = 1_000_000
+FIRST_READ = 16
+"""Events of the first read of a page. What the next one asks for is known by how large these were."""
 
 
 class LiveLog(Protocol):
@@ -29,11 +32,28 @@ class History:
     store: RunStore
     log: LiveLog
 
-    def after(self, run_id: str, seq: int, limit: int) -> list[Event]:
+    def after(self, run_id: str, seq: int, limit: int, most_bytes: int = PAGE_BYTES) -> list[Event]:
         """Consecutive events after `seq`, at most `limit`; empty at the head.
 
         The first is `seq` + 1, unless that is lost: callers check.
+
+        :param most_bytes: of their texts together; one event alone may have more.
         """
+        found: list[Event] = []
+        size, asked = 0, min(limit, FIRST_READ)
+        while (page := self._read(run_id, seq, asked)) and (not found or page[0].seq == seq + 1):
+            for event in page:
+                size += len(event.text)
+                if found and size > most_bytes:
+                    return found
+                found.append(event)
+            if len(page) < asked or len(found) == limit:
+                break
+            seq, fitting = found[-1].seq, (most_bytes - size) * len(found) // max(1, size)
+            asked = max(1, min(limit - len(found), 4 * asked, fitting))
+        return found
+
+    def _read(self, run_id: str, seq: int, limit: int) -> list[Event]:
         events = self._live(run_id, seq, limit)
         if events and events[0].seq == seq + 1:
             return events

@@ -22,9 +22,9 @@ from app.streaming.wire import Format, Wire
 
 HEALING_SECONDS = 5.0
 """How long a cursor beyond the head of a live run waits for the log to catch up."""
-FIRST_PAGE, LARGEST_PAGE = 16, 1_000
-"""Events of one read; it grows while pages stay small."""
+PAGE_EVENTS = 1_000
 PAGE_BYTES = 128_000
+"""What a window reads at a time; so much it holds for a client that does not read."""
 JITTER = 0.1
 """Of a window's longest time: windows that were opened together do not all come back together."""
 ROTATION_RETRY_MS = 100
@@ -75,7 +75,6 @@ class Window:
     __slots__ = (
         "_ahead_since",
         "_limits",
-        "_page",
         "_replayed",
         "closed",
         "cursor",
@@ -115,7 +114,6 @@ class Window:
         """Before that moment nothing is due. A window that is not live is looked at each time."""
         self._limits = limits
         self._ahead_since: float | None = None
-        self._page = FIRST_PAGE
         self._replayed = 0
 
     def open(self) -> None:
@@ -154,7 +152,7 @@ class Window:
 
     def levelled(self) -> None:
         """The window is level: what it will have missed from here on is counted anew."""
-        self._replayed, self._page = 0, FIRST_PAGE
+        self._replayed = 0
 
     def next_frames(self, history: History) -> list[bytes]:
         """What comes next, frame by frame, as far as it is there. May block. For windows that nothing is handed to."""
@@ -197,7 +195,7 @@ class Window:
             return _present(self._snapshot(history, "latest"))
         if self._beyond_cap():
             return _present(self._snapshot(history, "replay_cap"))
-        events = history.after(self.tail.run_id, self.cursor, self._page)
+        events = history.after(self.tail.run_id, self.cursor, PAGE_EVENTS, PAGE_BYTES)
         if not events:
             self.over = history.is_over(self.tail.run_id, self.cursor)
             return []
@@ -215,10 +213,7 @@ class Window:
         if self.posted_at is not None:
             metrics.FIRST_EVENT.observe(time.monotonic() - self.posted_at)
             self.posted_at = None
-        size = sum(map(len, frames))
-        self._replayed += size
-        growth = 4 if size < PAGE_BYTES / 4 else 1 if size < PAGE_BYTES else 0.25
-        self._page = max(1, min(int(self._page * growth), LARGEST_PAGE))
+        self._replayed += sum(map(len, frames))
         return frames
 
     def _beyond_cap(self) -> bool:

@@ -9,11 +9,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from app.errors import TooManyCancels
 from app.storage.run_store.database import Database
 from app.storage.run_store.records import NewRun, Principal
 
 REMEMBERED_HOURS = 24
 """How long a cancel waits for its run."""
+NOTED_MAX = 1_000
+"""Of one user."""
 
 _REMEMBERED = f"created_at > now() - interval '{REMEMBERED_HOURS} hours'"
 _NAMED = "tenant_id = %s AND user_id = %s AND (kind, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
@@ -37,6 +40,7 @@ class EarlyCancels:
         """Id of the principal's run of that name. None: there is none, and it is to be cancelled when it comes.
 
         :param kind: `client_run_id` or `idempotency_key`.
+        :raises TooManyCancels: the principal has NOTED_MAX others.
         :raises StoreUnavailable: Postgres cannot be reached.
         """
         named = (principal.tenant_id, principal.user_id, key)
@@ -44,8 +48,19 @@ class EarlyCancels:
             _lock(db, principal, {kind: key})
             found = db.execute_sql(_FIND[kind], named).fetchone()
             if found is None:
+                _check_room(db, principal, kind, key)
                 db.execute_sql(_NOTE, (principal.tenant_id, principal.user_id, kind, key))
             return str(found[0]) if found else None
+
+
+def _check_room(db: Any, principal: Principal, kind: str, key: str) -> None:
+    """One after the other for each user, or several at once would find the same room."""
+    db.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_lock_number(principal, "room", ""),))
+    sql = f"""SELECT count(*) FROM early_cancels
+              WHERE tenant_id = %s AND user_id = %s AND (kind, key) <> (%s, %s) AND {_REMEMBERED}"""
+    (others,) = db.execute_sql(sql, (principal.tenant_id, principal.user_id, kind, key)).fetchone()
+    if others >= NOTED_MAX:
+        raise TooManyCancels(f"{NOTED_MAX:,} cancels of yours wait for runs that have not come.")
 
 
 def cancelled_early(db: Any, new: NewRun) -> bool:

@@ -110,6 +110,31 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedRun:
+    """What a list shows of a run. JSON is text here: as it was stored, None where there is none."""
+
+    id: str
+    status: str
+    agent: str
+    attempt: int
+    session_id: str
+    client_run_id: str | None
+    cancel_requested: bool
+    state_seq: int
+    digest: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    input: str
+    output: str | None
+    error: str | None
+    usage: str | None
+    metadata: str
+    fits: bool
+    """With the newer ones of its page it does not have too many bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunPosition:
     """Where a run's log is, as its row tells. A RunRecord has the same members."""
 

@@ -15,6 +15,7 @@ from app.storage.run_store.journal import insert_journal
 from app.storage.run_store.records import (
     Checkpoint,
     EndedRun,
+    ListedRun,
     NewRun,
     OwnedRun,
     OwnerBeat,
@@ -27,6 +28,10 @@ from app.storage.run_store.retention import erase_runs
 from app.storage.together import Together
 
 POSITIONS_PER_QUERY = 100
+READ_BYTES = 4_000_000
+"""Of events that are read at once, whatever they were asked for: each may have megabytes."""
+LISTED_BYTES = 1_000_000
+"""Of inputs, outputs and the like of runs that are listed at once."""
 
 RUN_COLUMNS = ", ".join(field.name for field in fields(RunRecord))
 """Named, so that a process survives the migrations of a newer version beside it."""
@@ -37,6 +42,29 @@ INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on
                   cancel_requested, cancel_reason)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
+"""
+# The lengths are known without reading the texts.
+_EVENTS = """
+SELECT seq, type, e, op FROM (
+    SELECT seq, type, e, op, sum(octet_length(e)) OVER before AS bytes, row_number() OVER before AS n FROM (
+        SELECT seq, type, e, op FROM run_events WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s
+    ) AS page WINDOW before AS (ORDER BY seq)
+) AS counted WHERE bytes <= %s OR n = 1 ORDER BY seq
+"""
+_HEAVY = ("input", "output", "error", "usage", "metadata")
+_LIGHT = (
+    *("id", "status", "agent", "attempt", "session_id", "client_run_id", "cancel_requested", "state_seq", "digest"),
+    *("created_at", "started_at", "finished_at"),
+)
+_LISTED = f"""
+SELECT {", ".join(_LIGHT)}, {", ".join(_HEAVY)}, bytes <= %s OR n = 1 AS fits FROM (
+    SELECT *, sum({" + ".join(f"coalesce(octet_length({name}), 0)" for name in _HEAVY)}) OVER newer AS bytes,
+           row_number() OVER newer AS n
+    FROM (
+        SELECT {", ".join(_LIGHT)}, {", ".join(f"{name}::text AS {name}" for name in _HEAVY)} FROM runs
+        WHERE {{where}} ORDER BY id DESC LIMIT %s
+    ) AS page WINDOW newer AS (ORDER BY id DESC)
+) AS counted ORDER BY id DESC
 """
 INSERT_EVENTS = """
 WITH new AS (
@@ -171,8 +199,13 @@ class RunStore:
         sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s"
         return self._one(sql, principal.tenant_id, principal.user_id, idempotency_key)
 
-    def page(self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int) -> list[RunRecord]:
-        """The principal's runs, newest first, older than the id `before`.
+    def find_by_client_id(self, principal: Principal, client_run_id: str) -> RunRecord | None:
+        """The run that the principal has given this id."""
+        sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = %s AND user_id = %s AND client_run_id = %s"
+        return self._one(sql, principal.tenant_id, principal.user_id, client_run_id)
+
+    def page(self, principal: Principal, filters: Mapping[str, Any], before: str | None, limit: int) -> list[ListedRun]:
+        """The principal's runs, newest first, older than the id `before`: what of them fits into LISTED_BYTES.
 
         :param filters: any of `status`, `agent`, `session_id`, `client_run_id` (equal), `since` (created at or after).
         """
@@ -187,14 +220,18 @@ class RunStore:
         if before is not None:
             clauses.append("id < %s")
             values.append(before)
-        sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE {' AND '.join(clauses)} ORDER BY id DESC LIMIT %s"
-        return self._many(sql, *values, limit)
+        with self._database.session() as db:
+            sql = _LISTED.format(where=" AND ".join(clauses))
+            return [ListedRun(*row) for row in db.execute_sql(sql, (LISTED_BYTES, *values, limit)).fetchall()]
 
     def events(self, run_id: str, after: int, limit: int) -> list[Event]:
-        """Consecutive archived events with seq > `after`, at most `limit`. The first need not be `after` + 1."""
-        sql = "SELECT seq, type, e, op FROM run_events WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+        """Consecutive archived events with seq > `after`, at most `limit` and READ_BYTES, but one in any case.
+
+        The first need not be `after` + 1.
+        """
         with self._database.session() as db:
-            return unbroken([Event(*row) for row in db.execute_sql(sql, (run_id, after, limit)).fetchall()])
+            rows = db.execute_sql(_EVENTS, (run_id, after, limit, READ_BYTES)).fetchall()
+            return unbroken([Event(*row) for row in rows])
 
     def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
         """For each run that has archived events after its cursor: as `events`."""

@@ -1,0 +1,43 @@
+"""Query parameters that a route does not have are refused: who writes `limt=2` is not to be given everything."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from flask import Flask, request
+
+from app.errors import InvalidRequest
+
+View = Callable[..., Any]
+
+
+def refuse_unknown(app: Flask, document: dict[str, Any]) -> None:
+    """Have every route that the document describes refuse what it does not name.
+
+    That is looked at where the view is called: who is unknown has been told so before.
+    """
+    for rule in app.url_map.iter_rules():
+        path = document["paths"].get(rule.rule.replace("<", "{").replace(">", "}"))
+        if path is not None:
+            known = {method.upper(): _names(document, path, operation) for method, operation in path.items()}
+            app.view_functions[rule.endpoint] = _strict(app.view_functions[rule.endpoint], known)
+
+
+def _names(document: dict[str, Any], path: dict[str, Any], operation: Any) -> set[str]:
+    if not isinstance(operation, dict):
+        return set()
+    parameters = [*path.get("parameters", ()), *operation.get("parameters", ())]
+    return {parameter["name"] for parameter in parameters if parameter.get("in") == "query"}
+
+
+def _strict(view: View, known: dict[str, set[str]]) -> View:
+    @wraps(view)
+    def strict(*args: Any, **kwargs: Any) -> Any:
+        method = "GET" if request.method == "HEAD" else request.method
+        unknown = sorted(set(request.args) - known.get(method, set()))
+        if unknown and method != "OPTIONS":
+            takes = ", ".join(sorted(known.get(method, set()))) or "none"
+            raise InvalidRequest(f"Unknown query parameter {unknown[0][:60]!r}; this takes {takes}.")
+        return view(*args, **kwargs)
+
+    return strict
