@@ -75,6 +75,7 @@ class TestAtTheCall:
         assert run.error is not None
         assert run.error["code"] == "invalid_call", run.error
         assert run.error["message"].startswith(("run.", "message.", "progress", "Call 2, ")), run.error
+        assert len(run.error["message"]) <= 1_000
         assert run.attempt == 1
         assert _effects(calls) == 1
 

@@ -111,7 +111,8 @@ class RunContext(Waits):
         except Exception as failure:
             error = {"code": "step_failed", "message": "The step failed."}
             if isinstance(failure, ToolError):
-                error = {"code": failure.code, "message": failure.detail}
+                public = failure.public()
+                error = {"code": public["code"], "message": public["message"]}
             self._calls.tell("step.failed", {"step_id": step.id, "error": error}, op)
             raise
         finally:
@@ -291,6 +292,7 @@ class RunContext(Waits):
 
         :raises ToolError: `texts` raised; what it has not foreseen is a `stream_error`.
         """
+        values.iterable(texts, "run.stream: texts")
         op = self._calls.next("message.", records="message")
         self._shared.answered = True
         try:

@@ -29,6 +29,9 @@ class ToolError(RuntailError):
     :param retryable: the same call may succeed later.
     """
 
+    detail = "The tool failed."
+    retryable = False
+
     def __init__(self, code: str, detail: str, *, retryable: bool = False) -> None:
         super().__init__(clean_text(str(detail))[:DETAIL_CHARS])
         self.code = clean_text(str(code))[:CODE_CHARS]
@@ -40,8 +43,9 @@ class ToolError(RuntailError):
         return self.retryable or self.code == UNFORESEEN
 
     def public(self) -> dict[str, Any]:
-        """{code, message, retryable}, as it is shown and recorded."""
-        return {"code": self.code, "message": self.detail, "retryable": self.retryable}
+        """{code, message, retryable}, as it is shown and recorded, whatever a subclass has made of them."""
+        fit = ToolError(self.code, self.detail, retryable=self.retryable)
+        return {"code": fit.code, "message": fit.detail, "retryable": fit.retryable}
 
     @classmethod
     def of(cls, public: Mapping[str, Any]) -> "ToolError":

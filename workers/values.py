@@ -79,6 +79,12 @@ def function(value: object, what: str) -> Callable[..., Any]:
     return value
 
 
+def iterable(value: object, what: str) -> None:
+    """Something that a loop can go through."""
+    if not isinstance(value, Iterable):
+        raise InvalidCall(f"{what} is something that yields texts, not {_kind(value)}.")
+
+
 def program(argv: object, what: str) -> Sequence[Any]:
     """A program and its arguments: texts or paths."""
     if isinstance(argv, str | bytes | PathLike) or not isinstance(argv, Sequence) or not argv:

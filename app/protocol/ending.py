@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import ReconciliationFailed, RuntailError
+from app.protocol.cleaning import clean_text
 from app.protocol.digest import digest
+
+MESSAGE_CHARS = 1_000
+"""Of the sentence that says why a run failed: it may quote what an agent has given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,8 @@ class Ending:
 
     @classmethod
     def failed(cls, error: RuntailError) -> "Ending":
-        """The run failed for the stated reason; the error's code and detail become public."""
-        return cls("failed", error={"code": error.code, "message": error.detail})
+        """The run failed for the stated reason; the error's code and detail, cut to MESSAGE_CHARS, become public."""
+        return cls("failed", error={"code": error.code, "message": clean_text(error.detail)[:MESSAGE_CHARS]})
 
     @classmethod
     def cancelled(cls, reason: str) -> "Ending":

@@ -38,6 +38,30 @@ def _tool_error(*error: Any, **more: Any) -> Callable[[RunContext], object]:
     return way
 
 
+class NeverInitialised(ToolError):
+    """A subclass that forgets about its base."""
+
+    def __init__(self) -> None: ...
+
+
+def _tool_error_of(kind: str) -> Callable[[RunContext], object]:
+    def way(run: RunContext) -> object:
+        def tool() -> None:
+            error = ToolError("a", "b") if kind == "changed" else NeverInitialised()
+            error.code, error.retryable = f"{SURROGATE}\0", "no"  # type: ignore[assignment]
+            if kind == "changed":
+                error.detail = 5  # type: ignore[assignment]
+            raise error
+
+        try:
+            with run.step("Fail"):
+                return run.tool("fails", tool)
+        except ToolError:
+            return None
+
+    return way
+
+
 def _given(**arguments: Any) -> Callable[[RunContext], object]:
     return lambda run: run.tool("given", lambda **_: None, **arguments)
 
@@ -59,6 +83,8 @@ WAYS: dict[str, Callable[[RunContext], object]] = {
     "error_code_number": _tool_error(404, KeyError("gone")),
     "error_detail_long": _tool_error("long", "x" * 3_000_000),
     "error_retryable_text": _tool_error("again\0", "\0", retryable="yes"),
+    "error_without_init": _tool_error_of("no init"),
+    "error_changed": _tool_error_of("changed"),
     "label_dirty": lambda run: run.tool("a", lambda: 1, label=f"\0{SURROGATE}", summary={"\0": SURROGATE}),
     "title_dirty": _in_step(title=f"\0{SURROGATE}", id="\0"),
     "plan_dirty": lambda run: run.plan([f"{SURROGATE}\0", "two"]),
@@ -104,10 +130,12 @@ WAYS: dict[str, Callable[[RunContext], object]] = {
     "source_number": lambda run: run.source(5),  # type: ignore[arg-type]
     "check_score_inf": lambda run: run.check("a", True, score=INF),
     "custom_object": lambda run: run.emit("custom.a", {"made": object()}),
+    "custom_type_long": lambda run: run.emit("custom." + "x" * 3_000_000, {}),
     "custom_type_none": lambda run: run.emit(None, {}),  # type: ignore[arg-type]
     "message_role": lambda run: _message(run, role="\0"),
     "message_bytes": lambda run: _message(run, text=b"a"),
     "stream_none": lambda run: run.stream(["a", None]),  # type: ignore[list-item]
+    "stream_number": lambda run: run.stream(5),  # type: ignore[arg-type]
     "parallel_list": lambda run: run.parallel([lambda _: 1]),  # type: ignore[arg-type]
 }
 
