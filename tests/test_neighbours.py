@@ -39,6 +39,8 @@ SIGNALS = (
     "sets_a_timer",
     "ignores_sigterm",
     "handles_sigint",
+    "handles_the_end_of_children",
+    "sets_an_alarm_by_ctypes",
     "handles_by_gevent",
     "blocks_sigterm",
     "takes_the_wakeup",

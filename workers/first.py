@@ -32,7 +32,10 @@ SIGNAL_FUNCTIONS = (
 )
 """They change what a signal does to the process, send it one later, or take one that is meant for the worker."""
 FAULT_FUNCTIONS = ("cancel_dump_traceback_later", "disable", "dump_traceback_later", "enable", "register", "unregister")
-FORKS_IN_C = frozenset({"fork", "vfork", "_Fork", "forkpty", "daemon"})
+SYMBOLS = frozenset(
+    {"_Fork", "alarm", "daemon", "fork", "forkpty", "raise", "setitimer", "sigaction", "signal", "sigprocmask", "vfork"}
+)
+"""Functions of the C library that ctypes does not find."""
 CRASHES = frozenset({signal.SIGKILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV})
 """Let through: like a crash in C they end the process at once, and the runs of a lost worker go on elsewhere."""
 TRUSTED = ("signal", "multiprocessing.resource_tracker")
@@ -115,8 +118,8 @@ class Gate:
 
         @functools.wraps(find)
         def call(library: ctypes.CDLL, name: Any) -> Any:
-            if name in FORKS_IN_C:
-                self.refuse("A fork")
+            if name in SYMBOLS:
+                self.refuse(f"{name} of the C library")
             return find(library, name)
 
         ctypes.CDLL.__getitem__ = call  # type: ignore[method-assign]

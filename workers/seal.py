@@ -20,6 +20,7 @@ from typing import Any
 import gevent
 import gevent.hub
 import gevent.os
+import gevent.signal
 import gevent.subprocess
 import gevent.thread  # type: ignore[import-not-found]
 from gevent._hub_local import set_hub
@@ -62,6 +63,10 @@ def _refuse_what_has_no_gate() -> None:
     def handle_signal(*_: object, **__: object) -> None:
         gate.refuse("gevent.signal_handler")
 
+    def get_handler_of_children(_: object) -> None:
+        # gevent's `signal` calls it for SIGCHLD, which it handles itself, and for no other signal.
+        gate.refuse("signal.signal")
+
     def start_process(_: object) -> None:
         # Also where it would not fork: its pipes, locks and `join` block the thread that all runs have in common.
         gate.refuse("A process of multiprocessing")
@@ -70,6 +75,7 @@ def _refuse_what_has_no_gate() -> None:
         gate.refuse("asyncio.set_event_loop_policy")
 
     gevent.hub.signal.__init__ = handle_signal  # type: ignore[method-assign]
+    gevent.signal.getsignal = get_handler_of_children  # type: ignore[assignment]
     BaseProcess.start = start_process  # type: ignore[method-assign,assignment]
     asyncio.set_event_loop_policy = asyncio.events.set_event_loop_policy = set_policy  # type: ignore[assignment]
 

@@ -210,6 +210,18 @@ def handles_sigint(run: RunContext) -> object:
 
 
 @way
+def handles_the_end_of_children(run: RunContext) -> object:
+    return str(signal.signal(signal.SIGCHLD, print))
+
+
+@way
+def sets_an_alarm_by_ctypes(run: RunContext) -> object:
+    ctypes.CDLL(None).alarm(1)
+    time.sleep(2)
+    return None
+
+
+@way
 def handles_by_gevent(run: RunContext) -> object:
     return str(gevent.signal_handler(signal.SIGTERM, print))
 
