@@ -29,7 +29,9 @@ from workers.emitter import Emitter
 from workers.executor import Executor
 from workers.interrupts import Lost
 from workers.janitor import Janitor
+from workers.place import Here
 from workers.registry import Agent
+from workers.stretch import RESUMED, Stretches
 
 Take = Callable[[], PostgresImage]
 
@@ -352,6 +354,71 @@ def test_what_the_log_tells_of_a_decision_wins_over_one_that_was_made_after_the_
     found = apart.waits.find(DEV, run_id, "apr_1")
     assert found is not None
     assert found.decision == "approved"
+
+
+def _ask(services: Services, owner: Owner) -> None:
+    """Commit a question as a worker does, and append it."""
+    writer = owner.writer
+    new = NewApproval("apr_1", "Refund?", "owner", None, None)
+    asked = {"approval_id": "apr_1", "label": new.label, "requires": new.requires}
+    writer.add("approval.required", asked, op="1", commit_first=True)
+    services.store.archive([Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), approvals=[new])])
+    writer.mark_archived(writer.head)
+    owner.append()
+
+
+@pytest.mark.parametrize("lost", ["the decision", "the question too"])
+@pytest.mark.parametrize("step", ["archive", "finish"])
+def test_a_decision_that_its_worker_has_read_comes_back_with_the_event_that_tells_of_it(
+    apart: Services, run_id: str, image: Take, step: str, lost: str
+) -> None:
+    """[rows_restored] The event is not archived yet when Postgres loses the row."""
+    owner = Owner(apart, run_id, "a").adopt()
+    before = image()
+    _ask(apart, owner)
+    if lost == "the decision":
+        before = image()
+    apart.waits.decide(DEV, run_id, "apr_1", "approved", "yes")
+    resolved = {"approval_id": "apr_1", "decision": "approved", "by": "dev", "comment": "yes"}
+    owner.writer.add("approval.resolved", resolved, op="1")
+    before.restore()
+    if step == "archive":
+        apart.ownership.archive(owner.writer)
+    owner.finish(Ending.completed("x"))
+    found = apart.waits.find(DEV, run_id, "apr_1")
+    assert found is not None
+    assert (found.decision, found.comment) == ("approved", "yes")
+    _whole(apart, run_id)
+
+
+def test_a_journal_is_not_read_from_less_than_its_writer_has_written(
+    apart: Services, run_id: str, image: Take, started: Any
+) -> None:
+    """[archive_follows] Otherwise the same worker, going on, asks its question again."""
+    owner = Owner(apart, run_id, "a").adopt()
+    before = image()
+    _ask(apart, owner)
+    before.restore()
+    stretches = Stretches(apart, started(apart.ownership), {}, "a", Here())
+    journal = stretches._journal(owner.run, owner.writer, RESUMED)
+    assert journal.approval("apr_1") is not None
+    assert journal.count("1", "approval.required") == 1
+
+
+def test_a_run_whose_end_is_lost_while_it_is_published_is_published_again(
+    apart: Services, run_id: str, image: Take
+) -> None:
+    owner = Owner(apart, run_id, "a").adopt().say("one").append().archive()
+    before = image()
+    apart.ownership.end(owner.writer, Ending.completed("x"))
+    apart.ownership.commit_end(owner.writer)
+    before.restore()
+    apart.ownership.publish(run_id, owner.run.epoch)
+    assert not _row(apart, run_id).published
+    apart.store.release(run_id, owner.run.epoch, "worker_lost")
+    Owner(apart, run_id, "b").adopt().finish(Ending.completed("x"))
+    assert _row(apart, run_id).published
+    _whole(apart, run_id)
 
 
 # Redis that has evicted a key of one run.

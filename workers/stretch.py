@@ -61,7 +61,7 @@ class Stretches:
         :param reason: why there is another one; None: this is the first.
         :raises Fenced: another worker owns the run.
         """
-        journal = self._journal(execution.run, reason)
+        journal = self._journal(execution.run, writer, reason)
         emission = execution.emission = self._emitter.open(writer, execution.interrupt)
         try:
             return self._outcome(execution, emission, journal, reason)
@@ -90,11 +90,16 @@ class Stretches:
             emission.inputs.update((input.n, input.text) for input in inputs)
             after = inputs[-1].n
 
-    def _journal(self, run: RunRecord, reason: str | None) -> Journal:
+    def _journal(self, run: RunRecord, writer: LogWriter, reason: str | None) -> Journal:
         if reason is None:
             assert run.started_at is not None
             return Journal(Recorded((), (), {}, run.started_at))
-        return Journal(until_reachable(lambda: self._services.journal.recorded(run.id)), run.generation)
+        while True:
+            recorded = until_reachable(lambda: self._services.journal.recorded(run.id))
+            if recorded.head >= writer.archived:
+                return Journal(recorded, run.generation)
+            # Postgres has just lost what the writer has written: the journal is not to be read from less than that.
+            until_reachable(partial(self._ownership.refill, writer, recorded.head))
 
     def _outcome(self, execution: Execution, emission: Emission, journal: Journal, reason: str | None) -> Outcome:
         run = execution.run

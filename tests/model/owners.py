@@ -40,15 +40,26 @@ class Owners:
         if claimed is None:
             yield "claim refused", s, None, False
         else:
-            yield "claim", claimed, a._replace(at="fence", epoch=claimed.epoch, reason=s.reason), False
+            yield (
+                "claim",
+                claimed,
+                a._replace(at="fence", epoch=claimed.epoch, name=claimed.owner, reason=s.reason),
+                False,
+            )
 
     def _fence(self, s: State, a: Actor) -> Iterator[Move]:
         if not self._do.on("redis_fence"):
             yield "no fence", s, a._replace(at="sync"), False
-        elif a.epoch < s.redis_epoch:
-            yield "fence refused", s, None, False
+        elif a.epoch < s.redis_epoch or self._do.is_taken(s, a):
+            yield "the epoch is taken", s, a._replace(at="raise"), False
         else:
-            yield "raise the epoch in Redis", self._do.set_log(s, a.epoch, s.log), a._replace(at="sync"), False
+            fenced = self._do.set_log(s, a.epoch, s.log)._replace(redis_owner=a.name)
+            yield "raise the epoch in Redis", fenced, a._replace(at="sync"), False
+
+    def _raise(self, s: State, a: Actor) -> Iterator[Move]:
+        raised = self._do.raise_epoch(s, a)
+        left = a._replace(at="fence", epoch=raised.epoch) if raised else None
+        yield "raise the row above it" if raised else "raise refused", raised or s, left, False
 
     def _sync(self, s: State, a: Actor) -> Iterator[Move]:
         s, ours = self._do.sync(s, a.epoch)
@@ -62,13 +73,22 @@ class Owners:
         else:
             head = len(s.archive)
             after = a._replace(at="end" if a.api else "journal", local=s.archive, appended=head, archived=head)
-            yield "log and archive are level", s, after._replace(end="cancelled" if a.api else ""), False
+            ended = [status for status in TERMINAL if has(s.archive, status)]
+            if ended and self._do.on("end_restored"):
+                yield "the log has its end", s, after._replace(at="commit_end", end=ended[0]), False
+            else:
+                yield "log and archive are level", s, after._replace(end="cancelled" if a.api else ""), False
 
     def _rest_commit(self, s: State, a: Actor) -> Iterator[Move]:
-        committed = self._do.commit(s, a)
-        yield "archive what Redis held", committed or s, a._replace(at="rest") if committed else None, False
+        ours = self._do.owns(s, a)
+        follows = a.local[: len(s.archive)] == s.archive  # else somebody else has archived meanwhile
+        committed = self._do.take_in(s, a.local[len(s.archive) :]) if ours and follows else s
+        yield "archive what Redis held", committed, a._replace(at="rest") if ours else None, False
 
     def _journal(self, s: State, a: Actor) -> Iterator[Move]:
+        if len(s.archive) < a.archived and self._do.owns(s, a):
+            yield from self._refill(s, a)
+            return
         known = tuple(op > 0 and self._do.on("journal") for op in s.ops)
         yield "read the journal", s, a._replace(at="confirm", known_ops=known, known_approval=s.approval, call=0), False
 
@@ -78,8 +98,10 @@ class Owners:
         elif s.cancel and self._do.on("cancel_after_claim"):
             yield "confirm: it is cancelled", s, a._replace(at="end", end="cancelled"), False
         else:
-            says = {"": "run.started", "resumed": "run.resumed"}.get(a.reason, "run.step")
-            after = self._say(a, says)._replace(at="bring" if a.reason else "call")
+            begun = count(a.local, "run.started") and not a.reason and self._do.on("started_once")
+            reason = "retry" if begun else a.reason
+            says = {"": "run.started", "resumed": "run.resumed"}.get(reason, "run.step")
+            after = self._say(a, says)._replace(at="bring" if reason else "call")
             yield "confirm, announce", s, after, False
 
     def _bring(self, s: State, a: Actor) -> Iterator[Move]:
@@ -158,7 +180,7 @@ class Owners:
             ours = self._do.owns(s, a)
             yield "confirm the epoch again", s, a._replace(confirmed=True) if ours else None, False
             return
-        after, outcome = self._do.append(s, a.epoch, a.appended, a.local[a.appended : end])
+        after, outcome = self._do.append_own(s, a, a.local[a.appended : end])
         left = {
             "OK": a._replace(appended=end),
             "FENCED": None,
@@ -170,6 +192,9 @@ class Owners:
 
     def _archive(self, s: State, a: Actor) -> Iterator[Move]:
         if (a.archived == len(a.local) and a.at not in COMMITS) or (a.at == "ask" and not a.held):
+            return
+        if self._do.is_behind(s, a):
+            yield from self._refill(s, a)
             return
         committed = self._do.commit(s, a)
         if committed is None:
@@ -185,6 +210,10 @@ class Owners:
         else:
             yield "archive" if a.at != "ask" else "COMMIT the question", committed, kept, False
 
+    def _refill(self, s: State, a: Actor) -> Iterator[Move]:
+        filled = self._do.refill(s, a)
+        yield "refill the archive" if filled else "refill refused", filled or s, a if filled else None, False
+
     def _commands(self, s: State, a: Actor) -> Iterator[Move]:
         """heed_commands, once it was rung or by itself."""
         if not self._do.owns(s, a):
@@ -194,11 +223,14 @@ class Owners:
         elif s.inputs > count(a.local, "input.received"):
             yield "bring inputs", s, self._heard(a, s.inputs), False
         if s.deploys:
-            yield "DEPLOY", s._replace(deploys=s.deploys - 1), Actor("hand_back", a.epoch), True
+            yield "DEPLOY", s._replace(deploys=s.deploys - 1), Actor("hand_back", a.epoch, a.name), True
 
     # The end of the stretch.
 
     def _suspend(self, s: State, a: Actor) -> Iterator[Move]:
+        if self._do.is_behind(s, a):
+            yield from self._refill(s, a)
+            return
         after, outcome = self._do.suspend(s, a)
         if outcome == "FENCED":
             yield "suspend refused", s, None, False
@@ -207,7 +239,7 @@ class Owners:
             yield "suspend, ANSWER LOST", after._replace(lost_answers=s.lost_answers - 1), a, True
         kept = a._replace(archived=len(a.local), held=0)
         if outcome == "WAITS":
-            yield "SUSPEND", after, Actor("publish_wait", a.epoch), False
+            yield "SUSPEND", after, Actor("publish_wait", a.epoch, a.name), False
         else:
             yield "suspend: go on", after, kept._replace(at="journal", reason="resumed"), False
 
@@ -223,17 +255,20 @@ class Owners:
         local = a.local
         if count(local, "approval.required") and resolved(local) is None:
             decision = s.approval if s.approval not in ("", "open") else "expired"
-            local = (*local, f"approval.resolved:{decision}@{a.epoch}")
+            local = (*local, f"approval.resolved:{decision}@{_by(a)}")
         for call in range(len(self._do.script)):
             running = has(local, f"tool.started:{call}") and not has(local, f"tool.completed:{call}")
             if running:
-                local = (*local, f"tool.failed:{call}@{a.epoch}")
-        yield "read the decisions", s, a._replace(at="commit_end", local=(*local, f"{a.end}@{a.epoch}")), False
+                local = (*local, f"tool.failed:{call}@{_by(a)}")
+        yield "read the decisions", s, a._replace(at="commit_end", local=(*local, f"{a.end}@{_by(a)}")), False
 
     def _commit_end(self, s: State, a: Actor) -> Iterator[Move]:
         stale = s.approval not in ("", "open", "expired") and resolved(a.local) != s.approval
         if stale and self._do.on("end_rereads") and self._do.owns(s, a):
             yield "decided meanwhile", s, a._replace(at="end", local=a.local[: a.archived]), False
+            return
+        if self._do.is_behind(s, a):
+            yield from self._refill(s, a)
             return
         finished = self._do.finish(s, a)
         if finished is None:
@@ -241,14 +276,14 @@ class Owners:
             return
         if s.lost_answers:
             yield "COMMIT the end, ANSWER LOST", finished._replace(lost_answers=s.lost_answers - 1), a, True
-        yield f"COMMIT the end: {a.end}", finished, Actor("publish", a.epoch, a.api), False
+        yield f"COMMIT the end: {a.end}", finished, Actor("publish", a.epoch, a.name, a.api), False
 
     def _publish(self, s: State, a: Actor) -> Iterator[Move]:
         s, ours = self._do.sync(s, a.epoch)
-        yield "append the end", s, Actor("mark", a.epoch, a.api) if ours else None, False
+        yield "append the end", s, Actor("mark", a.epoch, a.name, a.api) if ours else None, False
 
     def _mark(self, s: State, a: Actor) -> Iterator[Move]:
-        yield "mark it published", s._replace(published=True), None, False
+        yield "mark it published", s._replace(published=s.status in TERMINAL), None, False
 
     # The API's part of a cancel; its claim and all that follows are above.
 
@@ -270,7 +305,7 @@ class Owners:
     # Memory only.
 
     def _say(self, a: Actor, event: str) -> Actor:
-        return a._replace(local=(*a.local, f"{event}@{a.epoch}"))
+        return a._replace(local=(*a.local, f"{event}@{_by(a)}"))
 
     def _heard(self, a: Actor, sent: int) -> Actor:
         for n in range(count(a.local, "input.received"), sent):
@@ -284,3 +319,8 @@ class Owners:
         """Suspended: the emission is closed, and run.waiting is written."""
         said = self._say(a, "run.waiting")
         return said._replace(at="suspend", held=len(said.local))
+
+
+def _by(a: Actor) -> str:
+    """Who writes: owners with one epoch write different events."""
+    return f"{a.epoch}.{a.name}" if a.name else str(a.epoch)

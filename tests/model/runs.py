@@ -37,6 +37,12 @@ RULES = {
     "publish_ends": "the janitor brings ends into Redis",
     "doubt_again": "it doubts an end once more when whoever published it has had the time to mark it published",
     "only_losses_count": "an attempt is counted when a worker is lost, and only then",
+    "epoch_owner": "a claim whose epoch Redis knows as another owner's raises its row above it",
+    "archive_follows": "what is archived follows the archive's last event; otherwise the archive is refilled first",
+    "rows_restored": "with what the archive takes in from the log the rows are restored that it tells of",
+    "end_restored": "a run whose log has its end, which its row has lost, is not executed again",
+    "started_once": "a run whose log has begun is not started again",
+    "wake_lost": "after a failover a waiting run whose log goes on is woken",
 }
 
 
@@ -96,7 +102,60 @@ class Transactions(Logs[State]):
         if s.status != "pending" and not (waiting and s.status == "waiting"):
             return None
         attempt = s.attempt + (s.epoch > 0 and not self.on("only_losses_count"))
-        return s._replace(status="running", epoch=s.epoch + 1, wakes=False, attempt=attempt)
+        claims = s.claims + bool(s.claims or s.failovers)
+        row = {"status": "running", "epoch": s.epoch + 1, "owner": claims, "wakes": False, "attempt": attempt}
+        return s._replace(claims=claims, **row)
+
+    def raise_epoch(self, s: State, a: Actor) -> State | None:
+        """RunStore.raise_epoch; None: it was taken over."""
+        if (s.epoch, s.owner, s.status) != (a.epoch, a.name, "running"):
+            return None
+        return s._replace(epoch=max(s.epoch, s.redis_epoch) + 1)
+
+    # Redis, by an owner.
+
+    def is_taken(self, s: State, a: Actor) -> bool:
+        """append.lua and raise_epoch.lua: the epoch is another owner's."""
+        return a.epoch == s.redis_epoch and a.name != s.redis_owner and self.on("epoch_owner")
+
+    def append_own(self, s: State, a: Actor, events: Log) -> tuple[State, str]:
+        """As `append`, by the owner of the epoch."""
+        if self.is_taken(s, a):
+            return s, "FENCED"
+        s, outcome = self.append(s, a.epoch, a.appended, events)
+        return (s._replace(redis_owner=a.name) if outcome == "OK" else s), outcome
+
+    # Postgres has lost events.
+
+    def is_behind(self, s: State, a: Actor) -> bool:
+        """The archive ends before the first event that the actor is to archive.
+
+        :raises Violation: and it would be archived all the same.
+        """
+        behind = len(s.archive) < a.archived and s.epoch == a.epoch
+        if behind and not self.on("archive_follows"):
+            raise Violation(f"hole: {a.local[a.archived :]} after {s.archive}")
+        return behind
+
+    def refill(self, s: State, a: Actor) -> State | None:
+        """Ownership.refill; None: fenced, or nobody has the events."""
+        have, remembered = len(s.archive), min(a.appended, a.archived)
+        found = a.local[have : a.archived] if have >= remembered else s.log[have : a.archived]
+        if not self.owns(s, a) or have + len(found) < a.archived:
+            return None
+        return self.take_in(s, found)
+
+    def take_in(self, s: State, events: Log) -> State:
+        """RunStore.take_in."""
+        return self.restored(self.archived(s, s.archive + events))
+
+    def restored(self, s: State) -> State:
+        """restore_rows."""
+        if not self.on("rows_restored") or not s.failed_over:
+            return s  # it changes nothing then, or what it would change is to be seen
+        approval = s.approval or ("open" if count(s.archive, "approval.required") else "")
+        inputs = max(s.inputs, count(s.archive, "input.received"))
+        return s._replace(approval=resolved(s.archive) or approval, inputs=inputs)
 
     def owns(self, s: State, a: Actor, rule: str = "fenced_rows") -> bool:
         """`WHERE epoch = … AND status = 'running'`."""
@@ -112,7 +171,7 @@ class Transactions(Logs[State]):
         if a.at == "ask" and not approval:
             approval = "open"
         s = s._replace(ops=ops, approval=approval)
-        return self.archived(s, merged(s.archive, a.local)) if events else s
+        return self.restored(self.archived(s, merged(s.archive, a.local))) if events else s
 
     def suspend(self, s: State, a: Actor) -> tuple[State, str]:
         """Ownership.suspend of the actor, whose log has run.waiting already: FENCED, WAITS or GOES ON."""
@@ -122,7 +181,7 @@ class Transactions(Logs[State]):
         decided = call == "approve" and s.approval != "open"
         arrived = self.on("reread") and (decided or s.inputs > count(a.local, "input.received"))
         arrived = arrived or (self.on("reread_cancel") and s.cancel)
-        s = self.archived(s, merged(s.archive, a.local))
+        s = self.restored(self.archived(s, merged(s.archive, a.local)))
         if arrived:
             return s, "GOES ON"
         return s._replace(status="waiting", wakes=call == "sleep"), "WAITS"
@@ -131,7 +190,7 @@ class Transactions(Logs[State]):
         """Ownership.commit_end; None: fenced."""
         if not self.owns(s, a):
             return s if (s.epoch, s.status, s.archive) == (a.epoch, a.end, a.local) else None
-        s = self.archived(s, a.local, status=a.end, wakes=False)
+        s = self.restored(self.archived(s, a.local, status=a.end, wakes=False))
         return s._replace(approval="expired") if s.approval == "open" else s
 
     def release(self, s: State, epoch: int, reason: str) -> State | None:

@@ -15,6 +15,8 @@ def _scenario(script: tuple[str, ...], decisions: tuple[str, ...] = YES, **more:
 SHORT = {
     "a tool, a crash, a wrong suspicion": _scenario(TOOL, crashes=1, suspicions=1),
     "a tool, Redis rolled back": _scenario(TOOL, rollbacks=1),
+    "a tool, Postgres loses its last transactions": _scenario(TOOL, failovers=1),
+    "a question, Postgres loses its last transactions": _scenario(ASK, failovers=1),
     "a tool, cancelled by name": _scenario(TOOL, cancels=1, slow_post=1),
     "a question, decided twice, and a crash": _scenario(ASK, ("approved", "denied"), crashes=1),
     "a question that expires, a deploy": _scenario(ASK, deploys=1, expires=1),
@@ -47,6 +49,10 @@ LONG = {
     "a tool, a question, a tool, Redis rolled back": _scenario(("tool", "approve", "tool"), rollbacks=1),
     "two inputs, a wrong suspicion": _scenario(("input", "input"), inputs=2, suspicions=1),
     "an input, Redis rolled back, a cancel": _scenario(("input",), inputs=1, rollbacks=1, cancels=1),
+    "a question, Postgres loses transactions, an input": _scenario(ASK, failovers=1, inputs=1),
+    "an input, Postgres loses transactions": _scenario(("input",), inputs=1, failovers=1),
+    "a sleep, Postgres loses transactions": _scenario(("sleep",), failovers=1),
+    "a question, Postgres loses transactions, a cancel": _scenario(ASK, failovers=1, cancels=1),
     "a sleep, an input, a crash, a cancel": _scenario(("sleep",), inputs=1, crashes=1, cancels=1),
 }
 
@@ -77,5 +83,11 @@ NEEDED_FOR = {
     "publish_ends": _scenario(TOOL, crashes=1),
     "doubt_again": _scenario(TOOL, rollbacks=1),
     "only_losses_count": _scenario(ASK),
+    "epoch_owner": _scenario(TOOL, failovers=1),
+    "archive_follows": _scenario(TOOL, failovers=1),
+    "rows_restored": _scenario(ASK, failovers=1),
+    "end_restored": _scenario(TOOL, failovers=1),
+    "started_once": _scenario(TOOL, failovers=1),
+    "wake_lost": _scenario(ASK, failovers=1),
 }
 """Of each rule a scenario in which something goes wrong without it."""

@@ -14,6 +14,8 @@ class Actor(NamedTuple):
 
     at: str
     epoch: int = 0
+    name: int = 0
+    """Its claim, which tells owners with one epoch apart; 0 where Postgres loses nothing."""
     api: bool = False
     local: Log = ()
     """All that its LogWriter has written or adopted."""
@@ -55,8 +57,13 @@ class State(NamedTuple):
     wakes: bool = False
     """A time is set at which it goes on."""
     published: bool = False
+    owner: int = 0
+    """The name of the actor that has claimed it last."""
+    before: tuple["Row", ...] = ()
+    """What Postgres may come back with."""
     # Redis
     redis_epoch: int = 0
+    redis_owner: int = 0
     log: Log = ()
     job: bool = False
     past: tuple[tuple[int, Log], ...] = ()
@@ -78,16 +85,34 @@ class State(NamedTuple):
     """The first epoch whose owner knows from the start that it is cancelled; 0: it is not."""
     losses: int = 0
     replaced: bool = False
-    """An owner that was alive was called lost."""
+    """An owner that was alive was called lost, or Postgres has lost its claim."""
+    claims: int = 0
+    """How many there were, also such as Postgres has lost; counted where it may lose some."""
+    failed_over: bool = False
+    """Postgres has lost transactions: records of calls among them, which are then made again."""
     # Budgets
     crashes: int = 0
     suspicions: int = 0
     rollbacks: int = 0
+    failovers: int = 0
     duplicates: int = 0
     deploys: int = 0
     timeouts: int = 0
     lost_answers: int = 0
     cancels: int = 0
+
+
+Row = tuple[object, ...]
+"""What Postgres holds: the members of a State that ROW names."""
+ROW = (
+    *("status", "epoch", "owner", "attempt", "crashed_epoch", "reason", "cancel", "archive"),
+    *("ops", "approval", "inputs", "wakes", "published"),
+)
+
+
+def row_of(s: State) -> Row:
+    """What Postgres holds."""
+    return tuple(getattr(s, name) for name in ROW)
 
 
 @cache

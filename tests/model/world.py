@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from tests.model.explorer import Step, Violation
 from tests.model.owners import Owners
 from tests.model.runs import Transactions, resolved
-from tests.model.states import TERMINAL, Actor, State, count
+from tests.model.states import ROW, TERMINAL, Actor, Row, State, count, row_of
 
 WORKERS = 2
+TRANSACTIONS = 3
+"""That Postgres may lose at most."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class World:
     def steps(self, s: State) -> Iterator[Step]:
         """Everything that may happen next."""
         for n, actor in enumerate(s.actors):
-            yield from self._moves(s, n, actor)
+            yield from _remembered(s, self._moves(s, n, actor))
         for steps in (self._post, self._take_job, self._users, self._janitor, self._faults):
-            yield from _guarded(steps(s))
+            yield from _remembered(s, _guarded(steps(s)))
 
     def inspect(self, s: State) -> None:
         """What must hold in every state."""
@@ -55,13 +57,16 @@ class World:
             raise Violation(f"counted wrongly: attempt {s.attempt} after {s.losses} lost workers")
         if s.early and s.status != "none":
             raise Violation("missed cancel: it was noted, and the run is there and does not know")
+        if count(s.seen, "run.started") > 1:
+            raise Violation(f"started twice: {s.seen}")
         told = resolved(s.archive)
         if told is not None and told != (s.approval or "expired"):  # asked in a log that was committed with the end
             raise Violation(f"decided otherwise: the log says {told}, the row {s.approval}")
         if count(s.archive, "approval.required") > 1 or count(s.archive, "approval.resolved") > 1:
             raise Violation(f"asked or decided twice in the log: {s.archive}")
         for call, epoch in enumerate(s.ops):
-            if epoch and self._do.script[call] == "tool" and _stands(s, f"tool.completed:{call}") != 1:
+            stands = _stands(s, f"tool.completed:{call}")
+            if epoch and self._do.script[call] == "tool" and (stands < 1 if s.failed_over else stands != 1):
                 raise Violation(f"a result and its event do not agree: call {call} in {s.archive}")
         if s.status == "waiting":
             self._inspect_wait(s)
@@ -127,6 +132,8 @@ class World:
             yield from self._decisions(s)
 
     def _decisions(self, s: State) -> Iterator[Step]:
+        if s.failed_over and resolved(s.seen):
+            return  # whoever sees the log knows that this is decided
         again = not self._do.on("decide_once")
         for decision in self._scenario.decisions if s.approval == "open" or again else ():
             if self._do.on("decide_locks"):
@@ -159,6 +166,9 @@ class World:
             yield Step("janitor: enqueue the forgotten", s._replace(job=True))
         if s.status == "running" and not _alive(s):
             yield Step("janitor: release the lost", self._do.release(s, s.epoch, "worker_lost") or s)
+        gone_on = s.failed_over and s.status == "waiting" and len(s.log) > len(s.archive)
+        if gone_on and self._do.on("wake_lost"):
+            yield Step("janitor: wake what had gone on", self._do.woken(s))
         marking = any(actor.at == "mark" for actor in s.actors)
         if s.doubt and not (marking and self._do.on("doubt_again")):
             yield Step("janitor: doubt the end", s._replace(doubt=False, published=False))
@@ -184,11 +194,32 @@ class World:
                 if (epoch, log) != (s.redis_epoch, s.log):
                     yield Step(f"REDIS IS BACK AT {len(log)} EVENTS", self._rolled_back(s, epoch, log), True)
 
+        if s.failovers and s.post == "done":
+            for row in s.before:
+                yield Step(f"POSTGRES IS BACK AT {dict(zip(ROW, row, strict=True))}", self._failed_over(s, row), True)
+
+    def _failed_over(self, s: State, row: Row) -> State:
+        """Clients may have seen what only Postgres had: that is lost."""
+        back = s._replace(**dict(zip(ROW, row, strict=True)), before=(), failovers=s.failovers - 1)
+        back = back._replace(failed_over=True, replaced=True)
+        seen = max(back.archive, back.log, key=len)
+        return back._replace(seen=seen, cancelled_from=back.cancelled_from if back.cancel else 0)
+
     def _rolled_back(self, s: State, epoch: int, log: tuple[str, ...]) -> State:
         """One fault: whoever wrote what is lost is there. So nothing else may have happened or happen."""
         actors = tuple(actor._replace(confirmed=not self._do.on("confirm")) for actor in s.actors)
         back = s._replace(redis_epoch=epoch, log=log, past=(), job=s.job and bool(log), actors=actors)
         return back._replace(rollbacks=s.rollbacks - 1, doubt=True)
+
+
+def _remembered(s: State, steps: Iterator[Step]) -> Iterator[Step]:
+    """Postgres may come back as it was before any of its last transactions."""
+    for step in steps:
+        after = step.after
+        lasting = isinstance(after, State) and s.failovers and s.status != "none"
+        if lasting and after.failovers and row_of(after) != row_of(s):
+            step = Step(step.label, after._replace(before=(*s.before, row_of(s))[-TRANSACTIONS:]), step.fault)
+        yield step
 
 
 def _with(s: State, others: tuple[Actor, ...], actor: Actor | None) -> State:
@@ -197,7 +228,7 @@ def _with(s: State, others: tuple[Actor, ...], actor: Actor | None) -> State:
 
 
 def _alive(s: State) -> bool:
-    return any(actor.epoch == s.epoch for actor in s.actors)
+    return any((actor.epoch, actor.name) == (s.epoch, s.owner) for actor in s.actors)
 
 
 def _stands(s: State, event: str) -> int:

@@ -23,6 +23,7 @@ ON CONFLICT DO NOTHING
 """
 APPROVAL_COLUMNS = ", ".join(field.name for field in fields(ApprovalRecord))
 """Named, as those of a run are."""
+_NOW = "SELECT now(), (SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s)"
 _APPROVALS = f"SELECT {APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s ORDER BY created_at"
 
 
@@ -36,6 +37,8 @@ class Recorded:
     """How many events of each (op, type) the log holds."""
     read_at: datetime
     """By the clock that decides when a sleep is over."""
+    head: int = 0
+    """Of the log that this was read from."""
 
 
 class JournalStore:
@@ -56,7 +59,7 @@ class JournalStore:
                 [OpRecord(**row) for row in rows(db.execute_sql(ops, (run_id,)))],
                 [ApprovalRecord(*row) for row in db.execute_sql(_APPROVALS, (run_id,)).fetchall()],
                 {(op, type): count for op, type, count in db.execute_sql(events, (run_id,)).fetchall()},
-                db.execute_sql("SELECT now()").fetchone()[0],
+                *db.execute_sql(_NOW, (run_id,)).fetchone(),
             )
 
 

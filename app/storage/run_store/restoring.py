@@ -1,5 +1,8 @@
 """What a run's rows have lost and its log still tells: after Postgres came back without its last transactions.
 
+Whoever archives such events calls this, because the rows may be lost and the events not: where nothing is lost, it
+changes nothing.
+
 The log wins: what it tells was seen, and cannot be unsaid. Results of calls are not in it (only previews of them are);
 such a call is made again. Not responsible for the log itself.
 """
@@ -24,25 +27,31 @@ WHERE run_id = %s AND epoch = (SELECT epoch FROM runs WHERE id = run_id)
 """
 
 
-def restore_rows(db: Any, run_id: str, events: Sequence[Event], batch: int) -> None:
-    """Within a transaction that has locked the run: write down again what the events tell of.
-
-    :param batch: see `RunStore.take_in`.
-    """
-    inputs = 0
+def restore_rows(db: Any, run_id: str, events: Sequence[Event]) -> None:
+    """Within a transaction that has locked the run: write down again what the events tell of."""
     for event in events:
         if event.type in ("input.received", "approval.required", "approval.resolved"):
             payload = event.envelope()["payload"]
             if event.type == "input.received":
-                inputs = int(payload["input_id"].removeprefix("inp_"))
-                db.execute_sql(_INPUT, (run_id, inputs, payload["text"]))
+                db.execute_sql(_INPUT, (run_id, _number(payload), payload["text"]))
             elif event.type == "approval.required":
                 insert_approval(db, run_id, _asked(payload))
             else:
                 decided = (payload["decision"], payload.get("by"), payload.get("comment"))
                 db.execute_sql(_DECISION, (*decided, run_id, payload["approval_id"], payload["decision"]))
-    if events:
-        db.execute_sql(_WRITER, (events[-1].seq, inputs, batch, run_id))
+
+
+def restore_writer(db: Any, run_id: str, events: Sequence[Event], batch: int) -> None:
+    """Likewise, how far an external run's writer has come.
+
+    :param batch: see `RunStore.take_in`.
+    """
+    told = [_number(event.envelope()["payload"]) for event in events if event.type == "input.received"]
+    db.execute_sql(_WRITER, (events[-1].seq, max(told, default=0), batch, run_id))
+
+
+def _number(payload: dict[str, Any]) -> int:
+    return int(payload["input_id"].removeprefix("inp_"))
 
 
 def _asked(payload: dict[str, Any]) -> NewApproval:

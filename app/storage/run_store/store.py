@@ -23,7 +23,7 @@ from app.storage.run_store.records import (
     RunPosition,
     RunRecord,
 )
-from app.storage.run_store.restoring import restore_rows
+from app.storage.run_store.restoring import restore_rows, restore_writer
 from app.storage.run_store.retention import erase_runs
 from app.storage.together import Together
 
@@ -301,7 +301,8 @@ class RunStore:
             if head != events[0].seq - 1:
                 return int(head)
             _insert_following(db, run_id, events)
-            restore_rows(db, run_id, events, batch)
+            restore_rows(db, run_id, events)
+            restore_writer(db, run_id, events, batch)
             return events[-1].seq
 
     def owned(self, epochs: Mapping[str, int]) -> dict[str, bool]:
@@ -356,6 +357,7 @@ class RunStore:
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
             _insert_following(db, run_id, events)
+            restore_rows(db, run_id, events)
 
     def suspend(
         self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
@@ -375,6 +377,7 @@ class RunStore:
                 raise Fenced(f"{last.run_id} is not running under epoch {last.epoch}.")
             _insert_following(db, last.run_id, last.events)
             insert_journal(db, [last])
+            restore_rows(db, last.run_id, last.events)
             waited_for = (inputs_seen, list(approval_ids), last.run_id)
             (arrived,) = db.execute_sql(_HAS_ARRIVED, waited_for).fetchone()
             if not arrived:
@@ -395,7 +398,8 @@ class RunStore:
     def mark_published(self, run_ids: Sequence[str]) -> set[str]:
         """Nothing of these finished runs is left to append. Returns those that there are."""
         with self._database.session() as db:
-            sql = "UPDATE runs SET published = true WHERE id = ANY (%s) RETURNING id"
+            # Of one that has not ended Postgres has lost that it had.
+            sql = "UPDATE runs SET published = finished_at IS NOT NULL WHERE id = ANY (%s) RETURNING id"
             return {run_id for (run_id,) in db.execute_sql(sql, (list(run_ids),)).fetchall()}
 
     def release(self, run_id: str, epoch: int, reason: str | None, queue: str | None = None) -> RunRecord | None:
@@ -547,6 +551,8 @@ def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Beh
     owned |= {run_id: Behind(head) for run_id, head in behind.items()}
     mine = [c for c in mine if c.run_id not in behind]
     insert_journal(db, mine)
+    for checkpoint in mine:
+        restore_rows(db, checkpoint.run_id, checkpoint.events)
     due = [c for c in mine if c.state is not None]
     if due:
         columns = ([c.run_id for c in due], [c.state for c in due], [c.state_seq for c in due])
