@@ -24,7 +24,7 @@ BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
 .PHONY: install run test test-chaos test-model test-soak test-redis test-fresh test-fresh-readme lint format bench lock \
-	test-browser test-proxy clean
+	test-browser test-proxy test-contract clean
 .DEFAULT_GOAL := help
 
 help:
@@ -95,6 +95,10 @@ bench: $(DEV_STAMP)
 # Needs a chromium on PATH (or CHROMIUM=/path/to/it); Playwright's own download is not used.
 test-browser: $(BROWSER_STAMP)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+# schemathesis makes requests by the OpenAPI document, for about a minute.
+test-contract: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/contract $(ARGS)
 
 # Needs an nginx on PATH or in /usr/sbin.
 test-proxy: $(DEV_STAMP)

@@ -1,6 +1,6 @@
 """The OpenAPI document beyond what the views say of themselves: where a started run leads, keys, agents to try."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from app.storage.run_store import AgentRecord
@@ -10,6 +10,7 @@ _RUN_ID = {"run_id": "$response.body#/run_id"}
 _FOLLOW = {
     "GetRun": ("/runs/{run_id}", "get", _RUN_ID),
     "GetEvents": ("/runs/{run_id}/events", "get", {**_RUN_ID, "header.Accept": "application/json"}),
+    "GetSeveral": ("/events", "get", {"runs": "$response.body#/run_id"}),
     "CancelRun": ("/runs/{run_id}/cancel", "post", _RUN_ID),
     "DeleteRun": ("/runs/{run_id}", "delete", _RUN_ID),
     "EraseRun": ("/runs/{run_id}/erase", "post", _RUN_ID),
@@ -20,15 +21,27 @@ _FOLLOW = {
 _KEY = {"type": "http", "scheme": "bearer", "description": "An API key: `runtail keys create` makes one."}
 
 
-def complete(document: dict[str, Any], agents: Iterable[AgentRecord] = ()) -> dict[str, Any]:
-    """The document with links, the way to authorise, and an example for each of these agents."""
+_WRITER = {"type": "http", "scheme": "bearer", "description": "The `writer_token` of an external run."}
+_OPEN = ("/healthz", "/readyz", "/schema/events.json")
+"""They need no key."""
+_WRITING = (("/runs/{run_id}/events", "post"), ("/runs/{run_id}/heartbeat", "post"), ("/runs/{run_id}/finish", "post"))
+
+
+def complete(document: dict[str, Any], agents: Sequence[AgentRecord] = ()) -> dict[str, Any]:
+    """The document with links, the ways to authorise, and these agents: their names, and an example of each."""
     start = document["paths"]["/runs"]["post"]
     links = {name: _link(*target) for name, target in _FOLLOW.items()}
     for status in ("200", "202"):
         start["responses"][status]["links"] = links
-    document.setdefault("components", {})["securitySchemes"] = {"key": _KEY}
+    document.setdefault("components", {})["securitySchemes"] = {"key": _KEY, "writer": _WRITER}
     document["security"] = [{"key": []}]
-    if examples := {agent.name: _example(agent) for agent in list(agents)[:EXAMPLES_MAX]}:
+    for path in _OPEN:
+        document["paths"][path]["get"]["security"] = []
+    for path, method in _WRITING:
+        document["paths"][path][method]["security"] = [{"writer": []}]
+    if names := [agent.name for agent in agents]:
+        document["components"]["schemas"]["StartRun"]["properties"]["agent"]["enum"] = names
+    if examples := {agent.name: _example(agent) for agent in agents[:EXAMPLES_MAX]}:
         start["requestBody"]["content"]["application/json"]["examples"] = examples
     return document
 

@@ -14,7 +14,7 @@ from app.api.document import complete
 from app.api.schemas import ProblemSchema
 from app.api.sentences import sentence_of
 from app.errors import RuntailError
-from app.storage.run_store import AgentRecord
+from app.storage.run_store import EXTERNAL, AgentRecord
 from app.streaming import admission
 
 PROBLEM_TYPE = "application/problem+json"
@@ -50,10 +50,14 @@ class Api(flask_smorest.Api):
         return Response(json.dumps(document, indent=2, sort_keys=False) + "\n", mimetype="application/json")
 
 
+ANYBODYS = AgentRecord(EXTERNAL, {"type": "object"}, "", "")
+"""What a run is started as that a process of the caller's writes."""
+
+
 def _agents() -> list[AgentRecord]:
     try:
-        principal()
-        return runtail().services.registry.agents()
+        who, agents = principal(), runtail().services.registry.agents()
+        return [*agents, ANYBODYS] if who.writer else agents
     except RuntailError:
         return []
 

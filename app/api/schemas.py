@@ -144,14 +144,14 @@ class RunSchema(Schema):
     error = fields.Raw()
     usage = fields.Raw()
     session_id = fields.String()
-    client_run_id = fields.String()
+    client_run_id = fields.String(allow_none=True)
     metadata = fields.Raw()
     cancel_requested = fields.Boolean()
     state_seq = fields.Integer()
-    digest = fields.String()
+    digest = fields.String(allow_none=True)
     created_at = fields.AwareDateTime()
-    started_at = fields.AwareDateTime()
-    finished_at = fields.AwareDateTime()
+    started_at = fields.AwareDateTime(allow_none=True)
+    finished_at = fields.AwareDateTime(allow_none=True)
 
 
 class RunWithStateSchema(RunSchema):
