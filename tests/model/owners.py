@@ -7,7 +7,7 @@ its emission is open, appending and archiving go on beside it, and so do the loo
 from collections.abc import Iterator
 
 from tests.model.explorer import Violation
-from tests.model.runs import Transactions, resolved
+from tests.model.runs import MOST_ATTEMPTS, Transactions, resolved
 from tests.model.states import TERMINAL, Actor, State, count, has
 
 OPEN = ("bring", "call", "run", "commit", "record", "ask")
@@ -40,10 +40,11 @@ class Owners:
         if claimed is None:
             yield "claim refused", s, None, False
         else:
+            alone = not a.api and self._do.is_alone(s)
             yield (
                 "claim",
                 claimed,
-                a._replace(at="fence", epoch=claimed.epoch, name=claimed.owner, reason=s.reason),
+                a._replace(at="fence", epoch=claimed.epoch, name=claimed.owner, reason=s.reason, alone=alone),
                 False,
             )
 
@@ -97,6 +98,8 @@ class Owners:
             yield "confirm refused", s, None, False
         elif s.cancel and self._do.on("cancel_after_claim"):
             yield "confirm: it is cancelled", s, a._replace(at="end", end="cancelled"), False
+        elif s.attempt > MOST_ATTEMPTS:
+            yield "confirm: it has ended too many workers", s, a._replace(at="end", end="failed"), False
         else:
             begun = count(a.local, "run.started") and not a.reason and self._do.on("started_once")
             reason = "retry" if begun else a.reason

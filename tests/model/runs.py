@@ -43,7 +43,18 @@ RULES = {
     "end_restored": "a run whose log has its end, which its row has lost, is not executed again",
     "started_once": "a run whose log has begun is not started again",
     "wake_lost": "after a failover a waiting run whose log goes on is woken",
+    "only_known_charged": "and only where the run is known to have ended it",
+    "known_charged": "a run that is known to have ended its worker is charged, and fails at last",
+    "alone_after_two": "a run that has lost two workers in a row is executed in a process of its own",
+    "recorded_resets": "in a row are those between which nothing was recorded",
+    "loss_changes_row": "whoever calls a worker lost changes its row, which is to be watched for a lease again",
+    "silent_claims_nothing": "a worker whose heartbeat does not get through claims nothing",
+    "silent_condemns_nobody": "nor does it call anybody lost, itself among them",
 }
+MOST_ATTEMPTS = 1
+"""RUN_MAX_ATTEMPTS."""
+ALONE_AFTER = 2
+"""Losses in a row after which a run is executed in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,8 @@ class Transactions(Logs[State]):
             ops = (*ops[: a.call], a.epoch, *ops[a.call + 1 :])
         if a.at == "ask" and not approval:
             approval = "open"
+        if ops != s.ops:
+            s = s._replace(killed_in_row=0, taken_in_row=0, lost_in_row=0)
         s = s._replace(ops=ops, approval=approval)
         return self.restored(self.archived(s, merged(s.archive, a.local))) if events else s
 
@@ -184,6 +197,7 @@ class Transactions(Logs[State]):
         s = self.restored(self.archived(s, merged(s.archive, a.local)))
         if arrived:
             return s, "GOES ON"
+        s = s._replace(uncharged=0, killed_in_row=0, taken_in_row=0, lost_in_row=0)
         return s._replace(status="waiting", wakes=call == "sleep"), "WAITS"
 
     def finish(self, s: State, a: Actor) -> State | None:
@@ -194,14 +208,72 @@ class Transactions(Logs[State]):
         return s._replace(approval="expired") if s.approval == "open" else s
 
     def release(self, s: State, epoch: int, reason: str) -> State | None:
-        """RunStore.release, and release_lost, which counts an attempt."""
+        """RunStore.release, and release_lost, which charges the run if it is known to have ended its owner."""
         if s.epoch != epoch or s.status != "running":
             return None
-        s = s._replace(status="pending", reason=reason, job=True)
+        recorded = any(op > s.crashed_epoch for op in s.ops) and self.on("recorded_resets")
+        s = s._replace(status="pending", reason=reason, job=True, uncharged=0 if recorded else s.uncharged)
         if reason == "worker_lost":
-            attempt = 2 if any(op > s.crashed_epoch for op in s.ops) else s.attempt + 1
-            s = s._replace(attempt=attempt, crashed_epoch=epoch, losses=s.losses + 1)
+            charged = (s.culprit and self.on("known_charged")) or not self.on("only_known_charged")
+            s = s._replace(
+                attempt=(1 if recorded else s.attempt) + charged,
+                uncharged=s.uncharged + (not charged),
+                crashed_epoch=epoch,
+                culprit=False,
+                losses=s.losses + 1,
+                lost_in_row=s.lost_in_row + 1,
+            )
         return s
+
+    def is_alone(self, s: State) -> bool:
+        """Whether whoever claims the run executes it in a process of its own."""
+        alone = s.uncharged >= ALONE_AFTER and self.on("alone_after_two")
+        if alone and s.lost_in_row < ALONE_AFTER:
+            raise Violation(f"alone without need: it has lost {s.lost_in_row} workers in a row")
+        return alone
+
+    def end_worker(self, s: State, a: Actor, known: bool) -> State:
+        """The agent ends the process in which it is executed; `known`: it is on the stack that is found."""
+        s = s._replace(kills=s.kills - 1, killed=s.killed + 1, killed_in_row=s.killed_in_row + 1)
+        s = s._replace(taken_in_row=s.taken_in_row + (not a.alone))
+        most = MOST_ATTEMPTS if known else ALONE_AFTER
+        if s.taken_in_row > most or s.killed_in_row > most + MOST_ATTEMPTS:
+            raise Violation(f"goes on and on: it has ended {s.taken_in_row} workers of others in a row")
+        if s.epoch == a.epoch and s.status == "running" and (known or a.alone):
+            s = s._replace(culprit=True)
+        # The parent of a process sees at once that it has ended.
+        return (self.release(s, a.epoch, "worker_lost") or s) if a.alone else s
+
+    # The row of a worker whose heartbeat is late.
+
+    def beat_late(self, s: State) -> State:
+        """From now on the heartbeat of the run's owner does not get through."""
+        actors = tuple(sorted(a._replace(late=a.epoch == s.epoch and not a.api) for a in s.actors))
+        return s._replace(heart_late=True, late_losses=0, actors=actors, late_hearts=s.late_hearts - 1)
+
+    def beat_again(self, s: State) -> State:
+        """It does again."""
+        actors = tuple(sorted(a._replace(late=False) for a in s.actors))
+        return s._replace(heart_late=False, version=s.version + 1, watched=(-1, -1), leased=False, actors=actors)
+
+    def watch(self, s: State) -> State:
+        """All janitors have watched the row for a full lease."""
+        return s._replace(watched=(s.version, s.version), leased=True)
+
+    def condemn(self, s: State, janitor: int) -> State | None:
+        """Janitor.release_lost of the late worker, by itself (0) or another one (1); None: it may not."""
+        if s.watched[janitor] != s.version or (janitor == 0 and self.on("silent_condemns_nobody")):
+            return None
+        if not s.leased:
+            raise Violation("called lost without a lease: what was watched was over when it was last called lost")
+        if janitor == 0:
+            raise Violation("a bad judge: a worker that does not get through itself calls one lost that lives")
+        if s.late_losses == s.most_late_losses:
+            raise Violation(f"lost again: the same late heartbeat costs the run {s.late_losses + 1} workers")
+        released = self.release(s, s.epoch, "worker_lost")
+        assert released is not None
+        version = s.version + self.on("loss_changes_row")
+        return released._replace(replaced=True, leased=False, late_losses=s.late_losses + 1, version=version)
 
 
 def merged(archive: Log, local: Log) -> Log:

@@ -7,8 +7,8 @@ YES = ("approved",)
 
 
 def _scenario(script: tuple[str, ...], decisions: tuple[str, ...] = YES, **more: int) -> Scenario:
-    """`inputs`, `expires` and `slow_post` are the scenario's own, the rest are budgets."""
-    own = {name: more.pop(name) for name in ("inputs", "expires", "slow_post") if name in more}
+    """`inputs`, `expires`, `slow_post` and `known` are the scenario's own, the rest are budgets."""
+    own = {name: more.pop(name) for name in ("inputs", "expires", "slow_post", "known") if name in more}
     return Scenario(script, more, decisions=decisions, **own)  # type: ignore[arg-type]
 
 
@@ -27,6 +27,10 @@ SHORT = {
     "a question, Redis rolled back": _scenario(ASK, rollbacks=1),
     "an input, a crash": _scenario(("input",), inputs=1, crashes=1),
     "a sleep, a crash, a deploy": _scenario(("sleep",), crashes=1, deploys=1),
+    "a tool, a heartbeat late": _scenario(TOOL, late_hearts=1, claims_under_way=1),
+    "a tool that ends its worker and is found, a crash": _scenario(TOOL, kills=3, crashes=1, known=1),
+    "a tool that ends its worker unseen": _scenario(TOOL, kills=4),
+    "two tools that end their workers, a crash": _scenario(("tool", "tool"), kills=2, crashes=1),
 }
 
 LONG = {
@@ -54,6 +58,10 @@ LONG = {
     "a sleep, Postgres loses transactions": _scenario(("sleep",), failovers=1),
     "a question, Postgres loses transactions, a cancel": _scenario(ASK, failovers=1, cancels=1),
     "a sleep, an input, a crash, a cancel": _scenario(("sleep",), inputs=1, crashes=1, cancels=1),
+    "a tool, two heartbeats late": _scenario(TOOL, late_hearts=2),
+    "a question, a heartbeat late": _scenario(ASK, late_hearts=1),
+    "a tool that ends its worker unseen, a heartbeat late": _scenario(TOOL, kills=3, late_hearts=1),
+    "two tools that end their workers, a deploy": _scenario(("tool", "tool"), kills=3, deploys=1, known=1),
 }
 
 NEEDED_FOR = {
@@ -89,5 +97,12 @@ NEEDED_FOR = {
     "end_restored": _scenario(TOOL, failovers=1),
     "started_once": _scenario(TOOL, failovers=1),
     "wake_lost": _scenario(ASK, failovers=1),
+    "only_known_charged": _scenario(TOOL, crashes=1),
+    "known_charged": _scenario(TOOL, kills=3, known=1),
+    "alone_after_two": _scenario(TOOL, kills=3),
+    "recorded_resets": _scenario(("tool", "tool"), crashes=2),
+    "loss_changes_row": _scenario(TOOL, late_hearts=1, claims_under_way=1),
+    "silent_claims_nothing": _scenario(TOOL, late_hearts=1),
+    "silent_condemns_nobody": _scenario(TOOL, late_hearts=1),
 }
 """Of each rule a scenario in which something goes wrong without it."""

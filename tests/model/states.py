@@ -35,6 +35,10 @@ class Actor(NamedTuple):
     known_approval: str = ""
     reason: str = ""
     end: str = ""
+    alone: bool = False
+    """It executes the run in a process of its own."""
+    late: bool = False
+    """Of the worker whose heartbeat is late."""
 
 
 class State(NamedTuple):
@@ -44,7 +48,13 @@ class State(NamedTuple):
     status: str = "none"
     epoch: int = 0
     attempt: int = 1
+    uncharged: int = 0
+    """`losses` of the run's row."""
     crashed_epoch: int = 0
+    culprit: bool = False
+    """The row of its owner names it."""
+    version: int = 0
+    """Of the row of the worker whose heartbeat is late: its beats, and how often it was called lost."""
     reason: str = ""
     cancel: bool = False
     early: bool = False
@@ -76,6 +86,10 @@ class State(NamedTuple):
     """A janitor has not yet looked again at what was published before Redis was lost."""
     half_read: str = ""
     """What somebody has read without a lock; only where a rule is off."""
+    heart_late: bool = False
+    """The heartbeat of a worker that lives does not get through."""
+    watched: tuple[int, int] = (-1, -1)
+    """The version that a janitor has watched for a full lease: that worker's own, and another one."""
     late: bool = False
     """The approval's expiry and the sleep's end have come."""
     # What was seen, to be held against what comes
@@ -90,9 +104,24 @@ class State(NamedTuple):
     """How many there were, also such as Postgres has lost; counted where it may lose some."""
     failed_over: bool = False
     """Postgres has lost transactions: records of calls among them, which are then made again."""
+    leased: bool = False
+    """A full lease has passed since the late worker was last called lost."""
+    late_losses: int = 0
+    """How often it was, since its heartbeat is late."""
+    most_late_losses: int = 1
+    killed: int = 0
+    """How many workers the agent has ended."""
+    killed_in_row: int = 0
+    """Since the run has last recorded anything; so the next two."""
+    taken_in_row: int = 0
+    """Of these the ones that had other runs as well."""
+    lost_in_row: int = 0
     # Budgets
     crashes: int = 0
     suspicions: int = 0
+    late_hearts: int = 0
+    claims_under_way: int = 0
+    kills: int = 0
     rollbacks: int = 0
     failovers: int = 0
     duplicates: int = 0

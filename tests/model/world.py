@@ -25,6 +25,8 @@ class Scenario:
     expires: bool = False
     slow_post: bool = False
     """POST may take longer than the janitor waits."""
+    known: bool = False
+    """An agent that ends its worker is found on its stack."""
     off: frozenset[str] = frozenset()
 
     def without(self, *rules: str) -> "Scenario":
@@ -48,13 +50,13 @@ class World:
         """Everything that may happen next."""
         for n, actor in enumerate(s.actors):
             yield from _remembered(s, self._moves(s, n, actor))
-        for steps in (self._post, self._take_job, self._users, self._janitor, self._faults):
+        for steps in (self._post, self._take_job, self._users, self._janitor, self._late_heart, self._faults):
             yield from _remembered(s, _guarded(steps(s)))
 
     def inspect(self, s: State) -> None:
         """What must hold in every state."""
-        if s.attempt > 1 + s.losses:
-            raise Violation(f"counted wrongly: attempt {s.attempt} after {s.losses} lost workers")
+        if s.attempt > 1 + min(s.losses, s.killed):
+            raise Violation(f"charged wrongly: attempt {s.attempt}, and it has ended {s.killed} of {s.losses} workers")
         if s.early and s.status != "none":
             raise Violation("missed cancel: it was noted, and the run is there and does not know")
         if count(s.seen, "run.started") > 1:
@@ -92,6 +94,13 @@ class World:
             yield Step(f"{who} at {actor.at}", violation)
         if s.crashes:
             yield Step(f"{who}: CRASH at {actor.at}", _with(s._replace(crashes=s.crashes - 1), others, None), True)
+        if s.kills and actor.at == "run":
+            yield from _guarded(self._end_worker(s, actor, others))
+
+    def _end_worker(self, s: State, actor: Actor, others: tuple[Actor, ...]) -> Iterator[Step]:
+        ended = self._do.end_worker(s, actor, self._scenario.known)
+        where = "ITS PROCESS" if actor.alone else "ITS WORKER"
+        yield Step(f"worker {actor.epoch}: THE AGENT ENDS {where}", _with(ended, others, None), True)
 
     # The API.
 
@@ -119,8 +128,15 @@ class World:
         """A crash before the claim is a lost job."""
         if not s.job or sum(not actor.api for actor in s.actors) == WORKERS:
             return
-        for label, after, worker, fault in self._owners.moves(s._replace(job=False), Actor("claim")):
+        taken = s._replace(job=False)
+        for label, after, worker, fault in self._owners.moves(taken, Actor("claim")):
             yield Step(f"a worker takes a job: {label}", _with(after, s.actors, worker), fault)
+        if s.heart_late and (s.claims_under_way or not self._do.on("silent_claims_nothing")):
+            left = max(0, s.claims_under_way - 1)
+            most = s.most_late_losses + min(1, s.claims_under_way)
+            taken = taken._replace(claims_under_way=left, most_late_losses=most)
+            for label, after, worker, fault in self._owners.moves(taken, Actor("claim", late=True)):
+                yield Step(f"the late worker's claim is carried out: {label}", _with(after, s.actors, worker), fault)
 
     def _users(self, s: State) -> Iterator[Step]:
         if s.cancels and not any(actor.api for actor in s.actors):
@@ -175,6 +191,21 @@ class World:
         if s.status in TERMINAL and not s.published and self._do.on("publish_ends"):
             after, ours = self._do.sync(s, s.epoch)
             yield Step("janitor: publish the end", after._replace(published=ours))
+
+    def _late_heart(self, s: State) -> Iterator[Step]:
+        if not s.heart_late:
+            if s.late_hearts and s.status == "running" and any(a.epoch == s.epoch and not a.api for a in s.actors):
+                yield Step("A HEARTBEAT IS LATE", self._do.beat_late(s), True)
+            return
+        yield Step("the heartbeat gets through again", self._do.beat_again(s))
+        if s.status != "running" or not any(a.late and a.epoch == s.epoch for a in s.actors):
+            return
+        if s.watched != (s.version, s.version) or not s.leased:
+            yield Step("a lease passes", self._do.watch(s))
+        for janitor, who in enumerate(("its own janitor", "janitor")):
+            condemned = self._do.condemn(s, janitor)
+            if condemned is not None:
+                yield Step(f"{who}: release the late", condemned)
 
     # Faults.
 
