@@ -175,6 +175,12 @@ class Reference:
 
     # Users, and time.
 
+    def cancel(self) -> None:
+        """A cancel. Nobody has to be told of it where no writer has come."""
+        self.cancelled = True
+        if self.unclaimed:
+            self.end({"status": "cancelled"})
+
     def add_input(self) -> Answer:
         """An input."""
         if self.over or self.cancelled:

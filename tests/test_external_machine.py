@@ -103,7 +103,7 @@ class OneRun(RuleBasedStateMachine):
         self.run_id = answer["run_id"]
         self.keys = stream_key(self.run_id), meta_key(self.run_id)
         self.known = Reference(unclaimed=later)
-        self.started(answer, writes=not later)
+        self.started(answer, writes=not later, later=later)
         self.look(level=True)
 
     @rule(call=st.sampled_from([call for call, often in CALLS.items() for _ in range(often)]), data=st.data())
@@ -124,10 +124,10 @@ class OneRun(RuleBasedStateMachine):
         body: dict[str, Any] = answer.json()
         return body
 
-    def started(self, answer: dict[str, Any], *, writes: bool) -> None:
+    def started(self, answer: dict[str, Any], *, writes: bool, later: bool) -> None:
         assert (answer["writer_token"] is not None) == writes
         assert answer["epoch"] == (self.known.epoch if writes else None)
-        assert (answer["watch_token"] is None) == self.known.over
+        assert (answer["watch_token"] is None) == (self.known.over and not later)
         if writes:
             self.writers.append(ExternalWriter(self.web.http, answer))
 
@@ -138,7 +138,7 @@ class OneRun(RuleBasedStateMachine):
         self.note("start", "writes" if writes else "over" if self.known.over else "later")
         assert answer["run_id"] == self.run_id
         assert answer["status"] == self.known.status
-        self.started(answer, writes=writes)
+        self.started(answer, writes=writes, later=later)
         self.look(level=writes)
 
     def start_otherwise(self, draw: Draw) -> None:
@@ -224,7 +224,8 @@ class OneRun(RuleBasedStateMachine):
     # Users.
 
     def cancel(self, draw: Draw) -> None:
-        self.known.cancelled |= not self.known.over
+        if not self.known.over:
+            self.known.cancel()
         answer = self.web.http.post(f"/runs/{self.run_id}/cancel")
         self.note("cancel", str(answer.status_code))
         assert answer.status_code == (200 if self.known.over else 202), answer.text

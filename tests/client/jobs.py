@@ -64,9 +64,34 @@ def _first_time(folder: str) -> bool:
     return not before
 
 
-def in_session(session: str) -> str:
-    """Succeeds, as a run of that session."""
-    made: str = client.job(lambda run: run.stream(["Done."]), session=session)()
+@client.job(session="ses_no_ref")
+def unopened(run: Run) -> str:
+    """Has no ref."""
+    return run.stream(["Done."])
+
+
+@client.job(session="ses_same_id")
+def daily(run: Run) -> str:
+    """Is enqueued under one id each day."""
+    return run.stream(["Done."])
+
+
+@client.job(session="ses_months")
+def monthly(run: Run, month: str) -> str:
+    """A part of `yearly`."""
+    return run.stream([f"Of {month}."])
+
+
+def yearly() -> list[str]:
+    """Calls a job for each month."""
+    return [monthly(month) for month in ("May", "June", "July")]
+
+
+@client.job(session="ses_months")
+def yearly_too(run: Run) -> list[str]:
+    """Likewise, and is a run itself."""
+    made = yearly()
+    run.emit("custom.made", {"months": made})
     return made
 
 

@@ -101,15 +101,24 @@ def test_each_time_that_rq_scheduler_enqueues_a_job_is_a_run(place: Place) -> No
 
 
 def test_a_repetition_without_a_ref_is_a_run_too(place: Place) -> None:
-    job = place.enqueue("in_session", "ses_no_ref", repeat=Repeat(times=1, interval=0))
+    job = place.enqueue("unopened", repeat=Repeat(times=1, interval=0))
     eventually(lambda: len(place.runs("ses_no_ref")) == 2, 30, f"two runs of {job.id}")
 
 
 def test_a_later_job_of_the_same_id_is_another_one(place: Place) -> None:
     for count in (1, 2):
-        place.enqueue("in_session", "ses_same_id", job_id="daily", result_ttl=0)
+        place.enqueue("daily", job_id="daily", result_ttl=0)
         eventually(lambda: not Job.exists("daily", connection=place.redis), 20, "the end of the job")
         assert len(place.runs("ses_same_id")) == count
+
+
+@pytest.mark.parametrize(("name", "runs"), [("yearly", 3), ("yearly_too", 4)])
+def test_jobs_that_another_job_calls_are_runs_of_their_own(place: Place, name: str, runs: int) -> None:
+    before = len(place.runs("ses_months"))
+    job = place.enqueue(name, retry=Retry(max=1))
+    eventually(lambda: job.get_status(refresh=True) == "finished", 20, "the end of the job")
+    assert job.return_value() == ["Of May.", "Of June.", "Of July."]
+    assert len(place.runs("ses_months")) == before + runs
 
 
 def test_a_try_of_a_repetition_goes_on_with_the_run_of_that_repetition(place: Place, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtail_client import queues
+from runtail_client.current import current_run
 from runtail_client.errors import Refused, RunEnded, RuntailError
 from runtail_client.patience import within
 from runtail_client.refs import Ref
@@ -61,11 +62,13 @@ class Done(Exception):
 class Claim:
     """The run of one execution of a job. Make it in the job's own thread: only there is the queue's job known."""
 
-    def __init__(self, runs: JobRuns, ref: str | None) -> None:
+    def __init__(self, function: Callable[..., Any], runs: JobRuns, ref: str | None) -> None:
         self._runs = runs
         self._ref = ref
         self._seconds = queues.start_seconds(START_SECONDS)
-        self._naming, self._lease = queues.naming(opened=ref is not None), queues.lease()
+        within_another = current_run().id != ""
+        self._naming = queues.Naming() if within_another else queues.naming(function, opened=ref is not None)
+        self._lease = queues.lease()
         self._turn = threading.Lock()
         self._late: Sender | None = None
         """Came when nobody waited for it any more, and keeps the run until the end of the job."""

@@ -26,7 +26,7 @@ def as_job(function: Callable[..., Any], runs: JobRuns, retried: Callable[[BaseE
 
     @wraps(function)
     def job(*args: Any, ref: str | None = None, **kwargs: Any) -> Any:
-        claim = Claim(runs, ref)
+        claim = Claim(function, runs, ref)
         try:
             sender = claim.first()
         except Done as done:

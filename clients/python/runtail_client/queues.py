@@ -3,7 +3,9 @@
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 _TIME_LIMITS = (("rq.timeouts", "BaseTimeoutException"), ("billiard.exceptions", "SoftTimeLimitExceeded"))
@@ -81,19 +83,20 @@ def lease() -> int | None:
     return None
 
 
-def naming(*, opened: bool) -> Naming:
+def naming(function: Callable[..., Any], *, opened: bool) -> Naming:
     """The name of the run of this execution. Where the queue does not answer it is that of a first one.
 
+    :param function: what the job is made of. One that the queue's job only calls writes a run of its own each time.
     :param opened: the job has a ref.
     """
     job, task = _rq_job(), _celery_task()
-    if job is not None:
-        try:
+    try:
+        if job is not None and unwrap(job.func) is unwrap(function):
             return _rq_naming(job)
-        except Exception:
-            log.exception("RQ does not say what the job's last execution has come to.")
-    elif task is not None and task.request.id:
-        return _celery_naming(task.request, opened)
+        if task is not None and task.request.id and unwrap(task.run) is unwrap(function):
+            return _celery_naming(task.request, opened)
+    except Exception:
+        log.exception("The queue does not say what the job's last execution has come to.")
     return Naming()
 
 
