@@ -203,6 +203,7 @@ class _Installation:
             stop_seconds=STOP_SERVER_SECONDS,
             stop_signal=server.stop_signal,
             account=server.account,
+            is_private=True,
         )
 
     def _web(self) -> Child:

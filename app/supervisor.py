@@ -9,6 +9,7 @@ honcho restarts nothing.
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +25,12 @@ from circus.watcher import Watcher
 from psutil import NoSuchProcess
 from tornado.ioloop import IOLoop
 
-from app.devservices.folder import POLL_SECONDS, log_path, remove_pids, write_pids
+from app.devservices.folder import POLL_SECONDS, log_path, open_log, remove_pids, write_pids
 
 CHECK_SECONDS = 0.2
 """How often circus looks for dead children; it restarts them at once."""
 EXEC_INTO_LOG = 'exec "$@" >>"$0" 2>&1'
+PRIVATELY = "umask 077; "
 """The shell's part in starting a child. circus' own redirection loses its pipes when children are restarted
 ("fd added twice"), and would leave the children without a reader if this process were killed."""
 IGNORE_ITS_FAILURE = True
@@ -52,6 +54,8 @@ class Child:
     account: str | None = None
     count: int = 1
     inherits_sockets: bool = False
+    is_private: bool = False
+    """What it writes is for nobody else."""
 
 
 class _Watcher(Watcher):
@@ -117,7 +121,7 @@ class Supervisor:
         return _Watcher(
             child.name,
             "/bin/sh",
-            args=["-c", EXEC_INTO_LOG, str(self._open_log(child)), *child.argv],
+            args=["-c", PRIVATELY * child.is_private + EXEC_INTO_LOG, str(self._open_log(child)), *child.argv],
             env=dict(child.env),
             working_dir=str(child.folder),
             numprocesses=child.count,
@@ -134,7 +138,7 @@ class Supervisor:
         log = log_path(self._data, child.name)
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
-        log.touch()
+        open_log(self._data, child.name).close()
         if child.account:
             shutil.chown(log, child.account)
         return log
@@ -165,6 +169,7 @@ class Supervisor:
     @staticmethod
     def _log_to(path: Path) -> None:
         """What circus has to say is for whoever looks for it, not for the terminal."""
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         handler = logging.FileHandler(path)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for name in ("circus", "tornado.application"):

@@ -50,6 +50,7 @@ class Stage:
     def __init__(self) -> None:
         self._exit = ExitStack()
         self.folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="runtail-bench-")))
+        self.folder.chmod(0o711)  # started by root, PostgreSQL has an account of its own, which has to pass through
         self.embedded = EmbeddedServices(self.folder / "services")
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -36,6 +37,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-rounds", type=int, default=0, help="rounds of kills; 0: the short piece")
     group.addoption("--chaos-seed", type=int, default=1, help="decides what is killed and started, in which order")
     group.addoption("--chaos-runs", type=int, default=0, help="runs in flight, each with a window; 0: as the piece has")
+
+
+@pytest.fixture(scope="session")
+def tmp_path_factory(tmp_path_factory: pytest.TempPathFactory) -> pytest.TempPathFactory:
+    """pytest's, whose folders are root's alone where it runs the tests: an embedded PostgreSQL has another account."""
+    if os.geteuid() == 0:
+        make = tmp_path_factory.mktemp
+
+        def passable(*arguments: Any, **more: Any) -> Path:
+            made = make(*arguments, **more)
+            made.chmod(0o711)
+            return made
+
+        tmp_path_factory.mktemp = passable  # type: ignore[method-assign]
+        base = tmp_path_factory.getbasetemp()
+        for folder in (base, *base.parents):
+            if folder.name.startswith(("pytest-", "popen-")):
+                folder.chmod(0o711)
+    return tmp_path_factory
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from app.devservices import DevError, EmbeddedServices, folder, postgres_server
+from app.devservices import DevError, EmbeddedServices, folder, postgres_server, redis_server
 from tests.harness import ROOT, eventually, free_port
 from tests.programs import needed
 
@@ -411,3 +411,54 @@ def test_a_disk_that_fills_up_while_the_cluster_is_made_is_refused_and_cleaned(
         postgres_server.prepare(small_disk)
     assert not (small_disk / "postgres").exists()
     assert not (small_disk / "postgres.new").exists()
+
+
+# What others on the machine may read.
+
+
+def open_to_others(data: Path) -> list[str]:
+    """What of the folder others may read or write; to pass through a folder is neither."""
+    return [str(path) for path in data.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o066]
+
+
+def test_what_the_servers_and_processes_write_is_private(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(data) as dev:
+        httpx.post(f"{dev.url}/runs", json={"agent": "emit", "input": {"count": 1}}).raise_for_status()
+        assert {path.name for path in (data / "logs").iterdir()} >= {"postgres.log", "redis.log", "web.log"}
+        assert open_to_others(data) == []
+
+
+def test_what_an_earlier_version_left_open_is_closed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("logs/web.log", "logs/web.log.1", "redis/appendonlydir/appendonly.aof.1.base.rdb"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch(mode=0o644)
+    folder.prepare_folder(data)
+    redis_server.prepare(data)
+    assert open_to_others(data) == []
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027])
+def test_a_store_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with EmbeddedServices(tmp_path / "data") as services, Redis.from_url(services.redis_url) as client:
+            client.set("x", "1")
+            assert open_to_others(tmp_path / "data") == []
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could change the folders of others")
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o710])
+def test_the_folders_above_the_data_folder_are_left_as_they_are(tmp_path: Path, mode: int) -> None:
+    above = tmp_path / "above"
+    above.mkdir(mode=mode)
+    above.chmod(mode)
+    with pytest.raises(DevError, match=re.escape(f"may not pass through {above}: choose another --data folder")):
+        EmbeddedServices(above / "between" / "data")
+    assert above.stat().st_mode & 0o777 == mode
+    above.chmod(0o711)
+    with EmbeddedServices(above / "between" / "data"):
+        assert above.stat().st_mode & 0o777 == 0o711

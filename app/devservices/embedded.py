@@ -17,8 +17,10 @@ from app.devservices import postgres_server, redis_server
 from app.devservices.folder import (
     OWNER_VARIABLE,
     POLL_SECONDS,
+    PRIVATE_UMASK,
     DevError,
     log_path,
+    open_log,
     prepare_folder,
     wait_until_gone,
 )
@@ -96,7 +98,7 @@ class EmbeddedServices:
 
     def _spawn(self, name: str) -> None:
         server = self.servers[name]
-        with log_path(self.data, name).open("ab") as log:
+        with open_log(self.data, name) as log:
             self._processes[name] = psutil.Popen(
                 server.argv,
                 stdin=subprocess.DEVNULL,
@@ -106,6 +108,7 @@ class EmbeddedServices:
                 group=server.account,
                 extra_groups=[] if server.account else None,
                 env={**os.environ, OWNER_VARIABLE: str(self.data)},
+                umask=PRIVATE_UMASK,
                 start_new_session=True,  # Ctrl-C at the terminal is for pytest, which then stops us in order
             )
 

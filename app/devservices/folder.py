@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import psutil
 
@@ -35,6 +35,10 @@ OWNER_VARIABLE = "RUNTAIL_DEV_DATA"
 """Set in the environment of every child to its data folder; so a pid can be told to be ours."""
 POSTGRES = "postgres"
 """Its program, as the kernel names a process of it."""
+
+
+PRIVATE_UMASK = 0o077
+"""Of the servers: what they write is for nobody else."""
 
 
 class DevError(Exception):
@@ -72,16 +76,35 @@ def os_errors_as_sentences(data: Path) -> Iterator[None]:
 
 
 def prepare_folder(data: Path) -> Path:
-    """Make the data folder and return its absolute path.
+    """Make the data folder and return its absolute path. What it and its folders hold is private; no folder above it,
+    which is somebody else's, is changed.
 
     :raises DevError: it cannot be made or written, or its disk is nearly full.
     """
     data = data.absolute()
     with os_errors_as_sentences(data):
-        (data / "logs").mkdir(parents=True, exist_ok=True)
+        data.mkdir(parents=True, exist_ok=True)
+        make_private(data / "logs")
         if shutil.disk_usage(data).free < MIN_FREE_BYTES:
             raise disk_full(data)
     return data
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that is ours, and take from others what an earlier version had left to them.
+
+    Started by root it can be passed through, not listed: PostgreSQL has an account of its own.
+    """
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    for below in folder.rglob("*"):
+        if not below.is_symlink():
+            below.chmod(0o700 if below.is_dir() else 0o600)
+
+
+def open_log(data: Path, name: str) -> IO[bytes]:
+    """The log of one process, to append to."""
+    return open(os.open(log_path(data, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def log_path(data: Path, name: str) -> Path:
@@ -134,9 +157,7 @@ def _lock(lock: int, data: Path) -> None:
 def write_pids(data: Path, pids: Mapping[str, list[int]]) -> None:
     """Replace pids.json atomically: a reader sees the state before or after a restart, never half of it."""
     shown = {name: found[0] if len(found) == 1 else found for name, found in pids.items() if found}
-    fresh = data / ".pids.json.new"
-    fresh.write_text(json.dumps(shown) + "\n")
-    fresh.replace(data / "pids.json")
+    write_private(data / "pids.json", json.dumps(shown) + "\n")
 
 
 def remove_pids(data: Path) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from app.devservices.folder import (
     DevError,
     disk_full,
-    log_path,
     main_line,
     os_errors_as_sentences,
     password,
@@ -60,9 +59,9 @@ def prepare(data: Path) -> Server:
     with os_errors_as_sentences(data):
         if account:
             _ensure_account(account)
-            _let_through(folder)
-            _let_through(log_path(data, "postgres"))
-            _let_through(binaries)
+            data.chmod(data.stat().st_mode | stat.S_IXOTH)  # to pass through, not to list
+            _check_reach(account, data, "choose another --data folder")
+            _check_reach(account, binaries, "install Runtail elsewhere")
         if not folder.exists():
             _init_cluster(binaries, folder, password(data), account)
         _check_version(folder, binaries)
@@ -158,9 +157,17 @@ def _ensure_account(name: str) -> None:
             ) from None
 
 
-def _let_through(path: Path) -> None:
-    """Let other accounts pass through (not list) the folders above: the account must reach its own."""
-    for parent in path.parents:
-        mode = parent.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            parent.chmod(mode | stat.S_IXOTH)
+def _check_reach(account: str, folder: Path, instead: str) -> None:
+    """The folders above are not ours to open.
+
+    :raises DevError: one of them keeps the account out.
+    """
+    enter = subprocess.run(
+        ["/bin/sh", "-c", 'cd "$0"', str(folder)], user=account, group=account, extra_groups=[], capture_output=True
+    )
+    if enter.returncode:
+        closed = next((f for f in (*reversed(folder.parents), folder) if not f.stat().st_mode & stat.S_IXOTH), folder)
+        raise DevError(
+            f"PostgreSQL does not run as root, and its account {account!r} may not pass through {closed}:"
+            f" {instead}, use another user, or set DATABASE_URL."
+        )

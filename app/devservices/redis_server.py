@@ -9,7 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from app.devservices.folder import DevError, os_errors_as_sentences, password, write_private
+from app.devservices.folder import DevError, make_private, os_errors_as_sentences, password, write_private
 from app.devservices.servers import LOOPBACK, Server, free_port
 
 PROGRAM_VARIABLE = "RUNTAIL_REDIS_SERVER"
@@ -35,7 +35,7 @@ def prepare(data: Path) -> Server:
     binary = _binary()
     folder = data / "redis"
     with os_errors_as_sentences(data):
-        folder.mkdir(exist_ok=True)
+        make_private(folder)
         write_private(folder / "auth.conf", f"requirepass {password(data)}\n")
     port = free_port()
     settings = {**SETTINGS, "port": str(port), "dir": str(folder)}
