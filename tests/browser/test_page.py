@@ -173,8 +173,12 @@ def test_an_open_approval_is_decided_on_the_page(page: Page, unattended: Stack, 
     chosen.click()
     expect(chosen).to_be_disabled()
     expect(page.get_by_role("button", name="Approve: Refund by apr_1?")).to_be_enabled()
-    approvals = unattended.http.get("/approvals", params={"run": run.id}).json()["approvals"]
-    assert {a["approval_id"]: a["status"] for a in approvals} == {"apr_1": "open", "apr_2": decision}
+
+    def decided() -> bool:  # the button is disabled before the answer is there
+        approvals = unattended.http.get("/approvals", params={"run": run.id}).json()["approvals"]
+        return {a["approval_id"]: a["status"] for a in approvals} == {"apr_1": "open", "apr_2": decision}
+
+    eventually(decided, what="the decision")
 
 
 def test_a_decision_that_comes_too_late_is_told_the_outcome_on_the_page(page: Page, unattended: Stack) -> None:
