@@ -8,10 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis
+from rq import Callback, Queue, Retry
+from rq.command import send_stop_job_command
 
+from runtail_client import Runtail
 from tests.conftest import StackMaker
-from tests.harness import ROOT, Stack
-from tests.stored import ended
+from tests.harness import ROOT, Process, Stack
+from tests.stored import ended, reach
 
 README = ROOT / "clients" / "python" / "README.md"
 
@@ -69,6 +73,22 @@ print(opened.run_id)
     run_id = call(web, folder, sys.executable, "-c", enqueue).strip()
     call(web, folder, str(Path(sys.executable).with_name("rq")), "worker", "--burst", "--url", web.env["REDIS_URL"])
     assert ended(web, run_id, "failed").error == {"code": "job_failed", "message": "The job failed."}
+
+
+def test_a_job_that_is_stopped_in_rq_fails_its_run(web: Stack, folder: Path) -> None:
+    env = {"RUNTAIL_URL": web.url, "PYTHONPATH": f"{folder}:{ROOT}"}
+    command = [str(Path(sys.executable).with_name("rq")), "worker", "--url", web.env["REDIS_URL"], "stopped"]
+    worker = Process("rq", command, {**os.environ, **env}, web.folder)
+    try:
+        with Redis.from_url(web.env["REDIS_URL"]) as redis, Runtail(web.url) as client:
+            opened = client.open(user="alice")
+            about = {"ref": opened.ref, "retry": Retry(max=2), "on_stopped": Callback("failures.run_stopped")}
+            job = Queue("stopped", connection=redis).enqueue("tests.client.jobs.ticks", 60, **about)
+            reach(web, opened.run_id, "custom.tick")
+            send_stop_job_command(redis, job.id)
+            assert ended(web, opened.run_id, "failed").error["code"] == "job_stopped"
+    finally:
+        worker.stop(seconds=20)
 
 
 def test_a_report_is_shown_later(web: Stack, folder: Path) -> None:

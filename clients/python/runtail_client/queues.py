@@ -108,7 +108,7 @@ def _rq_naming(job: Any) -> Naming:
     # An id may be used again by a later job.
     key = f"rq:{job.id}:{job.created_at.timestamp() if job.created_at else ''}"
     ends = [(id, type) for id, type in _results(job) if type in _FINAL]
-    if job.repeat_intervals is not None and job.ended_at is not None and not ends:
+    if getattr(job, "repeat_intervals", None) is not None and job.ended_at is not None and not ends:
         # A long pause: the results are gone by now. What is left to repeat has changed with each success.
         return Naming(key, f":left-{job.repeats_left}")
     if not ends:
