@@ -30,7 +30,7 @@ from app.config import Config
 from app.errors import ConfigError, RuntailError
 from app.plain import one_line, typed
 from app.protocol.reading import loads
-from app.protocol.reducer import Envelope, State, initial, reduce
+from app.protocol.reducer import Envelope, Fold, initial
 from app.render import view
 from app.retention import purge
 from app.storage.run_store import Database, Principal, Registry
@@ -122,23 +122,25 @@ def tail(client: Client, run_id: str, since: int) -> None:
 
 def _follow(client: Client, run_id: str, since: int = 0) -> int:
     """Show a run until it ends; returns the exit code."""
-    state = initial(run_id)
+    fold = Fold(initial(run_id))
     try:
         with view(since) as shown:
             for envelope in client.follow(run_id, on_trouble=shown.trouble):
-                state = _fold(state, envelope)
-                shown.show(envelope, state)
+                with shown.still:
+                    fold = _moved_on(fold, envelope)
+                shown.show(envelope, fold)
     except KeyboardInterrupt:
         click.echo(f"Stopped watching; the run goes on. To watch it again: {typed()} tail {run_id}", err=True)
         return EXIT_INTERRUPTED
-    return EXIT_BY_STATUS[state["status"]]
+    return EXIT_BY_STATUS[fold.state["status"]]
 
 
-def _fold(state: State, envelope: Envelope) -> State:
+def _moved_on(fold: Fold, envelope: Envelope) -> Fold:
     if envelope["type"] == "stream.snapshot":
-        snapshot: State = envelope["payload"]["state"]
-        return snapshot
-    return reduce(state, envelope) if "seq" in envelope else state
+        return Fold(envelope["payload"]["state"])
+    if "seq" in envelope:
+        fold.apply(envelope)
+    return fold
 
 
 @main.command()

@@ -21,7 +21,7 @@ from app.client import Client
 from app.export import LINE_MAX_BYTES, Broken, Checked, Sealer, check, envelopes
 from app.plain import one_line, printable
 from app.protocol.events import TERMINAL
-from app.protocol.reducer import Envelope, initial, reduce
+from app.protocol.reducer import Envelope, Fold, initial
 from app.protocol.timing import SPEED_MAX, SPEED_MIN, Timing
 from app.render import view
 from app.storage.run_store import Database, RunStore
@@ -181,18 +181,19 @@ def replay(client: Client, log: str, speed: float) -> None:
 
 def _play(run_id: str, events: Iterable[Envelope], speed: float) -> int:
     """Show each event when it is due; returns the exit code."""
-    state, timing, began = initial(run_id), Timing(speed), time.monotonic()
+    fold, timing, began = Fold(initial(run_id)), Timing(speed), time.monotonic()
     with view() as shown:
         for envelope in events:
             due = began + timing.due(envelope["ts"])
             while (pause := due - time.monotonic()) > 0:
                 time.sleep(min(pause, NAP_SECONDS))
             try:
-                state = reduce(state, envelope)
+                with shown.still:
+                    fold.apply(envelope)
             except ValueError as error:
                 raise Trouble(printable(f"The log is broken: {error}.")) from error
-            shown.show(envelope, state)
-    return EXIT_BY_STATUS[state["status"]]
+            shown.show(envelope, fold)
+    return EXIT_BY_STATUS[fold.state["status"]]
 
 
 def _finished(client: Client, run_id: str) -> dict[str, Any]:

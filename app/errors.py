@@ -292,6 +292,14 @@ class TooManyEvents(RuntailError):
     title = "Too many events in one batch"
 
 
+class TooManyItems(RuntailError):
+    """An external run keeps as much as a run may: items of one kind, or bytes in all."""
+
+    code = "too_many_items"
+    status = 409
+    title = "The run keeps as much as a run may"
+
+
 class TooManyApprovals(RuntailError):
     """An external run has asked for as many approvals as a run may."""
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from app.errors import RuntailError
 from app.protocol.digest import digest
 from app.protocol.events import CONTROL_SCHEMAS, SCHEMAS, TERMINAL, VERSION, clean, clean_text, dumps, validate
-from app.protocol.reducer import Envelope, State, apply, initial
+from app.protocol.reducer import Envelope, Fold, State, initial
 
 SEAL_TYPE: Final = "export.seal"
 LINE_HEX: Final = 16
@@ -103,7 +103,7 @@ class _Log:
     def __init__(self) -> None:
         self.count = 0
         self._sealer = Sealer()
-        self._state: State | None = None
+        self._fold: Fold | None = None
         self._digest: str | None = None
         """Once the run has ended."""
         self._problem: str | None = None
@@ -126,15 +126,16 @@ class _Log:
             return "is a snapshot in place of events" if envelope["type"] == "stream.snapshot" else None
         try:
             _check_shape(envelope)
-            self._fold(envelope)
+            self._move_on(envelope)
         except (ValueError, RuntailError) as error:
             return f"does not fit: {error}"
         return None
 
-    def _fold(self, envelope: Envelope) -> None:
-        state = self._state = self._state or initial(envelope["run_id"])
+    def _move_on(self, envelope: Envelope) -> None:
+        fold = self._fold = self._fold or Fold(initial(envelope["run_id"]))
+        state = fold.state
         computed = digest(state, envelope["payload"].get("output")) if envelope["type"] in TERMINAL else None
-        apply(state, envelope)
+        fold.apply(envelope)
         if computed is not None:
             if envelope["payload"]["digest"] != computed:
                 raise ValueError(f"it gives another digest than {computed}")
@@ -176,6 +177,10 @@ class _Log:
         if self._digest is None:
             raise Broken(f"There is no end of the run, and no seal that fits: it stops after event {self._last}.")
         return Checked(self._state["run_id"], self._last, self._digest, sealed)
+
+    @property
+    def _state(self) -> State | None:
+        return self._fold.state if self._fold else None
 
     @property
     def _last(self) -> int:

@@ -21,9 +21,10 @@ from app.errors import (
     StoreUnavailable,
 )
 from app.external_ends import Ends, Wanted
-from app.external_events import outbound_of
+from app.external_events import kept_of, outbound_of
 from app.identifiers import askable, no_run
-from app.protocol.events import dumps, encode
+from app.pace import dumps_paced
+from app.protocol.events import encode
 from app.protocol.reducer import reduce
 from app.runs import Runs, StartRequest, new_run
 from app.storage.event_log import Append
@@ -211,11 +212,12 @@ class External:
         :param size: in bytes.
         :raises InvalidEvent, InvalidJson, TooDeep, HookFailed, ReservedType: one of them is not fit; the detail
             says which.
-        :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap, TooManyApprovals: the batch is not taken.
+        :raises RunNotFound, RunEnded, StaleEpoch, ProducerGap, TooManyApprovals, TooManyItems: the batch is not taken.
         """
         outbound, approvals = outbound_of(events, self._services.hooks)
-        of, token = (writer.run_id, writer.epoch), writer.token_hash
-        return self._ask(Batch(*of, producer_seq, outbound, approvals, inputs_after, size, token_hash=token))
+        of, token, keeps = (writer.run_id, writer.epoch), writer.token_hash, kept_of(outbound)
+        batch = Batch(*of, producer_seq, outbound, approvals, inputs_after, size, token_hash=token, keeps=keeps)
+        return self._ask(batch)
 
     def beat(self, writer: Writer, inputs_after: int) -> Taken:
         """Show that the writer is there, and bring Redis what it misses of the run.
@@ -284,7 +286,7 @@ class External:
             run = self._services.store.get(run_id)
             if run is not None:
                 state = self._services.history.state(run)
-                due = Checkpoint(run_id, epoch, (), dumps(state), state["last_seq"])
+                due = Checkpoint(run_id, epoch, (), dumps_paced(state), state["last_seq"])
                 self._services.store.archive([due])
         except StoreUnavailable as error:
             log.warning("The state of %s is stored next time. %s", run_id, error.detail)

@@ -1,6 +1,7 @@
 """What writers of external runs send, checked and made fit to go out. Not responsible for who may send it."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any, TypeVar
@@ -16,14 +17,28 @@ from app.errors import (
     TooDeep,
 )
 from app.hooks import Hooks
-from app.protocol.events import Outbound
-from app.storage.run_store import NewApproval
+from app.protocol.events import Outbound, dumps
+from app.storage.run_store import BYTES, NewApproval
 from app.turns import give_way
 
 MESSAGE_MAX_CHARS = 500
 """Of the error that a writer gives."""
 APPROVAL_ID_MAX_CHARS = 128
 
+REPLACED_FREE_BYTES = 1_000
+"""Of an event that takes the place of the one before it."""
+
+_KINDS = {
+    "step.started": "steps",
+    "message.started": "messages",
+    "tool.started": "tool_calls",
+    "source.added": "sources",
+    "quality.checked": "checks",
+    "subagent.spawned": "subagents",
+}
+"""Of these a run's state keeps one more item each time."""
+_REPLACED = frozenset({"step.progress", "tool.progress", "subagent.status", "subagent.closed", "context.usage"})
+_NOT_KEPT = ("custom.", "orchestration.", "subagent.job.", "context.compaction.")
 _RESERVED = ("approval.resolved", "input.received")
 _APPROVAL_ID = re.compile(rf"(?!\.\.?\Z)[A-Za-z0-9_.-]{{1,{APPROVAL_ID_MAX_CHARS}}}")
 """It stands in a path, of which clients take out `.` and `..`."""
@@ -45,6 +60,22 @@ def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Ou
         give_way()
     asking = [(number, payload) for number, (type, payload) in enumerate(outbound, 1) if type == "approval.required"]
     return outbound, [_approval(number, payload) for number, payload in asking]
+
+
+def kept_of(outbound: Sequence[tuple[str, Payload]]) -> Counter[str]:
+    """What a run's state keeps of the events: items by their kind, and BYTES."""
+    kept: Counter[str] = Counter()
+    for type, payload in outbound:
+        if type == "message.delta":
+            kept[BYTES] += len(payload["text"].encode())
+        elif type in _REPLACED:  # by the next one: only what is long counts
+            kept[BYTES] += max(0, len(dumps(payload).encode()) - REPLACED_FREE_BYTES)
+        elif not type.startswith(_NOT_KEPT):
+            kept[BYTES] += len(dumps(payload).encode())
+            if kind := _KINDS.get(type):
+                kept[kind] += 1
+        give_way()
+    return kept
 
 
 def wanted_of(body: Any) -> Payload:

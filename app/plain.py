@@ -10,10 +10,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from app.protocol.reducer import ENDED, Envelope, State
+from app.protocol.reducer import ENDED, Envelope, Fold, State
 
 CUSTOM_MAX_CHARS = 200
 PROGRESS_STEPS = 4
@@ -62,8 +63,12 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         self._end_text()
 
-    def show(self, envelope: Envelope, state: State) -> None:
-        """Print what is new. A snapshot stands for the events that it replaces."""
+    def show(self, envelope: Envelope, fold: Fold) -> None:
+        """Print what is new. A snapshot stands for the events that it replaces.
+
+        :param fold: of the run up to this event.
+        """
+        state = fold.state
         if envelope["type"] == "stream.snapshot":
             self._line(f"[stream] goes on after event {state['last_seq']}; the answer so far:")
             self._text(state["answer"]["text"])
@@ -73,25 +78,30 @@ class Lines:
             return
         elif envelope["type"] == "message.delta":
             self._text(envelope["payload"]["text"])
-        elif line := self._describe(envelope["type"], envelope["payload"], state):
+        elif line := self._describe(envelope["type"], envelope["payload"], fold):
             self._line(line)
+
+    @property
+    def still(self) -> AbstractContextManager[object]:
+        """Nobody else looks at what was shown."""
+        return nullcontext()
 
     def trouble(self, reason: str | None) -> None:
         """The connection is lost, or with None is back."""
         text = "Connected again." if reason is None else f"{one_line(reason)} Trying again."
         print(text, file=self._notes, flush=True)
 
-    def _describe(self, type: str, payload: Item, state: State) -> str | None:
+    def _describe(self, type: str, payload: Item, fold: Fold) -> str | None:
         if type in ("step.progress", "tool.progress"):
-            return self._progress(type.partition(".")[0], payload, state)
+            return self._progress(type.partition(".")[0], payload, fold)
         if describe := _DESCRIPTIONS.get(type):
-            return describe(payload, state)
+            return describe(payload, fold)
         if type.startswith("custom."):
             shown = json.dumps(payload, ensure_ascii=False)
             return f"[{type}] {one_line(shown)[:CUSTOM_MAX_CHARS]}"
         return None
 
-    def _progress(self, kind: str, payload: Item, state: State) -> str | None:
+    def _progress(self, kind: str, payload: Item, fold: Fold) -> str | None:
         """Each new label and each quarter of the way, but nothing in the middle of a text."""
         label, fraction = payload.get("label"), payload.get("fraction", 0)
         item_id = payload["step_id"] if kind == "step" else payload["tool_call_id"]
@@ -99,7 +109,7 @@ class Lines:
         if self._in_text or self._told.get(item_id) == told:
             return None
         self._told[item_id] = told
-        title = _step(payload, state) if kind == "step" else _call(payload, state)
+        title = _step(payload, fold) if kind == "step" else _call(payload, fold)
         return f"[{kind}] {title}: {fraction:.0%}{_more(label)}"
 
     def _line(self, text: str) -> None:
@@ -135,65 +145,63 @@ def _asked(approval: Item, state: State) -> str:
     return f"{needed}. To decide: {how_to_decide(approval['id'], state)}"
 
 
-def _find(items: list[dict[str, Any]], id: str) -> Item:
-    return next((item for item in reversed(items) if item["id"] == id), {})
+def _step(payload: Item, fold: Fold) -> str:
+    id = payload["step_id"]
+    return one_line((fold.step(id) or {}).get("title", id))
 
 
-def _step(payload: Item, state: State) -> str:
-    return one_line(_find(state["steps"], payload["step_id"]).get("title", payload["step_id"]))
-
-
-def _call(payload: Item, state: State) -> str:
-    return one_line(_find(state["tool_calls"], payload["tool_call_id"]).get("label", payload["tool_call_id"]))
+def _call(payload: Item, fold: Fold) -> str:
+    id = payload["tool_call_id"]
+    return one_line((fold.tool_call(id) or {}).get("label", id))
 
 
 def _more(text: object, before: str = ", ") -> str:
     return f"{before}{one_line(text)}" if text else ""
 
 
-def _run_step(payload: Item, state: State) -> str:
+def _run_step(payload: Item, fold: Fold) -> str:
     again = "; it starts over, what it wrote before does not count" if payload["restart"] else ""
     return f"[run] attempt {payload['attempt']} ({one_line(payload['reason'])}){again}"
 
 
-def _plan(payload: Item, state: State) -> str:
+def _plan(payload: Item, fold: Fold) -> str:
     titles = (f"{n}. {one_line(step['title'])}" for n, step in enumerate(payload["steps"], 1))
     return f"[plan] {'; '.join(titles)}"
 
 
-def _completed(payload: Item, state: State) -> str:
-    used = ", ".join(f"{one_line(name)} {amount}" for name, amount in state["usage"].items())
+def _completed(payload: Item, fold: Fold) -> str:
+    used = ", ".join(f"{one_line(name)} {amount}" for name, amount in fold.state["usage"].items())
     return f"[run] completed{_more(used, ': ')}"
 
 
-_DESCRIPTIONS: dict[str, Callable[[Item, State], str]] = {
-    "run.created": lambda p, s: f"[run] {one_line(s['run_id'])}, agent {one_line(p['agent'])}",
-    "run.started": lambda p, s: f"[run] started, attempt {p['attempt']}",
+_DESCRIPTIONS: dict[str, Callable[[Item, Fold], str]] = {
+    "run.created": lambda p, f: f"[run] {one_line(f.state['run_id'])}, agent {one_line(p['agent'])}",
+    "run.started": lambda p, f: f"[run] started, attempt {p['attempt']}",
     "run.step": _run_step,
-    "run.waiting": lambda p, s: f"[run] waits for {one_line(p['on'])}",
-    "run.resumed": lambda p, s: "[run] goes on",
+    "run.waiting": lambda p, f: f"[run] waits for {one_line(p['on'])}",
+    "run.resumed": lambda p, f: "[run] goes on",
     "run.completed": _completed,
-    "run.failed": lambda p, s: f"[run] failed: {one_line(p['error']['message'])} ({one_line(p['error']['code'])})",
-    "run.cancelled": lambda p, s: f"[run] cancelled ({one_line(p['reason'])})",
+    "run.failed": lambda p, f: f"[run] failed: {one_line(p['error']['message'])} ({one_line(p['error']['code'])})",
+    "run.cancelled": lambda p, f: f"[run] cancelled ({one_line(p['reason'])})",
     "plan.created": _plan,
     "plan.updated": _plan,
-    "step.started": lambda p, s: f"[step] {one_line(p['title'])}",
-    "step.completed": lambda p, s: f"[step] {_step(p, s)}: done in {seconds(p)}",
-    "step.failed": lambda p, s: f"[step] {_step(p, s)}: failed{_more(p['error']['message'])}",
-    "tool.started": lambda p, s: f"[tool] {one_line(p['label'])}",
-    "tool.completed": lambda p, s: f"[tool] {_call(p, s)}: done in {seconds(p)}",
-    "tool.failed": lambda p, s: f"[tool] {_call(p, s)}: failed ({one_line(p['code'])}){_more(p.get('message'))}",
-    "approval.required": lambda p, s: f"[approval] {_asked({**p, 'id': p['approval_id']}, s)}",
-    "approval.resolved": lambda p, s: (
+    "step.started": lambda p, f: f"[step] {one_line(p['title'])}",
+    "step.completed": lambda p, f: f"[step] {_step(p, f)}: done in {seconds(p)}",
+    "step.failed": lambda p, f: f"[step] {_step(p, f)}: failed{_more(p['error']['message'])}",
+    "tool.started": lambda p, f: f"[tool] {one_line(p['label'])}",
+    "tool.completed": lambda p, f: f"[tool] {_call(p, f)}: done in {seconds(p)}",
+    "tool.failed": lambda p, f: f"[tool] {_call(p, f)}: failed ({one_line(p['code'])}){_more(p.get('message'))}",
+    "approval.required": lambda p, f: f"[approval] {_asked({**p, 'id': p['approval_id']}, f.state)}",
+    "approval.resolved": lambda p, f: (
         f"[approval] {one_line(p['decision'])}{_more(p.get('by'), ' by ')}{_more(p.get('comment'), ': ')}"
     ),
-    "source.added": lambda p, s: f"[source] {one_line(p['title'])}{_more(p.get('snippet'), ': ')}",
-    "quality.checked": lambda p, s: (
+    "source.added": lambda p, f: f"[source] {one_line(p['title'])}{_more(p.get('snippet'), ': ')}",
+    "quality.checked": lambda p, f: (
         f"[check] {one_line(p['name'])}: {'passed' if p['passed'] else 'not passed'}{_more(p.get('note'))}"
     ),
-    "subagent.spawned": lambda p, s: f"[subagent] {one_line(p['child_run_id'])}{_more(p.get('label'))}",
-    "subagent.closed": lambda p, s: f"[subagent] {one_line(p['child_run_id'])}: closed",
-    "input.received": lambda p, s: f"[input] {one_line(p['text'])}",
+    "subagent.spawned": lambda p, f: f"[subagent] {one_line(p['child_run_id'])}{_more(p.get('label'))}",
+    "subagent.closed": lambda p, f: f"[subagent] {one_line(p['child_run_id'])}: closed",
+    "input.received": lambda p, f: f"[input] {one_line(p['text'])}",
 }
 """Types without a row make no line."""
 

@@ -5,7 +5,9 @@ Responsible for the look of a state. Not responsible for pipes and files, nor fo
 """
 
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.plain import Item, Lines, how_to_decide, one_line, open_approvals, printable, seconds
-from app.protocol.reducer import ENDED, Envelope, State
+from app.protocol.reducer import ENDED, Envelope, Fold, State
 
 REFRESH_PER_SECOND = 10
 BAR_WIDTH = 20
@@ -42,8 +44,12 @@ APPROVAL = ("?", "yellow")
 class View(Protocol):
     """Shows one run, from `with` to its end."""
 
-    def show(self, envelope: Envelope, state: State) -> None:
-        """An event or control frame came; `state` is what it led to, and nobody changes it any more."""
+    @property
+    def still(self) -> AbstractContextManager[object]:
+        """To be held while the fold that was shown is moved on."""
+
+    def show(self, envelope: Envelope, fold: Fold) -> None:
+        """An event or control frame came; `fold` is what it led to."""
 
     def trouble(self, reason: str | None) -> None:
         """The connection is lost, or with None is back."""
@@ -76,9 +82,10 @@ class Screen:
         self._state: State | None = None
         self._began: datetime | None = None
         self._trouble: str | None = None
+        self._still = threading.Lock()
         self._live = Live(
             console=console,
-            get_renderable=self._moving,  # called by Live's own thread, hence on states that nobody changes
+            get_renderable=self._moving,  # called by Live's own thread
             refresh_per_second=REFRESH_PER_SECOND,
             transient=True,
             redirect_stdout=False,
@@ -94,11 +101,16 @@ class Screen:
         if self._state is not None:
             self._console.print(Group(*_picture(self._state), self._summary(self._state)))
 
-    def show(self, envelope: Envelope, state: State) -> None:
+    def show(self, envelope: Envelope, fold: Fold) -> None:
         """Show this state from the next refresh on."""
         if envelope.get("seq") == 1:
             self._began = datetime.fromisoformat(envelope["ts"])
-        self._state = state
+        self._state = fold.state
+
+    @property
+    def still(self) -> AbstractContextManager[object]:
+        """To be held while the state that was shown is moved on: another thread draws it."""
+        return self._still
 
     def trouble(self, reason: str | None) -> None:
         """Say so below the picture."""
@@ -108,8 +120,9 @@ class Screen:
         if self._state is None:
             return self._footer("connecting")
         size = self._console.size
-        lead = f"{self._state['status']} · {HINT}"
-        return _Bottom(Group(*_picture(self._state, size.width * size.height), self._footer(lead)))
+        with self._still:
+            lead, picture = f"{self._state['status']} · {HINT}", [*_picture(self._state, size.width * size.height)]
+        return _Bottom(Group(*picture, self._footer(lead)))
 
     def _footer(self, text: str) -> RenderableType:
         row = Table.grid(padding=(0, 1))
@@ -164,19 +177,20 @@ def _picture(state: State, text_chars: int | None = None) -> Iterator[Renderable
 
 def _steps(state: State) -> Table:
     """The plan, then the steps that it does not name; each with its tool calls."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str | None, dict[str, Any]] = {}
     current = [step for step in state["steps"] if step["status"] != "abandoned"]
     for item in (*state["plan"], *current):
         rows[item["id"]] = {**rows.get(item["id"], {}), **item}
     table = _grid()
+    calls: dict[str | None, list[dict[str, Any]]] = {}
+    for call in state["tool_calls"]:
+        calls.setdefault(call["step_id"] if call["step_id"] in rows else None, []).append(call)
     for item in rows.values():
         _add(table, item, item["title"], item.get("label"))
-        for call in state["tool_calls"]:
-            if call["step_id"] == item["id"]:
-                _add(table, call, call["label"], call.get("progress_label"), indent=2)
-    for call in state["tool_calls"]:
-        if call["step_id"] not in rows:
-            _add(table, call, call["label"], call.get("progress_label"))
+        for call in calls.get(item["id"], ()):
+            _add(table, call, call["label"], call.get("progress_label"), indent=2)
+    for call in calls.get(None, ()):
+        _add(table, call, call["label"], call.get("progress_label"))
     for approval in state["approvals"]:
         table.add_row(_cell(approval["label"], APPROVAL), "", Text(approval["status"], "dim"))
     return table

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL
-from app.protocol.reducer import ENDED, Envelope, apply, initial
+from app.protocol.reducer import ENDED, Envelope, Fold, initial
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,14 @@ def verify(run_id: str, log: Iterable[Envelope], claim: Claim) -> tuple[int, str
 
     :raises Mismatch: it is not, or does not; or the run has not ended, so that there is nothing to claim yet.
     """
-    state, computed = initial(run_id), ""
+    fold, computed = Fold(initial(run_id)), ""
+    state = fold.state
     for envelope in log:
         try:
             if envelope["type"] in TERMINAL:
                 computed = digest(state, envelope["payload"].get("output"))
                 _equal("digest", "the terminal event's", envelope["payload"]["digest"], computed)
-            apply(state, envelope)
+            fold.apply(envelope)
         except ValueError as error:
             raise Mismatch(f"The log is broken: {error}.") from error
     if state["status"] not in ENDED:

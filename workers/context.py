@@ -315,8 +315,8 @@ class RunContext(Waits):
         return self._text(record.result["message_id"])
 
     def _text(self, message_id: str) -> str:
-        texts = (m["text"] for m in self._calls.state["messages"] if m["id"] == message_id)
-        return next(texts, "")
+        message = self._calls.emission.writer.message(message_id)
+        return "" if message is None else str(message["text"])
 
     # Evidence.
 

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from app.errors import StoreUnavailable
 from app.external_ends import Ends
-from app.storage.run_store import WriterBeat
+from app.storage.run_store import ENDING_SECONDS, WriterBeat, ending_seconds
 from app.wiring import Services
 from workers.heartbeat import always
 
-ENDING_SECONDS = 5.0
-"""A run that was taken over to end it, and has not ended for so long, is not being ended any more."""
 STOOD_STILL_SECONDS = 3.0
 """Between two looks: this process, and most likely others with it, stood still."""
 
@@ -86,7 +84,7 @@ class LostWriters:
         """Seconds that it may stay as it is. What was cancelled is not kept for a later try of its job."""
         own = self._lease_seconds
         if beat.ending:
-            return min(ENDING_SECONDS, own)
+            return ending_seconds(beat.tries, min(ENDING_SECONDS, own))
         lease = beat.lease_seconds or own
         return min(lease, own) if beat.cancel_requested else lease
 

@@ -4,19 +4,23 @@ docs/protocol.md gives the recipe, so that anybody can recompute it from the log
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 import rfc8785
 
 from app.protocol.state import ENDED
 
+Pace = Callable[[Iterator[str]], Iterator[str]]
 
-def digest(state: Mapping[str, Any], output: Any) -> str:
+
+def digest(state: Mapping[str, Any], output: Any, pace: Pace = iter) -> str:
     """SHA-256 (hex) over the canonical JSON of the outcome.
 
     :param state: the fold of every event before the terminal one.
     :param output: what `run.completed` carries; None for a run that failed or was cancelled.
+    :param pace: hands the pieces of the text on one by one; for who has to let others run meanwhile.
     :raises ValueError: the state is that of a run that has ended.
     """
     if state["status"] in ENDED:
@@ -29,4 +33,29 @@ def digest(state: Mapping[str, Any], output: Any) -> str:
         ],
         "last_seq": state["last_seq"],
     }
-    return hashlib.sha256(rfc8785.dumps(outcome)).hexdigest()
+    sha256 = hashlib.sha256()
+    for piece in pace(_canonical(outcome)):
+        sha256.update(piece.encode())
+    return sha256.hexdigest()
+
+
+def _canonical(value: Any) -> Iterator[str]:
+    """Pieces of the canonical JSON (RFC 8785). A text is as `dumps` has it, which takes a tenth of rfc8785's time."""
+    if isinstance(value, str):
+        yield _quoted(value)
+    elif isinstance(value, dict):
+        for n, key in enumerate(sorted(value, key=_utf16)):
+            yield f"{',' if n else '{'}{_quoted(key)}:"
+            yield from _canonical(value[key])
+        yield "}" if value else "{}"
+    elif isinstance(value, list):
+        for n, item in enumerate(value):
+            yield "," if n else "["
+            yield from _canonical(item)
+        yield "]" if value else "[]"
+    else:
+        yield rfc8785.dumps(value).decode()
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be")

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.errors import ReconciliationFailed, RuntailError
 from app.protocol.cleaning import clean_text
-from app.protocol.digest import digest
+from app.protocol.digest import Pace, digest
 
 MESSAGE_CHARS = 1_000
 """Of the sentence that says why a run failed: it may quote what an agent has given."""
@@ -95,9 +95,13 @@ def reconcile(state: Mapping[str, Any], output: Any) -> Any:
     return output
 
 
-def terminal_payload(state: Mapping[str, Any], ending: Ending) -> dict[str, Any]:
-    """The payload of the terminal event, digest included. `state` is the fold of everything before it."""
-    seal = digest(state, ending.output)
+def terminal_payload(state: Mapping[str, Any], ending: Ending, pace: Pace = iter) -> dict[str, Any]:
+    """The payload of the terminal event, digest included.
+
+    :param state: the fold of everything before it.
+    :param pace: as for `digest`.
+    """
+    seal = digest(state, ending.output, pace)
     if ending.status == "completed":
         return {**ending.more, "output": ending.output, "usage": state["usage"], "digest": seal}
     if ending.status == "failed":

@@ -9,23 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from app.protocol.cleaning import MAX_INT
-from app.protocol.state import Item, State
-
-
-def _find(items: list[Item], id: str) -> Item | None:
-    for item in reversed(items):  # what is still moving is near the end
-        if item["id"] == id:
-            return item
-    return None
-
-
-def _put(items: list[Item], item: Item) -> None:
-    """Adds the item, or puts it in the place of the one with its id: a call that runs again keeps its id."""
-    for index, present in enumerate(items):
-        if present["id"] == item["id"]:
-            items[index] = item
-            return
-    items.append(item)
+from app.protocol.items import IndexedState
+from app.protocol.state import Item
 
 
 def _members(payload: Item, *names: str) -> Item:
@@ -36,154 +21,134 @@ def _members(payload: Item, *names: str) -> Item:
 # run.*
 
 
-def _run_created(state: State, payload: Item) -> None:
-    state["agent"] = payload["agent"]
+def _run_created(run: IndexedState, payload: Item) -> None:
+    run.state["agent"] = payload["agent"]
 
 
-def _run_started(state: State, payload: Item) -> None:
-    state["status"] = "running"
-    state["attempt"] = payload["attempt"]
+def _run_started(run: IndexedState, payload: Item) -> None:
+    run.state["status"] = "running"
+    run.state["attempt"] = payload["attempt"]
 
 
-def _run_resumed(state: State, payload: Item) -> None:
-    _run_started(state, payload)
-    _abandon(state, all=payload.get("restart", False))
+def _run_resumed(run: IndexedState, payload: Item) -> None:
+    _run_started(run, payload)
+    _abandon(run, all=payload.get("restart", False))
 
 
-def _run_step(state: State, payload: Item) -> None:
-    _run_resumed(state, payload)
+def _run_step(run: IndexedState, payload: Item) -> None:
+    _run_resumed(run, payload)
     if payload["restart"]:
-        _start_over(state)
+        _start_over(run)
 
 
-def _abandon(state: State, all: bool) -> None:
+def _abandon(run: IndexedState, all: bool) -> None:
     """Agents run again from the top: what they had not finished writing they write anew."""
-    for message in state["messages"]:
-        if all or message["status"] == "open":
-            message["status"] = "abandoned"
-    _follow_answer(state)
+    run.messages.set_all(("open", "completed") if all else ("open",), "abandoned")
+    run.follow_answer()
 
 
-def _start_over(state: State) -> None:
-    for call in state["tool_calls"]:
-        if call["status"] == "running":
-            call["status"] = "cancelled"
-    for step in state["steps"]:
-        step["status"] = "abandoned"
-    state["plan"], state["sources"], state["checks"] = [], [], []
+def _start_over(run: IndexedState) -> None:
+    run.tool_calls.set_all(("running",), "cancelled")
+    run.steps.set_all(("running", "completed", "failed"), "abandoned")
+    run.set_plan([])
+    run.state["sources"], run.state["checks"] = [], []
 
 
-def _run_waiting(state: State, payload: Item) -> None:
-    state["status"] = "waiting"
+def _run_waiting(run: IndexedState, payload: Item) -> None:
+    run.state["status"] = "waiting"
 
 
-def _run_completed(state: State, payload: Item) -> None:
-    state["output"] = payload["output"]
+def _run_completed(run: IndexedState, payload: Item) -> None:
+    run.state["output"] = payload["output"]
     if payload["usage"] is not None:
-        state["usage"] = payload["usage"]
-    _end(state, "completed", payload)
+        run.state["usage"] = payload["usage"]
+    _end(run, "completed", payload)
 
 
-def _run_failed(state: State, payload: Item) -> None:
-    state["error"] = payload["error"]
-    _end(state, "failed", payload)
+def _run_failed(run: IndexedState, payload: Item) -> None:
+    run.state["error"] = payload["error"]
+    _end(run, "failed", payload)
 
 
-def _run_cancelled(state: State, payload: Item) -> None:
-    _end(state, "cancelled", payload)
+def _run_cancelled(run: IndexedState, payload: Item) -> None:
+    _end(run, "cancelled", payload)
 
 
-def _end(state: State, status: str, payload: Item) -> None:
-    state["status"] = status
-    state["digest"] = payload["digest"]
-    state["answer"]["status"] = "final"
+def _end(run: IndexedState, status: str, payload: Item) -> None:
+    run.state["status"] = status
+    run.state["digest"] = payload["digest"]
+    run.state["answer"]["status"] = "final"
 
 
 # plan.* and step.*
 
 
-def _plan_created(state: State, payload: Item) -> None:
-    state["plan"] = [{"id": s["id"], "title": s["title"], "status": "pending"} for s in payload["steps"]]
+def _plan_created(run: IndexedState, payload: Item) -> None:
+    run.set_plan([{"id": s["id"], "title": s["title"], "status": "pending"} for s in payload["steps"]])
 
 
-def _plan_updated(state: State, payload: Item) -> None:
-    before = {entry["id"]: entry["status"] for entry in state["plan"]}
-    _plan_created(state, payload)
-    for entry in state["plan"]:
-        entry["status"] = before.get(entry["id"], "pending")
+def _plan_updated(run: IndexedState, payload: Item) -> None:
+    steps = payload["steps"]
+    run.set_plan([{"id": s["id"], "title": s["title"], "status": run.plan_status(s["id"]) or "pending"} for s in steps])
 
 
-def _step_started(state: State, payload: Item) -> None:
+def _step_started(run: IndexedState, payload: Item) -> None:
     step = {"id": payload["step_id"], **_members(payload, "title", "index")}
-    _put(state["steps"], {**step, "status": "running", "fraction": 0, "label": None})
-    _mark_plan(state, payload["step_id"], "running")
+    run.steps.put({**step, "status": "running", "fraction": 0, "label": None})
+    run.mark_plan(payload["step_id"], "running")
 
 
-def _step_progress(state: State, payload: Item) -> None:
-    if step := _find(state["steps"], payload["step_id"]):
+def _step_progress(run: IndexedState, payload: Item) -> None:
+    if step := run.steps.find(payload["step_id"]):
         step.update(_members(payload, "fraction", "label"))
 
 
-def _step_completed(state: State, payload: Item) -> None:
-    if step := _find(state["steps"], payload["step_id"]):
-        step.update(status="completed", fraction=1, duration_ms=payload["duration_ms"])
-        _mark_plan(state, payload["step_id"], "completed")
+def _step_completed(run: IndexedState, payload: Item) -> None:
+    if step := run.steps.find(payload["step_id"]):
+        run.steps.set(step, status="completed", fraction=1, duration_ms=payload["duration_ms"])
+        run.mark_plan(payload["step_id"], "completed")
 
 
-def _step_failed(state: State, payload: Item) -> None:
-    if step := _find(state["steps"], payload["step_id"]):
-        step.update(status="failed", error=payload["error"])
-        _mark_plan(state, payload["step_id"], "failed")
-
-
-def _mark_plan(state: State, step_id: str, status: str) -> None:
-    for entry in state["plan"]:
-        if entry["id"] == step_id:
-            entry["status"] = status
+def _step_failed(run: IndexedState, payload: Item) -> None:
+    if step := run.steps.find(payload["step_id"]):
+        run.steps.set(step, status="failed", error=payload["error"])
+        run.mark_plan(payload["step_id"], "failed")
 
 
 # message.*
 
 
-def _message_started(state: State, payload: Item) -> None:
+def _message_started(run: IndexedState, payload: Item) -> None:
     message = {"id": payload["message_id"], "role": payload["role"], "text": "", "status": "open"}
-    _put(state["messages"], message)
-    _follow_answer(state)
+    run.put_message(message)
+    run.follow_answer()
 
 
-def _message_delta(state: State, payload: Item) -> None:
-    message = _find(state["messages"], payload["message_id"])
+def _message_delta(run: IndexedState, payload: Item) -> None:
+    message = run.messages.find(payload["message_id"])
     if message and message["status"] == "open":
-        _append_text(state, message, payload["text"])
-        _follow_answer(state)
+        _append_text(run, message, payload["text"])
+        run.follow_answer()
 
 
-def _append_text(state: State, message: Item, more: str) -> None:
+def _append_text(run: IndexedState, message: Item, more: str) -> None:
     # CPython grows a text in place when a local is its only holder; otherwise a long message is copied per delta.
     text: str = message["text"]
-    message["text"] = state["answer"]["text"] = ""
+    message["text"] = run.state["answer"]["text"] = ""
     text += more
     message["text"] = text
 
 
-def _message_completed(state: State, payload: Item) -> None:
-    message = _find(state["messages"], payload["message_id"])
+def _message_completed(run: IndexedState, payload: Item) -> None:
+    message = run.messages.find(payload["message_id"])
     if message and message["status"] == "open":
-        message["status"] = "completed"
-
-
-def _follow_answer(state: State) -> None:
-    for message in reversed(state["messages"]):
-        if message["role"] == "assistant" and message["status"] != "abandoned":
-            state["answer"]["text"] = message["text"]
-            return
-    state["answer"]["text"] = ""
+        run.messages.set(message, status="completed")
 
 
 # tool.*
 
 
-def _tool_started(state: State, payload: Item) -> None:
+def _tool_started(run: IndexedState, payload: Item) -> None:
     call = {
         "id": payload["tool_call_id"],
         **_members(payload, "name", "label"),
@@ -192,32 +157,32 @@ def _tool_started(state: State, payload: Item) -> None:
         "status": "running",
         "fraction": None,
     }
-    _put(state["tool_calls"], call)
+    run.tool_calls.put(call)
 
 
-def _tool_progress(state: State, payload: Item) -> None:
-    if call := _find(state["tool_calls"], payload["tool_call_id"]):
+def _tool_progress(run: IndexedState, payload: Item) -> None:
+    if call := run.tool_calls.find(payload["tool_call_id"]):
         call.update(_members(payload, "fraction"))
         if "label" in payload:
             call["progress_label"] = payload["label"]
 
 
-def _tool_completed(state: State, payload: Item) -> None:
-    if call := _find(state["tool_calls"], payload["tool_call_id"]):
+def _tool_completed(run: IndexedState, payload: Item) -> None:
+    if call := run.tool_calls.find(payload["tool_call_id"]):
         result = _members(payload, "preview", "truncated", "bytes", "duration_ms")
-        call.update(status="completed", fraction=1, **result)
+        run.tool_calls.set(call, status="completed", fraction=1, **result)
 
 
-def _tool_failed(state: State, payload: Item) -> None:
-    if call := _find(state["tool_calls"], payload["tool_call_id"]):
+def _tool_failed(run: IndexedState, payload: Item) -> None:
+    if call := run.tool_calls.find(payload["tool_call_id"]):
         status = "cancelled" if payload["code"] == "cancelled" else "failed"
-        call.update(status=status, error_code=payload["code"], **_members(payload, "duration_ms"))
+        run.tool_calls.set(call, status=status, error_code=payload["code"], **_members(payload, "duration_ms"))
 
 
 # approval.*, source.*, quality.*, input.*
 
 
-def _approval_required(state: State, payload: Item) -> None:
+def _approval_required(run: IndexedState, payload: Item) -> None:
     approval = {
         "id": payload["approval_id"],
         "tool_call_id": payload.get("tool_call_id"),
@@ -227,78 +192,78 @@ def _approval_required(state: State, payload: Item) -> None:
         "by": None,
         "comment": None,
     }
-    _put(state["approvals"], approval)
+    run.approvals.put(approval)
 
 
-def _approval_resolved(state: State, payload: Item) -> None:
-    if approval := _find(state["approvals"], payload["approval_id"]):
-        approval.update(status=payload["decision"], by=payload.get("by"), comment=payload.get("comment"))
+def _approval_resolved(run: IndexedState, payload: Item) -> None:
+    if approval := run.approvals.find(payload["approval_id"]):
+        run.approvals.set(approval, status=payload["decision"], by=payload.get("by"), comment=payload.get("comment"))
 
 
-def _source_added(state: State, payload: Item) -> None:
+def _source_added(run: IndexedState, payload: Item) -> None:
     source = {"id": payload.get("source_id"), "title": payload["title"]}
-    state["sources"].append({**source, "url": payload.get("url"), "snippet": payload.get("snippet")})
+    run.state["sources"].append({**source, "url": payload.get("url"), "snippet": payload.get("snippet")})
 
 
-def _quality_checked(state: State, payload: Item) -> None:
+def _quality_checked(run: IndexedState, payload: Item) -> None:
     check = _members(payload, "name", "passed")
-    state["checks"].append({**check, "score": payload.get("score"), "note": payload.get("note")})
+    run.state["checks"].append({**check, "score": payload.get("score"), "note": payload.get("note")})
 
 
-def _input_received(state: State, payload: Item) -> None:
-    state["inputs"].append({"id": payload.get("input_id"), "text": payload["text"]})
+def _input_received(run: IndexedState, payload: Item) -> None:
+    run.state["inputs"].append({"id": payload.get("input_id"), "text": payload["text"]})
 
 
 # context.*
 
 
-def _context_usage(state: State, payload: Item) -> None:
+def _context_usage(run: IndexedState, payload: Item) -> None:
     known = _members(payload, "input_tokens", "output_tokens", "budget_used_pct", "cost")
-    state["context"].update(known)
+    run.state["context"].update(known)
     for name in ("input_tokens", "output_tokens", "cost"):
         amount = payload.get(name)
         if amount is not None:
-            state["usage"][name] = min(MAX_INT, state["usage"].get(name, 0) + amount)
+            run.state["usage"][name] = min(MAX_INT, run.state["usage"].get(name, 0) + amount)
 
 
-def _compaction_started(state: State, payload: Item) -> None:
-    state["context"]["compaction"] = {"status": "running"}
+def _compaction_started(run: IndexedState, payload: Item) -> None:
+    run.state["context"]["compaction"] = {"status": "running"}
 
 
-def _compaction_completed(state: State, payload: Item) -> None:
+def _compaction_completed(run: IndexedState, payload: Item) -> None:
     sizes = _members(payload, "before_tokens", "after_tokens")
-    state["context"]["compaction"] = {"status": "completed", **sizes}
+    run.state["context"]["compaction"] = {"status": "completed", **sizes}
 
 
 # subagent.*
 
 
-def _subagent_spawned(state: State, payload: Item) -> None:
+def _subagent_spawned(run: IndexedState, payload: Item) -> None:
     child = {"id": payload["child_run_id"], "label": payload.get("label"), "status": "spawned"}
-    _put(state["subagents"], {**child, "jobs_started": 0, "jobs_completed": 0})
+    run.subagents.put({**child, "jobs_started": 0, "jobs_completed": 0})
 
 
-def _subagent_status(state: State, payload: Item) -> None:
-    if child := _find(state["subagents"], payload["child_run_id"]):
+def _subagent_status(run: IndexedState, payload: Item) -> None:
+    if child := run.subagents.find(payload["child_run_id"]):
         child["status"] = payload["status"]
 
 
-def _subagent_closed(state: State, payload: Item) -> None:
-    if child := _find(state["subagents"], payload["child_run_id"]):
+def _subagent_closed(run: IndexedState, payload: Item) -> None:
+    if child := run.subagents.find(payload["child_run_id"]):
         child["status"] = payload.get("status", "closed")
 
 
-def _job_started(state: State, payload: Item) -> None:
-    if child := _find(state["subagents"], payload["child_run_id"]):
+def _job_started(run: IndexedState, payload: Item) -> None:
+    if child := run.subagents.find(payload["child_run_id"]):
         child["jobs_started"] += 1
 
 
-def _job_completed(state: State, payload: Item) -> None:
-    if child := _find(state["subagents"], payload["child_run_id"]):
+def _job_completed(run: IndexedState, payload: Item) -> None:
+    if child := run.subagents.find(payload["child_run_id"]):
         child["jobs_completed"] += 1
 
 
-RULES: dict[str, Callable[[State, dict[str, Any]], None]] = {
+RULES: dict[str, Callable[[IndexedState, dict[str, Any]], None]] = {
     "run.created": _run_created,
     "run.started": _run_started,
     "run.step": _run_step,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.errors import StoreUnavailable
+from app.pace import paced
 from app.protocol.events import Event
 from app.protocol.reducer import State, fold
 from app.storage.run_store import RunRecord, RunStore
@@ -81,7 +82,7 @@ class History:
         """The run's state as of now: the stored one with the events after it folded in."""
         if run.terminal:
             return run.state
-        return fold((event.envelope() for event in self.all_after(run.id, run.state_seq)), run.state)
+        return fold((event.envelope() for event in paced(self.all_after(run.id, run.state_seq))), run.state)
 
     def _live(self, run_id: str, seq: int, limit: int) -> list[Event]:
         try:

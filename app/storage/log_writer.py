@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from app.protocol.events import Event, Outbound, encode, timestamp
-from app.protocol.reducer import State, apply
+from app.protocol.reducer import Fold, State
+from app.protocol.state import Item
 
 
 class LogWriter:
@@ -24,13 +25,22 @@ class LogWriter:
         self.run_id = run_id
         self.epoch = epoch
         self.owner = owner
-        self.state = state
+        self._fold = Fold(state)
         self.appended = appended
         self.archived = archived
         self.unappended_bytes = 0
         self.unarchived_bytes = 0
         self._events: list[Event] = []
         self._held: deque[int] = deque()
+
+    @property
+    def state(self) -> State:
+        """The fold of the log and of what was added."""
+        return self._fold.state
+
+    def message(self, id: str) -> Item | None:
+        """The message with this id, as it is in the state."""
+        return self._fold.message(id)
 
     @property
     def head(self) -> int:
@@ -44,7 +54,7 @@ class LogWriter:
         """
         seq, ts = self.head + 1, timestamp()
         event = encode(self.run_id, seq, type, payload, ts, op)
-        apply(self.state, {"seq": seq, "run_id": self.run_id, "type": type, "ts": ts, "payload": payload})
+        self._fold.apply({"seq": seq, "run_id": self.run_id, "type": type, "ts": ts, "payload": payload})
         self._events.append(event)
         self.unappended_bytes += len(event.text)
         self.unarchived_bytes += len(event.text)

@@ -20,8 +20,9 @@ from typing import TypeVar
 
 from app.errors import Behind, EpochTaken, Fenced, Refused
 from app.hooks import Hooks
+from app.pace import dumps_paced, paced
 from app.protocol.ending import Ending, closing, terminal_payload
-from app.protocol.events import Event, Outbound, dumps
+from app.protocol.events import Event, Outbound
 from app.protocol.reducer import ENDED, fold
 from app.storage.event_log import Append, EventLog
 from app.storage.log_writer import LogWriter
@@ -104,7 +105,7 @@ class Ownership:
 
     def open_archived(self, run: RunRecord) -> LogWriter:
         """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive."""
-        state = fold((e.envelope() for e in self._archive_after(run.id, run.state_seq)), run.state)
+        state = fold((e.envelope() for e in paced(self._archive_after(run.id, run.state_seq))), run.state)
         head = state["last_seq"]
         return LogWriter(run.id, run.epoch, state, appended=head, archived=head, owner=run.owner or "")
 
@@ -170,12 +171,12 @@ class Ownership:
         """
         open_approvals = any(approval["status"] == "open" for approval in writer.state["approvals"])
         decided = self.store.close_approvals(writer.run_id, writer.epoch) if open_approvals else {}
-        for type, payload in list(closing(writer.state, ending, decided)):
+        for type, payload in paced(list(closing(writer.state, ending, decided))):
             writer.add(type, self.hooks.fact(type, payload))
         writer.add(ending.type, self._terminal(writer, ending), commit_first=True)
 
     def _terminal(self, writer: LogWriter, ending: Ending) -> Outbound:
-        payload = terminal_payload(writer.state, ending)
+        payload = terminal_payload(writer.state, ending, paced)
         # The output was past the hooks before it was compared with what was streamed.
         return Outbound(payload) if ending.status == "completed" else self.hooks.fact(ending.type, payload)
 
@@ -187,7 +188,7 @@ class Ownership:
         :raises Fenced: another owner has the run, as it has when an earlier call was carried out although its answer
             was lost and what the run waits for has come since.
         """
-        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps(writer.state), writer.head)
+        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps_paced(writer.state), writer.head)
         try:
             waits = self._following(writer, lambda: self.store.suspend(last, approval_ids, inputs_seen, wake_at))
         except Fenced:

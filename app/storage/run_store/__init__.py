@@ -1,10 +1,17 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
-from app.storage.run_store.batches import Batch, BatchStore, Taken
+from app.storage.run_store.batches import BYTES, KEPT_BYTES_MAX, KEPT_MAX, Batch, BatchStore, Taken
 from app.storage.run_store.beats import Beats
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import EarlyCancels
-from app.storage.run_store.external import EXTERNAL, ExternalStore, Hashes, WriterBeat
+from app.storage.run_store.external import (
+    ENDING_SECONDS,
+    EXTERNAL,
+    ExternalStore,
+    Hashes,
+    WriterBeat,
+    ending_seconds,
+)
 from app.storage.run_store.journal import JournalStore, Recorded
 from app.storage.run_store.migrating import migrate
 from app.storage.run_store.records import (
@@ -27,7 +34,11 @@ from app.storage.run_store.store import RunStore
 from app.storage.run_store.waits import Decision, SentInput, ToldRun, Waits
 
 __all__ = [
+    "BYTES",
+    "ENDING_SECONDS",
     "EXTERNAL",
+    "KEPT_BYTES_MAX",
+    "KEPT_MAX",
     "AgentRecord",
     "ApprovalRecord",
     "Batch",
@@ -61,6 +72,7 @@ __all__ = [
     "ToldRun",
     "Waits",
     "WriterBeat",
+    "ending_seconds",
     "hash_key",
     "migrate",
 ]

@@ -6,6 +6,7 @@ have passed the hooks, and what the log is still to be told is answered, for the
 a hook must not be called while rows are locked.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,8 +20,9 @@ from app.errors import (
     StaleEpoch,
     StoreUnavailable,
     TooManyApprovals,
+    TooManyItems,
 )
-from app.protocol.events import Event, Outbound, encode, timestamp
+from app.protocol.events import Event, Outbound, dumps, encode, timestamp
 from app.storage.run_store.database import BEGIN, Database
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
@@ -28,6 +30,12 @@ from app.storage.run_store.store import INSERT_EVENTS
 
 APPROVALS_MAX = 100
 """That one external run may ask for: every answer holds all that were decided."""
+KEPT_MAX = 10_000
+"""Of each kind of item that one external run may keep in its state, which is read and written as a whole."""
+KEPT_BYTES_MAX = 8_000_000
+"""Of the events that its state keeps, as JSON in UTF-8."""
+BYTES = "bytes"
+"""Their name beside those of the kinds."""
 INPUTS_AT_ONCE = 100
 """In one answer, and told to the log in one transaction."""
 STATE_EVENTS = 1_000
@@ -47,7 +55,7 @@ SELECT r.id, r.epoch, r.finished_at IS NOT NULL OR w.ending IS NOT NULL, r.cance
        pg_column_size(r.state), w.token_hash, w.producer_seq,
        (SELECT coalesce(max(seq), 0) FROM run_events e WHERE e.run_id = r.id), w.inputs_told,
        (SELECT coalesce(max(n), 0) FROM run_inputs i WHERE i.run_id = r.id),
-       EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id)
+       EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id), w.kept
 FROM runs r JOIN writers w ON w.run_id = r.id AND w.epoch = r.epoch WHERE r.id = ANY (%s) AND r.queue = 'external'
 """
 _APPROVALS = """
@@ -60,9 +68,10 @@ CROSS JOIN LATERAL (SELECT run_id, n, text FROM run_inputs WHERE run_id = asked.
                     ORDER BY n LIMIT %s) AS input ORDER BY id, after, n
 """
 _UPDATE_WRITERS = """
-UPDATE writers w SET producer_seq = new.producer_seq, head = new.head, inputs_told = new.inputs_told, beats = beats + 1
-FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[], %s::int[])
-    AS new (run_id, epoch, producer_seq, head, inputs_told)
+UPDATE writers w SET producer_seq = new.producer_seq, head = new.head, inputs_told = new.inputs_told, beats = beats + 1,
+                   kept = new.kept::json
+FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::text[])
+    AS new (run_id, epoch, producer_seq, head, inputs_told, kept)
 WHERE w.run_id = new.run_id AND w.epoch = new.epoch
 """
 _TOLD = """
@@ -91,6 +100,8 @@ class Batch:
     """Of inputs and decisions that earlier calls had to leave untold: what the log is to be told of them."""
     token_hash: str | None = None
     """Of the token that it came with; None: it is known to be the epoch's."""
+    keeps: Mapping[str, int] = field(default_factory=dict)
+    """What the run's state keeps of the events: how many of each kind, and BYTES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +151,8 @@ class _Hold:
 
     def __init__(self, row: Sequence[Any]) -> None:
         self.run_id, self.epoch, self.ended, self.cancel_requested, self.state_seq, self.state_bytes = row[:6]
-        self.token_hash, self.producer_seq, self.head, self.inputs_told, self.inputs, self.has_approvals = row[6:]
+        self.token_hash, self.producer_seq, self.head, self.inputs_told, self.inputs, self.has_approvals = row[6:-1]
+        self.kept: Counter[str] = Counter(row[-1] or {})
         self.approvals: dict[str, _Approval] = {}
         self.new_approvals: list[NewApproval] = []
         self.told: dict[str, bool] = {}
@@ -162,7 +174,13 @@ class _Hold:
             return None
         if batch.producer_seq > self.producer_seq + 1:
             return ProducerGap(self.producer_seq + 1)
-        return self._refused_approval(batch.approvals)
+        return self._refused_approval(batch.approvals) or self._too_much(batch.keeps)
+
+    def _too_much(self, keeps: Mapping[str, int]) -> TooManyItems | None:
+        for kind, more in keeps.items():
+            if self.kept[kind] + more > (limit := KEPT_BYTES_MAX if kind == BYTES else KEPT_MAX):
+                return TooManyItems(f"{kind}: at most {limit:,} in one run, and it has {self.kept[kind]:,}.")
+        return None
 
     def _refused_approval(self, approvals: Sequence[NewApproval]) -> RuntailError | None:
         known = {id: approval.asked for id, approval in self.approvals.items()}
@@ -178,6 +196,7 @@ class _Hold:
         if batch.producer_seq is None or batch.producer_seq <= self.producer_seq:
             return False
         self.producer_seq = batch.producer_seq
+        self.kept.update(batch.keeps)
         for type, payload in batch.events:
             self._add(type, payload, ts)
         for new in batch.approvals:
@@ -307,7 +326,7 @@ def _commit(db: Any, holds: Sequence[_Hold]) -> None:
     if told := [(hold.run_id, id, told) for hold in holds for id, told in hold.told.items()]:
         db.execute_sql(_TOLD, _columns(told))
     events = [(hold.run_id, e.seq, e.type, e.op, e.text) for hold in holds for e in hold.events]
-    writers = [(h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told) for h in holds]
+    writers = [(h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told, dumps(h.kept)) for h in holds]
     statements = [(INSERT_EVENTS, events)] * bool(events) + [(_UPDATE_WRITERS, writers)] * bool(writers)
     values = [column for _, rows in statements for column in _columns(rows)]
     db.execute_sql("; ".join([*(sql for sql, _ in statements), "COMMIT"]), values)

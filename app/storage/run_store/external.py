@@ -21,6 +21,12 @@ EXTERNAL = "external"
 WATCHERS_PER_QUERY = 100
 WATCH_TOKENS_MAX = 10
 """Of one writer; a question that is repeated for ever must not make its row longer for ever."""
+ENDING_SECONDS = 5.0
+"""A run that was taken over to end it and has not ended for so long is given up. Doubled at each try,"""
+ENDING_MAX_SECONDS = 600.0
+"""up to this. What ends the process that tries does so ever more rarely, and what takes long gets the time."""
+FREE_TRIES = 3
+"""So often who asks for the end takes the run over at once."""
 UNCLAIMED = -1
 """In place of the signs of life of a writer that is yet to come: there is no token yet."""
 
@@ -28,8 +34,9 @@ _BEGIN = f"""
 UPDATE runs SET status = 'running', epoch = 1, started_at = now() WHERE id = %s RETURNING {RUN_COLUMNS}
 """
 _INSERT_WRITER = """
-INSERT INTO writers (run_id, epoch, token_hash, watch_token_hashes, head, inputs_told, ending, beats, lease_seconds)
-VALUES (%s, %s, %s, %s::text[], %s, %s, %s, %s, %s)
+INSERT INTO writers (run_id, epoch, token_hash, watch_token_hashes, head, inputs_told, ending, beats, lease_seconds,
+                     kept)
+VALUES (%s, %s, %s, %s::text[], %s, %s, %s, %s, %s, %s)
 """
 _COME = f"""
 UPDATE writers SET token_hash = %s, beats = 0, lease_seconds = %s
@@ -45,7 +52,9 @@ _LOCK = "SELECT epoch, finished_at IS NOT NULL FROM runs WHERE id = %s AND queue
 # A statement of its own: one that had to wait for the lock would see this table as it was before it waited.
 _LATEST = """
 SELECT producer_seq, head, inputs_told, ending, beats,
-       (SELECT max(epoch) FROM writers WHERE run_id = w.run_id AND token_hash IS NOT NULL)
+       (SELECT max(epoch) FROM writers WHERE run_id = w.run_id AND token_hash IS NOT NULL), kept,
+       (SELECT count(*) FROM writers WHERE run_id = w.run_id AND ending IS NOT NULL),
+       extract(epoch FROM now() - taken_at)
 FROM writers w WHERE run_id = %s AND epoch = %s
 """
 _ADVANCE = f"""
@@ -58,7 +67,8 @@ WHERE EXISTS (SELECT FROM writers w WHERE w.run_id = asked.run_id AND hash = ANY
 """
 _BEATS = """
 SELECT r.id, r.epoch, w.beats, w.ending IS NOT NULL, r.cancel_requested, extract(epoch FROM now() - r.created_at),
-       w.lease_seconds
+       w.lease_seconds,
+       (SELECT count(*) FROM writers WHERE run_id = r.id AND ending IS NOT NULL)
 FROM runs r JOIN writers w ON w.run_id = r.id AND w.epoch = r.epoch
 WHERE r.queue = 'external' AND r.status = 'running'
 """
@@ -91,6 +101,8 @@ class WriterBeat:
     """Since it was started."""
     lease_seconds: int | None = None
     """What its writer has asked for; None: the server's own."""
+    tries: int = 0
+    """How often it was taken over to end it."""
 
     @classmethod
     def unclaimed(cls, run: RunRecord) -> "WriterBeat":
@@ -114,6 +126,12 @@ class _Latest:
     beats: int
     last_writer: int
     """The epoch of the last writer that had a token."""
+    kept: dict[str, int] | None
+    """What the run keeps of its writers' events: see `run_store.batches`."""
+    tries: int
+    """How often the run was taken over to end it."""
+    taken_seconds: float
+    """Since this row was written."""
 
 
 class ExternalStore:
@@ -153,7 +171,7 @@ class ExternalStore:
             event = encode(run.id, latest.head + 1, "run.step", step)
             if insert_events(db, [(run.id, event)]):
                 raise StoreUnavailable(f"Postgres has lost events of {run.id}.")
-            _insert_writer(db, run.id, claimed.epoch, event.seq, latest.inputs_told, hashes=hashes)
+            _insert_writer(db, run.id, claimed.epoch, event.seq, latest.inputs_told, hashes=hashes, kept=latest.kept)
             return claimed
 
     def watch_too(self, run: RunRecord, hashes: Hashes) -> bool:
@@ -197,6 +215,7 @@ class ExternalStore:
         :raises RunEnded: it has ended, or will, in another way.
         :raises StaleEpoch: another writer has it.
         :raises ProducerGap: batches are missing, or this number was a batch's.
+        :raises StoreUnavailable: it is about to end; its end has failed too often to be tried again at once.
         """
         with self._database.session(atomic=True) as db:
             row = db.execute_sql(_LOCK, (run_id,)).fetchone()
@@ -212,6 +231,7 @@ class ExternalStore:
                 return RunRecord(*db.execute_sql(f"SELECT {RUN_COLUMNS} FROM runs WHERE id = %s", (run_id,)).fetchone())
             if latest.ending is None and producer_seq != latest.producer_seq + 1:
                 raise ProducerGap(latest.producer_seq + 1)
+            _check_turn(run_id, latest)
             return _take_over(db, run_id, latest, wanted)
 
     def take_lost(self, beat: WriterBeat, wanted: Wanted, *, heedless: bool) -> tuple[RunRecord, Wanted] | None:
@@ -236,11 +256,15 @@ class ExternalStore:
         return found[0] if found else None
 
     def take_again(self, run: RunRecord) -> tuple[RunRecord, Wanted] | None:
-        """Take over a run that is being ended from whoever is at it. None: it has ended, or somebody was faster."""
+        """Take over a run that is being ended from whoever is at it. None: it has ended, or somebody was faster.
+
+        :raises StoreUnavailable: its end has failed too often to be tried again at once.
+        """
         with self._database.session(atomic=True) as db:
             latest = _lock(db, run.id, run.epoch)
             if latest is None or latest.ending is None:
                 return None
+            _check_turn(run.id, latest)
             return _take_over(db, run.id, latest, latest.ending), latest.ending
 
     def beats(self) -> list[WriterBeat]:
@@ -263,6 +287,20 @@ def _latest(db: Any, run_id: str, epoch: int) -> _Latest:
     return _Latest(*db.execute_sql(_LATEST, (run_id, epoch)).fetchone())
 
 
+def ending_seconds(tries: int, first: float = ENDING_SECONDS) -> float:
+    """How long whoever has taken a run over to end it is left alone, at the so-manieth try."""
+    return float(min(first * 2 ** (max(tries, 1) - 1), ENDING_MAX_SECONDS))
+
+
+def _check_turn(run_id: str, latest: _Latest) -> None:
+    """That the run may be taken over now by who asks for its end.
+
+    :raises StoreUnavailable: it was tried too often, the last time too short a while ago.
+    """
+    if latest.tries >= FREE_TRIES and latest.taken_seconds < ending_seconds(latest.tries):
+        raise StoreUnavailable(f"{run_id} is about to end.")
+
+
 def _take_over(db: Any, run_id: str, latest: _Latest, wanted: Wanted) -> RunRecord:
     taken = RunRecord(*db.execute_sql(_ADVANCE, (0, run_id)).fetchone())
     _insert_writer(db, run_id, taken.epoch, latest.head, latest.inputs_told, ending=wanted)
@@ -278,9 +316,11 @@ def _insert_writer(
     *,
     hashes: Hashes | None = None,
     ending: Mapping[str, Any] | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> None:
     token, watchers = (hashes.writer, [hashes.watch]) if hashes else (None, [])
     beats = UNCLAIMED if hashes and token is None else 0
     stored = dumps(ending) if ending is not None else None
     lease = hashes.lease_seconds if hashes else None
-    db.execute_sql(_INSERT_WRITER, (run_id, epoch, token, watchers, head, inputs_told, stored, beats, lease))
+    values = (run_id, epoch, token, watchers, head, inputs_told, stored, beats, lease, dumps(kept) if kept else None)
+    db.execute_sql(_INSERT_WRITER, values)

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.errors import Behind, Fenced, StoreUnavailable
+from app.pace import dumps_paced, in_chunks
 from app.protocol.ending import NOT_DECIDED
 from app.protocol.events import Event, dumps, unbroken
 from app.storage.run_store import losses
@@ -347,7 +348,7 @@ class RunStore:
             output,
             error,
             usage,
-            dumps(state),
+            dumps_paced(state),
             state["last_seq"],
             state["digest"],
             run_id,
@@ -356,7 +357,8 @@ class RunStore:
         with self._database.session(atomic=True) as db:
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
-            _insert_following(db, run_id, events)
+            for chunk in in_chunks(events):
+                _insert_following(db, run_id, chunk)
             restore_rows(db, run_id, events)
 
     def suspend(
