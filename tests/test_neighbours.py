@@ -82,6 +82,8 @@ HARMLESS = (
 
 PROGRAMS = 6
 """That sleep, once `leaves_programs_behind` has started them."""
+DAEMONS = 2
+"""That sleep, once `leaves_daemons_behind` has started them."""
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +206,20 @@ def test_programs_that_an_agent_leaves_behind_end_with_its_run(
     server.http.post(f"/runs/{neighbour}/cancel").raise_for_status()
     eventually(lambda: not _programs(other), what="the end of the neighbour's programs")
     beside.goes_on()
+
+
+@pytest.mark.parametrize("how", ["completed", "cancelled"])
+def test_daemons_of_an_isolated_run_end_with_it(server: Stack, isolated: Process, how: str) -> None:
+    mark = f"4000.{secrets.randbelow(10**6):06}"
+    seconds = 60 if how == "cancelled" else 1
+    run_id = server.start("harm_apart", {"way": "leaves_daemons_behind", "mark": mark, "seconds": seconds})
+    eventually(lambda: "custom.started" in [event["type"] for event in server.events(run_id)])
+    eventually(lambda: len(_programs(mark)) == DAEMONS, what="the start of the daemons")
+    if how == "cancelled":
+        server.http.post(f"/runs/{run_id}/cancel").raise_for_status()
+    assert server.ended(run_id)["status"] == how
+    eventually(lambda: not _programs(mark), what="the end of the daemons")
+    assert isolated.popen.poll() is None
 
 
 def test_programs_that_an_agent_has_started_end_with_a_worker_that_is_killed(stack: StackMaker) -> None:

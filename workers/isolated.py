@@ -26,7 +26,7 @@ from workers.heartbeat import SILENCE_SECONDS, Heartbeat
 from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
-from workers.lifetime import live_no_longer_than
+from workers.lifetime import adopt_orphans, live_no_longer_than
 from workers.process import RECONNECT_SECONDS, connect_rq, leave, new_worker_id, register
 from workers.registry import load_agents
 from workers.retry import until_reachable
@@ -50,6 +50,7 @@ class IsolatedProcess:
 
     def run(self) -> None:
         """Work until a signal asks to stop, then drain."""
+        adopt_orphans()  # of the horses
         self._heartbeat.start()
         register(self._services, self.id, self._loaded, time.sleep)
         Thread(target=self._heed_commands, daemon=True).start()

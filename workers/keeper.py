@@ -20,6 +20,7 @@ from app.storage.run_store import OwnedRun
 from app.wiring import Services
 from workers.executor import STRAY_SECONDS
 from workers.interrupts import Cancelled, Drained, Interrupted, Lost, TimedOut
+from workers.lifetime import end_children
 from workers.settlement import Settlement
 
 WATCH_SECONDS = 0.25
@@ -188,6 +189,7 @@ class _Horse:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)  # it led a group of its own
             _, status = os.waitpid(self._pid, 0)
+            end_children()  # one horse at a time: what is left is what it has left, in groups of its own
             os.close(self._words)
             os.close(self._bell)
         return os.waitstatus_to_exitcode(status)

@@ -8,13 +8,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from glob import glob
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import gevent
 import gevent.os
+
+from workers.lifetime import children_of
 
 
 class Leftovers:
@@ -53,9 +53,7 @@ def _watched() -> dict[int, object]:
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """A process and its descendants, as far as the system tells (Linux)."""
+    """A process and its descendants."""
     yield pid
-    for children in glob(f"/proc/{pid}/task/*/children"):
-        with suppress(OSError):
-            for child in Path(children).read_text().split():
-                yield from _tree(int(child))
+    for child in children_of(pid):
+        yield from _tree(child)

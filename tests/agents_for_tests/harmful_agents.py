@@ -473,6 +473,22 @@ def starts_one_program(run: RunContext) -> object:
 
 
 @way
+def leaves_daemons_behind(run: RunContext) -> object:
+    """As daemons are made: by a fork in a session of its own, whose parent is gone."""
+    mark = run.input["mark"]
+    if (child := os.fork()) == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", mark])
+        os._exit(0)
+    os.waitpid(child, 0)
+    subprocess.Popen(["sleep", mark], start_new_session=True)
+    run.emit("custom.started", {})
+    time.sleep(run.input["seconds"])
+    return "went on"
+
+
+@way
 def leaves_threads_behind(run: RunContext) -> object:
     for _ in range(3):
         threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
