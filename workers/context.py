@@ -251,12 +251,11 @@ class RunContext(Waits):
     def message(self, role: str = "assistant") -> Iterator[Message]:
         """A message that is written bit by bit. It is completed at the end of the block, also of one that raises.
 
-        The block runs again after a crash; what it writes must then be the same. For a text that would not be, such
-        as a model's, use `stream`.
+        It begins with its first character: where nothing is written there is no message. The block runs again after a
+        crash; what it writes must then be the same. For a text that would not be, such as a model's, use `stream`.
         """
         role = values.text(role, "run.message: role")
         op = self._calls.next("message.", records="message")
-        self._shared.answered |= role == "assistant"
         record = self._calls.recorded(op, "message", role)
         if record is not None:
             message_id = record.result["message_id"]
@@ -264,6 +263,7 @@ class RunContext(Waits):
             yield message
             if message.text != self._text(message_id):
                 self._calls.journal.broken(f"The message of call {op} had another text before.")
+            self._shared.answered |= role == "assistant" and bool(message.text)
             return
         with self._new_message(op, role) as message:
             yield message
@@ -272,9 +272,17 @@ class RunContext(Waits):
     def _new_message(self, op: str, role: str) -> Iterator[Message]:
         earlier = self._calls.journal.count(op, "message.started")
         message_id = f"msg_{op}.{earlier + 1}" if earlier else f"msg_{op}"
-        message = Message(message_id, lambda text: self._calls.delta(message_id, text, op))
+        begun = False
+
+        def send(text: str) -> str:
+            nonlocal begun
+            if not begun:
+                begun = True
+                self._calls.emit_anew("message.started", {"message_id": message_id, "role": role}, op)
+            return self._calls.delta(message_id, text, op)
+
+        message = Message(message_id, send)
         result: dict[str, Any] = {"message_id": message_id, "error": None}
-        self._calls.emit_anew("message.started", {"message_id": message_id, "role": role}, op)
         try:
             yield message
         except ToolError as error:
@@ -284,21 +292,26 @@ class RunContext(Waits):
             result["error"] = ToolError(error.code, error.detail).public()
             raise
         finally:
-            event = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
+            self._shared.answered |= role == "assistant" and begun
+            completed = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
+            event = completed if begun else None
             self._calls.quietly(lambda: self._calls.record(op, "message", role, result, event=event))
 
     def stream(self, texts: Iterable[str]) -> str:
         """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again.
 
+        Where all texts are empty, as in a model's turn of tool calls only, there is no message.
+
         :raises ToolError: `texts` raised; what it has not foreseen is a `stream_error`.
         """
         values.iterable(texts, "run.stream: texts")
         op = self._calls.next("message.", records="message")
-        self._shared.answered = True
         try:
             record = self._calls.recorded(op, "message", "assistant")
             if record is not None:
-                return self._streamed_before(record)
+                text = self._streamed_before(record)
+                self._shared.answered |= bool(text)
+                return text
             failing = foreseen("stream_error", "The stream failed.")
             with self._new_message(op, "assistant") as message, failing, self._calls.within(op):
                 for text in texts:

@@ -4,6 +4,7 @@
 `{gate}.effects`, a line each.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -235,3 +236,20 @@ def _versioned(run: RunContext) -> object:
 resumes = agent("resumes", input=AnyInput, version=VERSION)(_versioned)
 restarts = agent("restarts", input=AnyInput, version=VERSION, on_version_change="restart")(_versioned)
 refuses = agent("refuses", input=AnyInput, version=VERSION, on_version_change="fail")(_versioned)
+
+
+@agent("calls_only", input=AnyInput)
+def calls_only(run: RunContext) -> object:
+    """Turns of a model in which it says nothing: it only calls tools. It says something once, before or after."""
+    if run.input["says"] == "first":
+        run.stream(["Here it is."])
+    run.stream([])
+    run.stream(["", ""])
+    with run.message() as message:
+        message.write("")
+    run.tool("lookup", str, 1)
+    with contextlib.suppress(ToolError), run.message():
+        run.tool("fails", int, "x")
+    run.approve("Go on?")  # and then again from the top
+    run.stream(iter(()))
+    return "Here it is." if run.input["says"] == "last" else None

@@ -54,11 +54,9 @@ class Message:
     def write(self, text: str) -> str:
         """Add text. Returns it as it goes out, without NUL and lone surrogates."""
         text = clean_text(text)
-        if len(text) <= DELTA_MAX_CHARS:
-            self._send(self.id, text)
-        else:
-            for start in range(0, len(text), DELTA_MAX_CHARS):
-                self._send(self.id, text[start : start + DELTA_MAX_CHARS])
-        self._written.append(text)
-        self.chars += len(text)
+        for start in range(0, len(text), DELTA_MAX_CHARS):
+            piece = text[start : start + DELTA_MAX_CHARS]
+            self._send(self.id, piece)
+            self._written.append(piece)
+            self.chars += len(piece)
         return text

@@ -158,16 +158,24 @@ class Run:
     def message(self, role: str = "assistant") -> Iterator[Message]:
         """A message that is written bit by bit. It is completed at the end of the block, also of one that raises.
 
+        It begins with its first character: where nothing is written there is no message.
+
         :param role: assistant, system, tool or user.
         """
         if role not in ("assistant", "system", "tool", "user"):
             raise ValueError(f"A message is assistant's, system's, tool's or user's, not {role!r}.")
-        message = Message(self._new_id("msg"), self._sink.write)
-        self._sink.add("message.started", {"message_id": message.id, "role": role})
+
+        def send(message_id: str, text: str) -> None:
+            if not message.chars:
+                self._sink.add("message.started", {"message_id": message_id, "role": role})
+            self._sink.write(message_id, text)
+
+        message = Message(self._new_id("msg"), send)
         try:
             yield message
         finally:
-            self._sink.add("message.completed", {"message_id": message.id, "chars": message.chars}, closes=True)
+            if message.chars:
+                self._sink.add("message.completed", {"message_id": message.id, "chars": message.chars}, closes=True)
 
     def stream(self, texts: Iterable[str]) -> str:
         """Write each text as it comes, as one message; returns the whole. An iterator is closed at the end.
