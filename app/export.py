@@ -15,6 +15,7 @@ from app.errors import RuntailError
 from app.protocol.digest import digest
 from app.protocol.events import CONTROL_SCHEMAS, SCHEMAS, TERMINAL, VERSION, clean, clean_text, dumps, validate
 from app.protocol.reducer import Envelope, Fold, State, initial
+from app.protocol.state import output_of
 
 SEAL_TYPE: Final = "export.seal"
 LINE_HEX: Final = 16
@@ -134,7 +135,7 @@ class _Log:
     def _move_on(self, envelope: Envelope) -> None:
         fold = self._fold = self._fold or Fold(initial(envelope["run_id"]))
         state = fold.state
-        computed = digest(state, envelope["payload"].get("output")) if envelope["type"] in TERMINAL else None
+        computed = digest(state, output_of(state, envelope["payload"])) if envelope["type"] in TERMINAL else None
         fold.apply(envelope)
         if computed is not None:
             if envelope["payload"]["digest"] != computed:

@@ -21,8 +21,9 @@ from app.errors import (
     WriterLost,
 )
 from app.identifiers import no_run
-from app.protocol.ending import Ending, reconcile
+from app.protocol.ending import Ending, reconcile, said_output
 from app.protocol.reducer import ENDED
+from app.protocol.state import output_of
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import RunRecord, WriterBeat
 from app.wiring import Services
@@ -98,7 +99,7 @@ class Ends:
         if wanted["status"] == "failed":
             return Ending("failed", error=wanted["error"])
         try:
-            return self._conclude(writer, wanted["output"])
+            return self._conclude(writer, output_of(writer.state, wanted))
         except (HookFailed, ReconciliationFailed) as error:
             return Ending.failed(error)
         except (InvalidJson, TooDeep, InvalidEvent) as error:
@@ -115,8 +116,8 @@ class Ends:
             writer.add("message.started", started)
             writer.add("message.delta", delta)
             writer.add("message.completed", hooks.fact("message.completed", {**about, "chars": len(output)}))
-        payload = {"output": reconcile(state, output), "usage": state["usage"], "digest": ""}
-        return Ending.of(hooks("run.completed", payload))
+        payload = {**said_output(state, reconcile(state, output)), "usage": state["usage"], "digest": ""}
+        return Ending.of(state, hooks("run.completed", payload))
 
 
 def _answered(state: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any, TypeVar
 
@@ -85,14 +85,23 @@ def wanted_of(body: Any) -> Payload:
     :raises InvalidRequest: it does not say, or says more.
     """
     status = body.get("status") if isinstance(body, dict) else None
-    members = {"completed": {"output"}, "failed": {"error"}, "cancelled": set()}
+    members = {"completed": {"output", "output_is"}, "failed": {"error"}, "cancelled": set()}
     if not isinstance(status, str) or status not in members:
         raise InvalidRequest("status: one of completed, failed, cancelled.")
     if unknown := set(body) - {"status"} - members[status]:
         raise InvalidRequest(f"Not of a run that is {status}: {', '.join(sorted(unknown))}"[:200])
     if status == "completed":
-        return {"status": status, "output": body.get("output")}
+        return {"status": status, **_output(body)}
     return {"status": status, "error": _error(body.get("error"))} if status == "failed" else {"status": status}
+
+
+def _output(body: Mapping[str, Any]) -> dict[str, Any]:
+    output = body.get("output")
+    if "output_is" not in body:
+        return {"output": output}
+    if output is not None or body["output_is"] != "answer":
+        raise InvalidRequest("output_is: answer, with an output that is null.")
+    return {"output": None, "output_is": "answer"}
 
 
 def _error(error: Any) -> dict[str, str]:

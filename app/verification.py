@@ -7,6 +7,7 @@ from typing import Any
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL
 from app.protocol.reducer import ENDED, Envelope, Fold, initial
+from app.protocol.state import output_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def verify(run_id: str, log: Iterable[Envelope], claim: Claim) -> tuple[int, str
     for envelope in log:
         try:
             if envelope["type"] in TERMINAL:
-                computed = digest(state, envelope["payload"].get("output"))
+                computed = digest(state, output_of(state, envelope["payload"]))
                 _equal("digest", "the terminal event's", envelope["payload"]["digest"], computed)
             fold.apply(envelope)
         except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from app.protocol.cleaning import MAX_INT
-from app.protocol.state import Item, State
+from app.protocol.state import Item, State, output_of
 
 
 def _find(items: list[Item], id: str) -> Item | None:
@@ -76,7 +76,7 @@ def _run_waiting(state: State, payload: Item) -> None:
 
 
 def _run_completed(state: State, payload: Item) -> None:
-    state["output"] = payload["output"]
+    state["output"] = output_of(state, payload)
     if payload["usage"] is not None:
         state["usage"] = payload["usage"]
     _end(state, "completed", payload)

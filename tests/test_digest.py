@@ -11,6 +11,7 @@ import rfc8785
 
 from app.protocol.digest import digest
 from app.protocol.reducer import State, fold, initial
+from app.protocol.state import output_of
 
 TESTS = Path(__file__).parent
 GOLDEN = sorted((TESTS / "golden").glob("*.ndjson"))
@@ -28,7 +29,7 @@ def before_the_end(envelopes: list[dict[str, Any]]) -> State:
 def test_the_digest_of_a_golden_log_is_the_one_it_carries(path: Path) -> None:
     envelopes = read(path)
     end = envelopes[-1]["payload"]
-    assert digest(before_the_end(envelopes), end.get("output")) == end["digest"]
+    assert digest(before_the_end(envelopes), output_of(before_the_end(envelopes), end)) == end["digest"]
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

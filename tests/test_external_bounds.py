@@ -15,6 +15,7 @@ from app.external_events import kept_of
 from app.protocol.reducer import fold, initial
 from app.runs import StartRequest
 from app.storage.run_store import KEPT_BYTES_MAX, KEPT_MAX, Principal, ending_seconds
+from app.verification import Claim, verify
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.external_writer import ExternalWriter, Line
@@ -107,6 +108,36 @@ def test_what_only_takes_the_place_of_something_has_no_limit() -> None:
         ("custom.note", {"text": "x" * 10_000}),
     ]
     assert sum(kept_of(small * 10).values()) == 0
+
+
+# Long answers.
+
+
+@pytest.mark.parametrize("chars", [300_000, 2_500_000])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_long_answer_is_said_once_and_read_in_full(web: Stack, chars: int, named: bool) -> None:
+    writer = ExternalWriter.start(web.http)
+    text = ("some words of it é\n" * chars)[:chars]
+    writer.append(("message.started", {"message_id": "m", "role": "assistant"}))
+    for start in range(0, chars, 200_000):
+        assert writer.append(("message.delta", {"message_id": "m", "text": text[start : start + 200_000]})).is_success
+    answer = writer.complete(output=None, output_is="answer") if named else writer.complete()
+    assert answer.status_code == 200, answer.text
+    expected = text if named else {"text": text, "sources": [], "checks": []}
+    assert web.http.get(f"/runs/{writer.run_id}").json()["output"] == expected
+    end = events(web, writer.run_id)[-1]
+    assert len(end.text) < 1_000
+    assert end.envelope()["payload"]["output_is"] == ("answer" if named else "streamed")
+    log = [event.envelope() for event in events(web, writer.run_id)]
+    stored = row(web, writer.run_id)
+    assert verify(writer.run_id, log, Claim(stored.status, stored.digest, stored.state))[0] == len(log)
+
+
+@pytest.mark.parametrize("body", [{"output_is": "streamed"}, {"output": "x", "output_is": "answer"}, {"output_is": 1}])
+def test_an_output_is_named_alone_or_not_at_all(web: Stack, body: dict[str, Any]) -> None:
+    writer = ExternalWriter.start(web.http)
+    problem(writer.complete(**body), 422, "invalid_request")
+    assert writer.complete().status_code == 200
 
 
 # Ends that fail.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from app.errors import InvalidCall, InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
-from app.protocol.ending import Ending, reconcile
+from app.protocol.ending import Ending, reconcile, said_output
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, shown, without_secrets
@@ -399,8 +399,8 @@ class RunContext(Waits):
         self._calls.emission.settle()
         state = self._calls.state
         try:
-            payload = {"output": reconcile(state, clean(output)), "usage": state["usage"], "digest": ""}
-            return Ending.of(self._hooks("run.completed", payload))
+            payload = {**said_output(state, reconcile(state, clean(output))), "usage": state["usage"], "digest": ""}
+            return Ending.of(state, self._hooks("run.completed", payload))
         except (InvalidJson, TooDeep, InvalidEvent) as error:
             raise InvalidOutput(f"The agent's output is not valid: {error.detail}") from error
 

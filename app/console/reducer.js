@@ -253,13 +253,20 @@ function usage({ state }, payload) {
 
 const compaction = ({ state }, compaction) => { state.context = { ...state.context, compaction }; };
 
+// An output that is a long answer, or made of it, is said by its name.
+function outputOf(state, { output, output_is: name }) {
+  const { answer: { text }, sources, checks } = state;
+  if (output !== null || !["answer", "streamed"].includes(name)) return output;
+  return name === "answer" ? text : { text, sources, checks };
+}
+
 const RULES = { // (run, payload, state of the run, which is its own)
   "run.created": (run, p, s) => { s.agent = p.agent; },
   "run.started": running,
   "run.step": runStep,
   "run.waiting": (run, p, s) => { s.status = "waiting"; },
   "run.resumed": runStep,
-  "run.completed": (run, p, s) => { end(run, "completed", p); s.output = p.output; s.usage = p.usage ?? s.usage; },
+  "run.completed": (run, p, s) => { end(run, "completed", p); s.output = outputOf(s, p); s.usage = p.usage ?? s.usage; },
   "run.failed": (run, p, s) => { end(run, "failed", p); s.error = p.error; },
   "run.cancelled": (run, p) => end(run, "cancelled", p),
   "plan.created": (run, p) => run.setPlan(p.steps.map(({ id, title }) => ({ id, title, status: "pending" }))),

@@ -7,6 +7,7 @@ from typing import Any
 from app.errors import ReconciliationFailed, RuntailError
 from app.protocol.cleaning import clean_text
 from app.protocol.digest import Pace, digest
+from app.protocol.state import LONG_ANSWER_BYTES, output_of, streamed_output
 
 MESSAGE_CHARS = 1_000
 """Of the sentence that says why a run failed: it may quote what an agent has given."""
@@ -29,9 +30,9 @@ class Ending:
         return cls("completed", output=output)
 
     @classmethod
-    def of(cls, payload: Mapping[str, Any]) -> "Ending":
+    def of(cls, state: Mapping[str, Any], payload: Mapping[str, Any]) -> "Ending":
         """As `completed`, given a payload of `run.completed` as it goes out; usage and digest are made anew."""
-        return cls("completed", output=payload["output"], more=payload)
+        return cls("completed", output=output_of(state, payload), more=payload)
 
     @classmethod
     def failed(cls, error: RuntailError) -> "Ending":
@@ -86,13 +87,24 @@ def reconcile(state: Mapping[str, Any], output: Any) -> Any:
     """
     answer = state["answer"]["text"]
     if output is None:
-        return {"text": answer, "sources": state["sources"], "checks": state["checks"]}
+        return streamed_output(state)
     if isinstance(output, str) and output != answer:
         raise ReconciliationFailed(
             f"The agent returned {len(output)} characters, which are not its answer: that is the last message that it"
             f" streamed, of {len(answer)} characters."
         )
     return output
+
+
+def said_output(state: Mapping[str, Any], output: Any) -> dict[str, Any]:
+    """The members of `run.completed` that say the output: a long answer stands in the log already, and is named."""
+    answer = state["answer"]["text"]
+    if len(answer.encode()) > LONG_ANSWER_BYTES:
+        if output == answer:
+            return {"output": None, "output_is": "answer"}
+        if output == streamed_output(state):
+            return {"output": None, "output_is": "streamed"}
+    return {"output": output}
 
 
 def terminal_payload(state: Mapping[str, Any], ending: Ending, pace: Pace = iter) -> dict[str, Any]:
@@ -103,7 +115,8 @@ def terminal_payload(state: Mapping[str, Any], ending: Ending, pace: Pace = iter
     """
     seal = digest(state, ending.output, pace)
     if ending.status == "completed":
-        return {**ending.more, "output": ending.output, "usage": state["usage"], "digest": seal}
+        more = {name: value for name, value in ending.more.items() if name != "output_is"}
+        return {**more, **said_output(state, ending.output), "usage": state["usage"], "digest": seal}
     if ending.status == "failed":
         return {"error": ending.error, "digest": seal}
     return {"reason": ending.reason, "last_seq": state["last_seq"], "digest": seal}

@@ -96,6 +96,7 @@ OBJECT = fields.Dict(required=True)
 OBJECT_OR_NULL = fields.Dict(required=True, allow_none=True)
 MAY_OBJECT = fields.Dict()
 TEXTS = fields.List(fields.String(), required=True)
+MAY_OUTPUT_IS = fields.String(validate=OneOf(("answer", "streamed")))
 PREVIEW = fields.Raw(required=True, allow_none=True, validate=_fits_preview)
 SUMMARY = fields.String(validate=Length(max=SUMMARY_MAX_CHARS))
 ERROR = fields.Nested(_payload("Error", code=TEXT, message=TEXT), required=True)
@@ -113,7 +114,7 @@ _FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
     "run.step": {"attempt": COUNT, "reason": _one_of("worker_lost", "deploy", "retry"), "restart": FLAG},
     "run.waiting": {"on": TEXT, "ids": TEXTS},
     "run.resumed": {"attempt": COUNT},
-    "run.completed": {"output": ANY, "usage": OBJECT_OR_NULL, "digest": TEXT},
+    "run.completed": {"output": ANY, "output_is": MAY_OUTPUT_IS, "usage": OBJECT_OR_NULL, "digest": TEXT},
     "run.failed": {"error": ERROR, "digest": TEXT},
     "run.cancelled": {"reason": TEXT, "last_seq": COUNT, "digest": TEXT},
     "plan.created": {"steps": PLAN},

@@ -10,7 +10,7 @@ from typing import Any
 
 from app.protocol.cleaning import MAX_INT
 from app.protocol.items import IndexedState
-from app.protocol.state import Item
+from app.protocol.state import Item, output_of
 
 
 def _members(payload: Item, *names: str) -> Item:
@@ -59,7 +59,7 @@ def _run_waiting(run: IndexedState, payload: Item) -> None:
 
 
 def _run_completed(run: IndexedState, payload: Item) -> None:
-    run.state["output"] = payload["output"]
+    run.state["output"] = output_of(run.state, payload)
     if payload["usage"] is not None:
         run.state["usage"] = payload["usage"]
     _end(run, "completed", payload)

@@ -3,6 +3,7 @@
 Responsible for the shape and the first value. Not responsible for how events move it (`rules`, `reducer`).
 """
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 Item = dict[str, Any]
@@ -70,3 +71,24 @@ def initial(run_id: str) -> State:
         "error": None,
         "digest": None,
     }
+
+
+LONG_ANSWER_BYTES = 256_000
+"""Of the answer in UTF-8: an output that is the answer, or made of it, is said by its name beyond."""
+
+
+def streamed_output(state: Mapping[str, Any]) -> Item:
+    """The output of a run that returned nothing: what it streamed."""
+    return {"text": state["answer"]["text"], "sources": state["sources"], "checks": state["checks"]}
+
+
+def output_of(state: Mapping[str, Any], payload: Mapping[str, Any]) -> Any:
+    """The output that a terminal event means; None for a run that failed or was cancelled.
+
+    :param state: the fold of every event before it.
+    """
+    if payload.get("output") is None and payload.get("output_is") == "answer":
+        return state["answer"]["text"]
+    if payload.get("output") is None and payload.get("output_is") == "streamed":
+        return streamed_output(state)
+    return payload.get("output")

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL, Event
 from app.protocol.reducer import fold, initial
+from app.protocol.state import output_of
 from app.verification import Claim, Mismatch, verify
 from tests.chaos.archive import Archive, Asked
 from tests.chaos.play import Play
@@ -253,7 +254,8 @@ def _skipped(window: Window, seq: int) -> bool:
 def _digest_after_snapshot(window: Window) -> str:
     seq, state = window.snapshots[-1]
     rest = [json.loads(text) for n, text in sorted(window.texts.items()) if n > seq]
-    return digest(fold(rest[:-1], state or initial(window.run_id)), rest[-1]["payload"].get("output"))
+    before = fold(rest[:-1], state or initial(window.run_id))
+    return digest(before, output_of(before, rest[-1]["payload"]))
 
 
 def _branches(events: list[Event]) -> dict[str, list[tuple[str, str]]]:

@@ -129,6 +129,18 @@ def test_an_output_that_was_not_streamed_is_streamed_by_the_server(client: Runta
     assert state_of(live, run.id)["answer"]["text"] == "grey"
 
 
+@pytest.mark.parametrize("chars", [1_200_000, 2_400_000])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_long_output_is_sent_once_whether_it_was_streamed_or_not(
+    client: Runtail, live: Stack, chars: int, streamed: bool
+) -> None:
+    text = ("some words é " * chars)[:chars]
+    with client.run() as run:
+        run.output = run.stream([text]) if streamed else text
+    assert ended(live, run.id).output == text
+    assert state_of(live, run.id)["answer"]["text"] == text
+
+
 def test_two_truths_fail_the_run_and_the_caller_is_told(client: Runtail, live: Stack) -> None:
     block = client.run()
     run = block.__enter__()

@@ -20,6 +20,8 @@ T = TypeVar("T")
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
+LONG_ANSWER_BYTES = 256_000
+"""Of an output in UTF-8 that is not sent again, having been streamed."""
 EXPIRY_GRACE_SECONDS = 30.0
 """How long after its end the server may take to say that an approval has expired."""
 
@@ -40,6 +42,8 @@ class Run:
         self._numbers = {kind: itertools.count(1) for kind in ("step", "call", "msg", "apr")}
         self._planned: list[dict[str, str]] = []
         self._ending: dict[str, Any] = {"status": "completed"}
+        self._answer: Message | None = None
+        """The last message of the assistant."""
 
     def _new_id(self, kind: str) -> str:
         number = next(self._numbers[kind])
@@ -167,6 +171,7 @@ class Run:
 
         def send(message_id: str, text: str) -> None:
             if not message.chars:
+                self._answer = message if role == "assistant" else self._answer
                 self._sink.add("message.started", {"message_id": message_id, "role": role})
             self._sink.write(message_id, text)
 
@@ -296,10 +301,20 @@ class Run:
         """
         if output:
             (self.output,) = output
-        ended = self._sink.finish(self._ending)
+        ended = self._sink.finish(self._said())
         if ended["status"] == "failed":
             raise RunFailed(ended["error"]["code"], ended["error"]["message"])
         return ended
+
+    def _said(self) -> dict[str, Any]:
+        """The end as it is sent: a long text that was streamed is named, one that was not is streamed first."""
+        output = self._ending.get("output")
+        if not isinstance(output, str) or len(output.encode()) <= LONG_ANSWER_BYTES:
+            return self._ending
+        if self._answer is None:
+            self.stream([output])
+        is_answer = self._answer is not None and self._answer.text == output
+        return {**self._ending, "output": None, "output_is": "answer"} if is_answer else self._ending
 
     def fail(self, code: str, message: str, *, seconds: float | None = None) -> dict[str, Any]:
         """Fail the run now; returns it as it ended.
