@@ -204,6 +204,74 @@ def test_a_lost_claim_is_fenced_although_redis_has_forgotten_it_too(apart: Servi
     _whole(apart, run_id)
 
 
+@pytest.mark.parametrize("step", ["archive", "finish", "suspend", "emitter"])
+def test_an_owner_that_was_fenced_is_not_let_in_because_postgres_has_lost_its_successor(
+    apart: Services, image: Take, started: Any, step: str
+) -> None:
+    """[look_in_redis] It was called lost, and has not noticed; the row says again that the run is its own."""
+    emitter = started(apart.ownership)
+    fenced = Writing(apart.ownership, emitter, pending_run(apart))
+    run_id, writer = fenced.run.id, fenced.emission.writer
+    before = image()
+    apart.store.release(run_id, fenced.run.epoch, "worker_lost")
+    Owner(apart, run_id, "b").adopt().say("two").append()
+    before.restore()
+    writer.add("custom.late", {})
+    if step == "emitter":
+        emitter.archive_soon(fenced.emission)
+        with gevent.Timeout(5):
+            while not fenced.told:
+                gevent.sleep(0.01)
+    else:
+        emitter.close(fenced.emission)
+        commits = {
+            "archive": lambda: apart.ownership.archive(writer),
+            "finish": lambda: apart.ownership.finish(writer, Ending.completed("late")),
+            "suspend": lambda: apart.ownership.suspend(writer, [], 0, None),
+        }
+        with pytest.raises(Fenced):
+            commits[step]()
+    assert _words(apart, run_id) == ["created"]
+    apart.store.release(run_id, fenced.run.epoch, "retry")
+    Owner(apart, run_id, "c").adopt().finish(Ending.completed("x"))
+    assert _words(apart, run_id) == ["created", "two", "completed"]
+    _whole(apart, run_id)
+
+
+def test_an_owner_is_not_taken_for_another_one_of_the_same_epoch(apart: Services, run_id: str, image: Take) -> None:
+    """[owner_rows] Postgres has lost its claim, and has given its epoch away since."""
+    before = image()
+    apart.store.claim(run_id, "a", start=True)
+    apart.store.release(run_id, 1, "worker_lost")
+    lost = Owner(apart, run_id, "b").adopt()
+    before.restore()
+    for name in ("c", "d"):
+        apart.store.claim(run_id, name, start=True)
+        if name == "c":
+            apart.store.release(run_id, 1, "worker_lost")
+    assert _row(apart, run_id).epoch == lost.run.epoch
+    with pytest.raises(Fenced):
+        apart.ownership.confirm(run_id, lost.run.epoch, "b")
+    lost.say("late")
+    with pytest.raises(Fenced):
+        apart.ownership.archive(lost.writer)
+    with pytest.raises(Fenced):
+        lost.finish(Ending.completed("late"))
+    assert _words(apart, run_id) == ["created"]
+
+
+def test_an_end_is_published_although_redis_knows_a_later_claim_that_postgres_has_lost(
+    apart: Services, run_id: str, image: Take
+) -> None:
+    owner = Owner(apart, run_id, "a").adopt().say("one")
+    apart.ownership.end(owner.writer, Ending.completed("x"))
+    apart.ownership.commit_end(owner.writer)
+    apart.log.raise_epoch(run_id, owner.run.epoch + 3, "whoever has claimed it")
+    apart.ownership.publish(run_id, owner.run.epoch)
+    assert _row(apart, run_id).published
+    _whole(apart, run_id)
+
+
 def test_a_claim_by_the_version_before_is_fenced_too(apart: Services, run_id: str, image: Take) -> None:
     """It leaves no owner in Redis, or that of an earlier epoch."""
     before = image()

@@ -80,7 +80,8 @@ class Archiver:
         if not due:
             return None
         try:
-            owned = self._store.archive([checkpoint for _, checkpoint in due])
+            seen = [losses for emission, _ in due if (losses := emission.writer.seen_losses) is not None]
+            owned = self._store.archive([checkpoint for _, checkpoint in due], min(seen, default=None))
         except StoreUnavailable as error:
             if error.answered:
                 return error

@@ -171,7 +171,9 @@ class Emission:
             state = dumps(writer.state)
             self.state_due = now + max(STATE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
         unarchived, ops, approvals = writer.unarchived(), tuple(self._ops), tuple(self._approvals)
-        return Checkpoint(writer.run_id, writer.epoch, unarchived, state, writer.head, ops, approvals)
+        return Checkpoint(
+            writer.run_id, writer.epoch, unarchived, state, writer.head, ops, approvals, writer.owner or None
+        )
 
     def mark_archived(self, checkpoint: Checkpoint) -> None:
         """Postgres has taken this checkpoint."""

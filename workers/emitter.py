@@ -151,7 +151,9 @@ class Emitter:
         """Only those that Postgres still calls ours; the others are told that they are lost."""
         connects = self._ownership.log.connects
         emissions = list(self._emissions.values())  # others may be opened while Postgres is asked
-        owned = self._ownership.store.owned({e.writer.run_id: e.writer.epoch for e in emissions})
+        owner = emissions[0].writer.owner if emissions else ""  # this process's, of all of them
+        epochs = {e.writer.run_id: e.writer.epoch for e in emissions}
+        owned = self._ownership.store.owned(epochs, owner or None)
         for emission in emissions:
             if emission.writer.run_id not in owned:
                 emission.interrupt(Lost())
@@ -193,13 +195,24 @@ class Emitter:
             wanted = set(self._emissions.values()) if tick else set(self._to_archive)
             self._to_archive.clear()
             try:
-                self._archiver.archive([e for e in wanted if e.unarchived])
+                self._archiver.archive([e for e in wanted if e.unarchived and self._may_commit(e)])
             except StoreUnavailable:
                 self._to_archive.update(e for e in wanted if e.writer.run_id in self._emissions)
                 self._archive_flag.set()
                 raise
             if tick:
                 self._archiver.try_again()
+
+    def _may_commit(self, emission: Emission) -> bool:
+        """Where a connection to Postgres was lost, Redis has to have the run as ours: it is asked once."""
+        try:
+            self._ownership.look(emission.writer)
+        except Fenced:
+            emission.interrupt(Lost())
+            return False
+        except StoreUnavailable:
+            return False  # with the next tick it is tried again
+        return True
 
     def _archived(self, emission: Emission, checkpoint: Checkpoint, outcome: bool | Behind | None) -> None:
         if outcome is None:

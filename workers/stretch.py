@@ -104,7 +104,7 @@ class Stretches:
     def _outcome(self, execution: Execution, emission: Emission, journal: Journal, reason: str | None) -> Outcome:
         run = execution.run
         # Read after the claim is complete: from here on a cancel rings this worker.
-        if until_reachable(lambda: self._ownership.confirm(run.id, run.epoch)):
+        if until_reachable(lambda: self._ownership.confirm(run.id, run.epoch, run.owner)):
             return self._cancelled(run)
         if run.attempt > self._services.config.run_max_attempts:
             return Ending.failed(errors.WorkerLost(f"The run ended its worker {run.attempt - 1} times in a row."))

@@ -289,7 +289,7 @@ def _outcome(word: bytes, number: int) -> Outcome:
         return number
     if word == b"BEHIND":
         return Behind(number)
-    return Fenced(f"Epoch {number} owns the run.")
+    return EpochTaken(number)
 
 
 def _refused(error: redis.RedisError) -> StoreUnavailable:

@@ -26,6 +26,8 @@ class LogWriter:
         self.epoch = epoch
         self.owner = owner
         self._fold = Fold(state)
+        self.losses = 0
+        """`RunStore.losses` when Redis was last seen to have the epoch as this owner's."""
         self.appended = appended
         self.archived = archived
         self.unappended_bytes = 0
@@ -41,6 +43,11 @@ class LogWriter:
     def message(self, id: str) -> Item | None:
         """The message with this id, as it is in the state."""
         return self._fold.message(id)
+
+    @property
+    def seen_losses(self) -> int | None:
+        """`losses`, where the writer has an owner that can be fenced in Redis."""
+        return self.losses if self.owner else None
 
     @property
     def head(self) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from app.errors import Behind, EpochTaken, Fenced, Refused
+from app.errors import Behind, EpochTaken, Fenced, Refused, StoreUnavailable
 from app.hooks import Hooks
 from app.pace import dumps_paced, paced
 from app.protocol.ending import Ending, closing, terminal_payload
@@ -59,10 +59,12 @@ class Ownership:
 
         :raises Fenced: the run was taken over meanwhile, or its log has its end, which its row has lost.
         """
+        losses = self.store.losses
         run = self.fence(run)
         self.sync(run.id, run.epoch)
         self.archive_rest(run)
         writer = self.open_archived(run)
+        writer.losses = losses
         if writer.state["status"] in ENDED:
             self.commit_end(writer)
             self.publish(run.id, run.epoch)
@@ -109,14 +111,26 @@ class Ownership:
         head = state["last_seq"]
         return LogWriter(run.id, run.epoch, state, appended=head, archived=head, owner=run.owner or "")
 
-    def confirm(self, run_id: str, epoch: int) -> bool:
+    def look(self, writer: LogWriter) -> None:
+        """After a connection to Postgres was lost: see in Redis that the writer is not fenced.
+
+        Postgres may have lost who has the run, and call it this writer's again.
+
+        :raises Fenced: another owner has the run.
+        """
+        losses = self.store.losses
+        if writer.owner and writer.losses != losses:
+            self.log.raise_epoch(writer.run_id, writer.epoch, writer.owner)
+            writer.losses = losses
+
+    def confirm(self, run_id: str, epoch: int, owner: str | None = None) -> bool:
         """Ask Postgres whether the run is still ours, because Redis may have lost a later owner's epoch.
 
         Returns whether its cancel was requested.
 
         :raises Fenced: the run was taken over meanwhile.
         """
-        owned = self.store.owned({run_id: epoch})
+        owned = self.store.owned({run_id: epoch}, owner)
         if run_id not in owned:
             raise Fenced(f"{run_id} is not running under epoch {epoch}.")
         return owned[run_id]
@@ -128,7 +142,7 @@ class Ownership:
 
         :raises Fenced: somebody else has the run, or has written to its log.
         """
-        self.confirm(writer.run_id, writer.epoch)
+        self.confirm(writer.run_id, writer.epoch, writer.owner or None)
         head = self.log.raise_epoch(writer.run_id, writer.epoch, writer.owner)
         if head > writer.head:
             raise Fenced(f"Somebody else has written event {head} of {writer.run_id}.")
@@ -155,14 +169,16 @@ class Ownership:
 
         :raises Fenced: another owner has the run.
         """
-        while True:
-            last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived())
-            outcome = self.store.archive([last]).get(writer.run_id)
-            if outcome is None:
-                raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
-            if not isinstance(outcome, Behind):
-                return writer.mark_archived(writer.head)
-            self.refill(writer, outcome.head)
+        self._following(writer, lambda: self._archive(writer))
+        writer.mark_archived(writer.head)
+
+    def _archive(self, writer: LogWriter) -> None:
+        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), owner=writer.owner or None)
+        outcome = self.store.archive([last], writer.seen_losses).get(writer.run_id)
+        if outcome is None:
+            raise Fenced(f"{writer.run_id} is not running under epoch {writer.epoch}.")
+        if isinstance(outcome, Behind):
+            raise outcome
 
     def end(self, writer: LogWriter, ending: Ending) -> None:
         """Write the end of the run into the writer: close what is open, then the terminal event. Not yet committed.
@@ -188,9 +204,14 @@ class Ownership:
         :raises Fenced: another owner has the run, as it has when an earlier call was carried out although its answer
             was lost and what the run waits for has come since.
         """
-        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), dumps_paced(writer.state), writer.head)
+        state, owner = dumps_paced(writer.state), writer.owner or None
+        last = Checkpoint(writer.run_id, writer.epoch, writer.unarchived(), state, writer.head, owner=owner)
+
+        def commit() -> bool:
+            return self.store.suspend(last, approval_ids, inputs_seen, wake_at, losses=writer.seen_losses)
+
         try:
-            waits = self._following(writer, lambda: self.store.suspend(last, approval_ids, inputs_seen, wake_at))
+            waits = self._following(writer, commit)
         except Fenced:
             run = self.store.get(last.run_id)
             if run is None or (run.epoch, run.status) != (last.epoch, "waiting"):
@@ -204,9 +225,8 @@ class Ownership:
 
         :raises Fenced: another owner has the run, or has finished it.
         """
-        id, epoch, state = writer.run_id, writer.epoch, writer.state
         try:
-            self._following(writer, lambda: self.store.finish(id, epoch, state["status"], state, writer.unarchived()))
+            self._following(writer, lambda: self._finish(writer))
         except Fenced:
             run = self.store.get(writer.run_id)
             if run is None or (run.epoch, run.digest) != (writer.epoch, writer.state["digest"]):
@@ -216,11 +236,22 @@ class Ownership:
 
     def _following(self, writer: LogWriter, commit: Callable[[], T]) -> T:
         """The result of the commit, which is made once the archive is where the writer takes it to be."""
+        again = False
         while True:
+            self.look(writer)
             try:
                 return commit()
             except Behind as behind:
                 self.refill(writer, behind.head)
+            except StoreUnavailable:
+                if again or writer.losses == self.store.losses:
+                    raise
+                again = True  # the connection was replaced in this very call
+
+    def _finish(self, writer: LogWriter) -> None:
+        of, state, owner = (writer.run_id, writer.epoch), writer.state, writer.owner or None
+        events, losses = writer.unarchived(), writer.seen_losses
+        self.store.finish(*of, state["status"], state, events, owner=owner, losses=losses)
 
     def end_unowned(self, run: RunRecord) -> None:
         """End a run whose cancel was requested, if nobody has it; one that is running is its owner's to end."""
@@ -234,10 +265,15 @@ class Ownership:
     def publish(self, run_id: str, epoch: int) -> None:
         """Append what is left of a finished run, the terminal event last."""
         try:
-            self.sync(run_id, epoch)
-        except Fenced:
-            return  # only a claim raises the epoch, and nobody can claim a finished run: another one was erased
-        if run_id not in self.store.mark_published([run_id]):
+            head = self.sync(run_id, epoch)
+        except EpochTaken as taken:
+            # Only a claim raises the epoch, and nobody can claim a finished run: another one was erased, or Postgres
+            # has lost that claim.
+            run = self.store.get(run_id)
+            if run is None or not run.terminal:
+                return
+            head = self.sync(run_id, taken.epoch)
+        if run_id not in self.store.mark_published([run_id], head):
             self.log.delete(run_id)  # it was erased while its last events were on their way
 
     def finish(self, writer: LogWriter, ending: Ending) -> None:

@@ -196,6 +196,9 @@ class Owners:
     def _archive(self, s: State, a: Actor) -> Iterator[Move]:
         if (a.archived == len(a.local) and a.at not in COMMITS) or (a.at == "ask" and not a.held):
             return
+        if not a.looked:
+            yield from self._look(s, a)
+            return
         if self._do.is_behind(s, a):
             yield from self._refill(s, a)
             return
@@ -212,6 +215,10 @@ class Owners:
             yield f"COMMIT call {a.call}", committed, self._next(kept), False
         else:
             yield "archive" if a.at != "ask" else "COMMIT the question", committed, kept, False
+
+    def _look(self, s: State, a: Actor) -> Iterator[Move]:
+        fenced = a.epoch < s.redis_epoch or self._do.is_taken(s, a)
+        yield "look in Redis" + ": FENCED" * fenced, s, None if fenced else a._replace(looked=True), False
 
     def _refill(self, s: State, a: Actor) -> Iterator[Move]:
         filled = self._do.refill(s, a)
@@ -231,6 +238,9 @@ class Owners:
     # The end of the stretch.
 
     def _suspend(self, s: State, a: Actor) -> Iterator[Move]:
+        if not a.looked:
+            yield from self._look(s, a)
+            return
         if self._do.is_behind(s, a):
             yield from self._refill(s, a)
             return
@@ -270,6 +280,9 @@ class Owners:
         if stale and self._do.on("end_rereads") and self._do.owns(s, a):
             yield "decided meanwhile", s, a._replace(at="end", local=a.local[: a.archived]), False
             return
+        if not a.looked:
+            yield from self._look(s, a)
+            return
         if self._do.is_behind(s, a):
             yield from self._refill(s, a)
             return
@@ -282,11 +295,16 @@ class Owners:
         yield f"COMMIT the end: {a.end}", finished, Actor("publish", a.epoch, a.name, a.api), False
 
     def _publish(self, s: State, a: Actor) -> Iterator[Move]:
-        s, ours = self._do.sync(s, a.epoch)
-        yield "append the end", s, Actor("mark", a.epoch, a.name, a.api) if ours else None, False
+        s, ours = self._do.publish(s, a.epoch)
+        yield "append the end", s, Actor("mark", a.epoch, a.name, a.api, appended=len(s.log)) if ours else None, False
 
     def _mark(self, s: State, a: Actor) -> Iterator[Move]:
-        yield "mark it published", s._replace(published=s.status in TERMINAL), None, False
+        yield (
+            "mark it published",
+            s._replace(published=s.status in TERMINAL and a.appended >= len(s.archive)),
+            None,
+            False,
+        )
 
     # The API's part of a cancel; its claim and all that follows are above.
 

@@ -38,6 +38,8 @@ RULES = {
     "doubt_again": "it doubts an end once more when whoever published it has had the time to mark it published",
     "only_losses_count": "an attempt is counted when a worker is lost, and only then",
     "epoch_owner": "a claim whose epoch Redis knows as another owner's raises its row above it",
+    "owner_rows": "every write of an owner names the owner as well",
+    "look_in_redis": "after a lost connection to Postgres an owner looks in Redis whether it is fenced",
     "archive_follows": "what is archived follows the archive's last event; otherwise the archive is refilled first",
     "rows_restored": "with what the archive takes in from the log the rows are restored that it tells of",
     "end_restored": "a run whose log has its end, which its row has lost, is not executed again",
@@ -136,6 +138,10 @@ class Transactions(Logs[State]):
         s, outcome = self.append(s, a.epoch, a.appended, events)
         return (s._replace(redis_owner=a.name) if outcome == "OK" else s), outcome
 
+    def publish(self, s: State, epoch: int) -> tuple[State, bool]:
+        """Ownership.publish: under the epoch that Redis has, which a claim that Postgres has lost may have left."""
+        return self.sync(s, max(epoch, s.redis_epoch) if s.failed_over and s.status in TERMINAL else epoch)
+
     # Postgres has lost events.
 
     def is_behind(self, s: State, a: Actor) -> bool:
@@ -170,7 +176,8 @@ class Transactions(Logs[State]):
 
     def owns(self, s: State, a: Actor, rule: str = "fenced_rows") -> bool:
         """`WHERE epoch = … AND status = 'running'`."""
-        return (s.epoch == a.epoch and s.status == "running") or not self.on(rule)
+        ours = s.owner == a.name or not self.on("owner_rows")
+        return (s.epoch == a.epoch and ours and s.status == "running") or not self.on(rule)
 
     def commit(self, s: State, a: Actor, *, events: bool = True) -> State | None:
         """RunStore.archive with what the actor waits for at `at`; None: fenced."""

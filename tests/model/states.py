@@ -26,6 +26,8 @@ class Actor(NamedTuple):
     """Seq of the event that must be committed before it is appended; 0: none."""
     confirmed: bool = True
     """No connection to Redis was made since Postgres last confirmed the epoch."""
+    looked: bool = True
+    """No connection to Postgres was lost since Redis last had the epoch as its own."""
     behind: int = -1
     """Redis' head, where an append found it elsewhere; -1: it was not."""
     call: int = 0

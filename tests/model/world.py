@@ -189,7 +189,7 @@ class World:
         if s.doubt and not (marking and self._do.on("doubt_again")):
             yield Step("janitor: doubt the end", s._replace(doubt=False, published=False))
         if s.status in TERMINAL and not s.published and self._do.on("publish_ends"):
-            after, ours = self._do.sync(s, s.epoch)
+            after, ours = self._do.publish(s, s.epoch)
             yield Step("janitor: publish the end", after._replace(published=ours))
 
     def _late_heart(self, s: State) -> Iterator[Step]:
@@ -231,7 +231,9 @@ class World:
 
     def _failed_over(self, s: State, row: Row) -> State:
         """Clients may have seen what only Postgres had: that is lost."""
-        back = s._replace(**dict(zip(ROW, row, strict=True)), before=(), failovers=s.failovers - 1)
+        actors = tuple(actor._replace(looked=not self._do.on("look_in_redis")) for actor in s.actors)
+        rows = dict(zip(ROW, row, strict=True))
+        back = s._replace(**rows, before=(), failovers=s.failovers - 1, actors=tuple(sorted(actors)))
         back = back._replace(failed_over=True, replaced=True)
         seen = max(back.archive, back.log, key=len)
         return back._replace(seen=seen, cancelled_from=back.cancelled_from if back.cancel else 0)

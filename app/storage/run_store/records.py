@@ -215,6 +215,8 @@ class Checkpoint:
     state_seq: int = 0
     ops: Sequence[OpRecord] = ()
     approvals: Sequence[NewApproval] = ()
+    owner: str | None = None
+    """Whose epoch it is; None: whoever has it."""
 
 
 @dataclass(frozen=True, slots=True)

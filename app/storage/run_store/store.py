@@ -87,7 +87,8 @@ A conflict is a commit that was repeated because its outcome was unknown: same o
 """
 _LOCK_OWNED = """
 SELECT r.id, r.cancel_requested FROM runs r
-JOIN unnest(%s::text[], %s::int[]) AS mine (id, epoch) ON r.id = mine.id AND r.epoch = mine.epoch
+JOIN unnest(%s::text[], %s::int[], %s::text[]) AS mine (id, epoch, owner)
+ON r.id = mine.id AND r.epoch = mine.epoch AND coalesce(mine.owner, r.owner) IS NOT DISTINCT FROM r.owner
 WHERE r.status = 'running' ORDER BY r.id FOR NO KEY UPDATE OF r
 """
 _UPDATE_STATES = """
@@ -97,7 +98,7 @@ FROM unnest(%s::text[], %s::text[], %s::int[]) AS due (id, state, seq) WHERE run
 _FINISH = """
 UPDATE runs SET status = %s, output = %s, error = %s, usage = %s, state = %s, state_seq = %s, digest = %s,
                 owner = NULL, finished_at = now()
-WHERE id = %s AND epoch = %s AND status = 'running'
+WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
 """
 _CLOSE_APPROVALS = """
 UPDATE approvals SET decision = %s, comment = %s, decided_at = now() WHERE run_id = %s AND decision IS NULL
@@ -123,7 +124,10 @@ UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = c
                 enqueued_at = now(), losses = {losses.STILL_LOST}
 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
 """
-_LOCK = "SELECT FROM runs WHERE id = %s AND epoch = %s AND status = 'running' FOR NO KEY UPDATE"
+_LOCK = """
+SELECT FROM runs WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
+FOR NO KEY UPDATE
+"""
 _HEAD = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
 _LOCK_ANY = "SELECT FROM runs WHERE id = %s AND epoch = coalesce(%s, epoch) AND status = 'running' FOR NO KEY UPDATE"
 # A statement of its own: one that had to wait for the lock would look at the rows as they were before it waited.
@@ -306,12 +310,24 @@ class RunStore:
             restore_writer(db, run_id, events, batch)
             return events[-1].seq
 
-    def owned(self, epochs: Mapping[str, int]) -> dict[str, bool]:
-        """Which of these runs (id → epoch) are still running under that epoch → whether their cancel was requested."""
-        with self._database.session(atomic=True) as db:
-            return _lock_owned(db, epochs)
+    @property
+    def losses(self) -> int:
+        """As `Database.losses`. Commits that are told it are made if no connection was lost since, and else refused."""
+        return self._database.losses
 
-    def archive(self, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Behind]:
+    def _check(self, losses: int | None) -> None:
+        if losses not in (None, self._database.losses):
+            raise StoreUnavailable("The connection to Postgres was lost.")
+
+    def owned(self, epochs: Mapping[str, int], owner: str | None = None) -> dict[str, bool]:
+        """Which of these runs (id → epoch) are still running under that epoch → whether their cancel was requested.
+
+        :param owner: whose they have to be; None: anybody's.
+        """
+        with self._database.session(atomic=True) as db:
+            return _lock_owned(db, [(id, epoch, owner) for id, epoch in epochs.items()])
+
+    def archive(self, checkpoints: Sequence[Checkpoint], losses: int | None = None) -> dict[str, bool | Behind]:
         """Commit the checkpoints of any number of runs in one transaction.
 
         A run that is no longer running under the checkpoint's epoch is left alone and missing from the answer;
@@ -319,6 +335,7 @@ class RunStore:
         checkpoint's first event, because Postgres has lost some; nothing of the checkpoint was committed.
         """
         with self._database.session(atomic=True) as db:
+            self._check(losses)
             return _archive(db, checkpoints)
 
     def would_archive(self, checkpoint: Checkpoint) -> bool:
@@ -336,7 +353,17 @@ class RunStore:
         except Exception:  # refused, or without a form in which it could be sent
             return False
 
-    def finish(self, run_id: str, epoch: int, status: str, state: Mapping[str, Any], events: Sequence[Event]) -> None:
+    def finish(
+        self,
+        run_id: str,
+        epoch: int,
+        status: str,
+        state: Mapping[str, Any],
+        events: Sequence[Event],
+        *,
+        owner: str | None = None,
+        losses: int | None = None,
+    ) -> None:
         """Commit the end of a run: row, final state and every event not yet archived, the terminal one last.
 
         :raises Fenced: the run is not running under this epoch.
@@ -353,8 +380,10 @@ class RunStore:
             state["digest"],
             run_id,
             epoch,
+            owner,
         )
         with self._database.session(atomic=True) as db:
+            self._check(losses)
             if db.execute_sql(_FINISH, values).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
             for chunk in in_chunks(events):
@@ -362,7 +391,13 @@ class RunStore:
             restore_rows(db, run_id, events)
 
     def suspend(
-        self, last: Checkpoint, approval_ids: Sequence[str], inputs_seen: int, wake_at: datetime | None
+        self,
+        last: Checkpoint,
+        approval_ids: Sequence[str],
+        inputs_seen: int,
+        wake_at: datetime | None,
+        *,
+        losses: int | None = None,
     ) -> bool:
         """Commit the last checkpoint of a run that is to wait, and let it wait; False: what it waits for is there.
 
@@ -375,7 +410,8 @@ class RunStore:
         :raises Behind: the archive ends before the checkpoint's first event.
         """
         with self._database.session(atomic=True) as db:
-            if db.execute_sql(_LOCK, (last.run_id, last.epoch)).fetchone() is None:
+            self._check(losses)
+            if db.execute_sql(_LOCK, (last.run_id, last.epoch, last.owner)).fetchone() is None:
                 raise Fenced(f"{last.run_id} is not running under epoch {last.epoch}.")
             _insert_following(db, last.run_id, last.events)
             insert_journal(db, [last])
@@ -397,12 +433,16 @@ class RunStore:
             if db.execute_sql(sql, (version, generation, run_id, epoch)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
 
-    def mark_published(self, run_ids: Sequence[str]) -> set[str]:
-        """Nothing of these finished runs is left to append. Returns those that there are."""
+    def mark_published(self, run_ids: Sequence[str], head: int | None = None) -> set[str]:
+        """Nothing of these finished runs is left to append. Returns those that there are.
+
+        :param head: up to which it was appended; None: up to the end. Postgres may have lost that they had ended, and
+            they another end since.
+        """
         with self._database.session() as db:
-            # Of one that has not ended Postgres has lost that it had.
-            sql = "UPDATE runs SET published = finished_at IS NOT NULL WHERE id = ANY (%s) RETURNING id"
-            return {run_id for (run_id,) in db.execute_sql(sql, (list(run_ids),)).fetchall()}
+            sql = """UPDATE runs SET published = finished_at IS NOT NULL AND state_seq <= coalesce(%s, state_seq)
+                     WHERE id = ANY (%s) RETURNING id"""
+            return {run_id for (run_id,) in db.execute_sql(sql, (head, list(run_ids))).fetchall()}
 
     def release(self, run_id: str, epoch: int, reason: str | None, queue: str | None = None) -> RunRecord | None:
         """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more.
@@ -427,7 +467,7 @@ class RunStore:
         """
         sql = "SELECT id, decision, decided_by, comment FROM approvals WHERE run_id = %s"
         with self._database.session(atomic=True) as db:
-            if db.execute_sql(_LOCK, (run_id, epoch)).fetchone() is None:
+            if db.execute_sql(_LOCK, (run_id, epoch, None)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
             db.execute_sql(_CLOSE_APPROVALS, (NOT_DECIDED["decision"], NOT_DECIDED["comment"], run_id))
             found = db.execute_sql(sql, (run_id,)).fetchall()
@@ -547,7 +587,7 @@ def insert_run(db: Any, new: NewRun) -> RunRecord | None:
 
 
 def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Behind]:
-    owned: dict[str, bool | Behind] = {**_lock_owned(db, {c.run_id: c.epoch for c in checkpoints})}
+    owned: dict[str, bool | Behind] = {**_lock_owned(db, [(c.run_id, c.epoch, c.owner) for c in checkpoints])}
     mine = [c for c in checkpoints if c.run_id in owned]
     behind = insert_events(db, [(c.run_id, event) for c in mine for event in c.events])
     owned |= {run_id: Behind(head) for run_id, head in behind.items()}
@@ -562,8 +602,10 @@ def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Beh
     return owned
 
 
-def _lock_owned(db: Any, epochs: Mapping[str, int]) -> dict[str, bool]:
-    return dict(db.execute_sql(_LOCK_OWNED, (list(epochs), list(epochs.values()))).fetchall())
+def _lock_owned(db: Any, claims: Sequence[tuple[str, int, str | None]]) -> dict[str, bool]:
+    """:param claims: id, epoch and owner of each run; None: whoever has it."""
+    columns = [list(column) for column in zip(*claims, strict=True)] or [[], [], []]
+    return dict(db.execute_sql(_LOCK_OWNED, columns).fetchall())
 
 
 def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> dict[str, int]:
