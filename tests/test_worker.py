@@ -161,6 +161,16 @@ class TestWhatAnAgentReturns:
         assert run["output"] == run["state"]["answer"]["text"] == "an answer"
         assert [e["type"] for e in events[2:5]] == ["message.started", "message.delta", "message.completed"]
 
+    @pytest.mark.parametrize("way", ["long_text", "long_text_only", "long_stream"])
+    def test_an_answer_of_more_than_two_megabytes_is_said_once(self, server: Stack, way: str) -> None:
+        run_id = server.start("misbehave", {"way": way})
+        run = server.ended(run_id)
+        text = "some words é " * 200_000
+        assert run["status"] == "completed", run["error"]
+        assert run["output"] == ({"text": text, "sources": [], "checks": []} if way == "long_stream" else text)
+        end = server.events(run_id)[-1]["payload"]
+        assert (end["output"], end["output_is"]) == (None, "streamed" if way == "long_stream" else "answer")
+
     def test_nothing_is_made_up_from_what_was_streamed(self, server: Stack) -> None:
         run, _ = _misbehave(server, "nothing")
         assert run["output"]["text"] == "an answer"

@@ -126,6 +126,19 @@ def other_text(run: RunContext) -> object:
     return "what was returned"
 
 
+def long_text(run: RunContext) -> object:
+    return run.stream("some words é " * 1_000 for _ in range(200))
+
+
+def long_text_only(run: RunContext) -> object:
+    return "some words é " * 200_000
+
+
+def long_stream(run: RunContext) -> object:
+    run.stream("some words é " * 1_000 for _ in range(200))
+    return None
+
+
 def same_text(run: RunContext) -> object:
     return run.stream(["what was ", "streamed"])
 
