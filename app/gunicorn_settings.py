@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import resource
+import socket
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +20,9 @@ from app.storage.cooperative import make_psycopg_cooperative
 
 POSTGRES_SILENCE_SECONDS = 8
 """A request that meets a Postgres that stands still is answered 503 before a router gives up on it, at 30 s."""
+
+UNREAD_SECONDS = 30
+"""An answer of which a client has taken nothing for so long is not kept for it. Windows have a limit of their own."""
 
 dev = os.environ.get("RUNTAIL_DEV", "") not in ("", "0")
 
@@ -60,12 +64,21 @@ def on_starting(server: Arbiter) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
+def _bound_unread(listener: Any) -> None:
+    """Give up on clients that take nothing of an answer: what is accepted here inherits the option."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it
+    with suppress(OSError):  # a Unix socket has not
+        if option is not None:
+            listener.sock.setsockopt(socket.IPPROTO_TCP, option, UNREAD_SECONDS * 1_000)
+
+
 def when_ready(server: Arbiter) -> None:
     """Without keys everybody is the development principal: then nobody else may reach the port.
 
     :raises SystemExit: RUNTAIL_DEV=1 on an address that is not loopback.
     """
     for listener in server.LISTENERS:
+        _bound_unread(listener)
         address = listener.getsockname()
         if dev and isinstance(address, tuple) and not ipaddress.ip_address(address[0]).is_loopback:
             raise SystemExit(f"RUNTAIL_DEV=1 serves without keys and listens on loopback only, not {address[0]}.")

@@ -152,8 +152,8 @@ class Runs:
     ) -> tuple[list[ListedRun], str | None]:
         """Runs, newest first, and the cursor of the next page (None: this is the last). A page may end early."""
         found = self.services.store.page(principal, filters, before, limit + 1)
-        runs = [run for run in found[:limit] if run.fits]
-        return runs, runs[-1].id if len(found) > len(runs) else None
+        runs = found[:limit]
+        return runs, runs[-1].id if runs and runs[0].found > len(runs) else None
 
     def cancel(self, principal: Principal, run_id: str) -> RunRecord:
         """Cancel a run that has not ended; wait a moment for it to end. Returns the row as it is then.

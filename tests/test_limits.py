@@ -16,7 +16,7 @@ import pytest
 from app.storage.run_store import AgentRecord
 from tests.conftest import StackMaker, execute
 from tests.external_writer import ExternalWriter
-from tests.harness import Stack, problem
+from tests.harness import Stack, eventually, problem
 from tests.raw_client import RawClient
 
 STANDSTILL_SECONDS = 0.1
@@ -198,6 +198,23 @@ def trickle(web: Stack, path: str) -> tuple[float, bytes]:
     return time.monotonic() - began, heard
 
 
+def served_to(web: Stack) -> set[int]:
+    """Ports of the clients whose connections the web process holds."""
+    (worker,) = psutil.Process(web.web_pid).children()
+    return {connection.raddr.port for connection in worker.net_connections("tcp") if connection.raddr}
+
+
+def test_an_answer_that_nobody_reads_is_not_kept_for_ever(web: Stack) -> None:
+    (run_id,) = start_large(web, 1, 900_000)
+    with ExitStack() as opened:
+        clients = [opened.enter_context(RawClient(web.port, receive_buffer=4_096)) for _ in range(4)]
+        for client in clients:
+            client.ask(f"/runs/{run_id}", "application/json")
+        ports = {client.socket.getsockname()[1] for client in clients}
+        eventually(lambda: ports <= served_to(web))
+        eventually(lambda: not ports & served_to(web), 60, "the end of the connections")
+
+
 def test_a_body_that_does_not_come_is_not_waited_for_for_ever(web: Stack) -> None:
     """One that nobody looks at is not waited for at all."""
     with ThreadPoolExecutor(len(ROUTES)) as pool:
@@ -262,6 +279,25 @@ def test_a_run_in_a_list_is_what_it_is_alone(web: Stack) -> None:
     (listed, *_) = web.http.get("/runs", params={"limit": 1}).json()["runs"]
     alone = web.http.get(f"/runs/{run}").json()
     assert listed == {name: value for name, value in alone.items() if name != "state"}
+
+
+def test_a_list_of_approvals_has_no_more_than_a_megabyte_and_shows_all_of_them(web: Stack) -> None:
+    writer = ExternalWriter.start(web.http)
+    for number in range(12):
+        label = f"{number}" * (200_000 if number % 3 else 10)
+        asked = {"approval_id": f"a{number}", "label": label, "requires": "owner"}
+        assert writer.append(("approval.required", asked)).status_code == 200
+    found: list[str] = []
+    query: dict[str, Any] = {"run": writer.run_id, "limit": 200}
+    while True:
+        answer = web.http.get("/approvals", params=query)
+        assert len(answer.content) < 1_100_000
+        page = answer.json()
+        found += [approval["approval_id"] for approval in page["approvals"]]
+        if page["next_cursor"] is None:
+            break
+        query["cursor"] = page["next_cursor"]
+    assert found == [f"a{number}" for number in reversed(range(12))]
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, 900_000), (400, 10_000)])

@@ -17,6 +17,9 @@ REDACTED = "[redacted]"
 CUT_BYTES = 1_000
 """What is kept of a longer one, as text; its quotes may double when that text becomes JSON in turn."""
 
+READ_CHARS = 8_000
+"""What is looked through of a longer one: each character of a text costs a microsecond or more."""
+
 _PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^\s/?#:@\"']{0,200}):[^\s/?#\"']{0,400}@", re.IGNORECASE)
 _TOKEN_IN_URL = re.compile(r"(\bhttps?://)[^\s/?#:@\"']{1,400}@", re.IGNORECASE)
 _SCHEME = re.compile(r"\b(Bearer|Basic|Digest|Negotiate)[ \t]+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
@@ -69,13 +72,33 @@ def preview(value: object) -> dict[str, Any]:
     A result that is not JSON is shown by its type.
     """
     try:
-        cleaned = redact_all(clean(value))
+        cleaned = clean(value)
     except (InvalidJson, TooDeep):
         cleaned = f"<{value.__class__.__name__}>"
-    text = dumps(cleaned).encode()
-    if len(text) <= PREVIEW_MAX_BYTES:
-        return {"preview": cleaned, "truncated": False, "bytes": len(text)}
-    return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": len(text)}
+    whole = len(dumps(cleaned).encode())
+    shown = redact_all(cleaned if whole <= READ_CHARS else _beginning(cleaned, [READ_CHARS]))
+    text = dumps(shown).encode()
+    if whole <= READ_CHARS and len(text) <= PREVIEW_MAX_BYTES:
+        return {"preview": shown, "truncated": False, "bytes": len(text)}
+    return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": whole}
+
+
+def _beginning(value: Json, room: list[int]) -> Json:
+    """So much of a value that nothing after it can be shown. `room`: characters that are left, counted down."""
+    if isinstance(value, str):
+        room[0] -= len(value)
+        return value[: max(0, room[0] + len(value))]
+    room[0] -= 1
+    if isinstance(value, dict):
+        return {key: _beginning(item, room) for key, item in value.items() if room[0] > 0 and _take(key, room)}
+    if isinstance(value, list):
+        return [_beginning(item, room) for item in value if room[0] > 0]
+    return value
+
+
+def _take(key: str, room: list[int]) -> bool:
+    room[0] -= len(key)
+    return True
 
 
 def shown(pairs: Mapping[str, Any]) -> str:

@@ -130,8 +130,8 @@ class ListedRun:
     error: str | None
     usage: str | None
     metadata: str
-    fits: bool
-    """With the newer ones of its page it does not have too many bytes."""
+    found: int
+    """Runs that were found, with those that did not fit into the list."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,14 +58,14 @@ _LIGHT = (
     *("created_at", "started_at", "finished_at"),
 )
 _LISTED = f"""
-SELECT {", ".join(_LIGHT)}, {", ".join(_HEAVY)}, bytes <= %s OR n = 1 AS fits FROM (
+SELECT {", ".join(_LIGHT)}, {", ".join(_HEAVY)}, found FROM (
     SELECT *, sum({" + ".join(f"coalesce(octet_length({name}), 0)" for name in _HEAVY)}) OVER newer AS bytes,
-           row_number() OVER newer AS n
+           row_number() OVER newer AS n, count(*) OVER () AS found
     FROM (
         SELECT {", ".join(_LIGHT)}, {", ".join(f"{name}::text AS {name}" for name in _HEAVY)} FROM runs
         WHERE {{where}} ORDER BY id DESC LIMIT %s
     ) AS page WINDOW newer AS (ORDER BY id DESC)
-) AS counted ORDER BY id DESC
+) AS counted WHERE bytes <= %s OR n = 1 ORDER BY id DESC
 """
 INSERT_EVENTS = """
 WITH new AS (
@@ -227,7 +227,7 @@ class RunStore:
             values.append(before)
         with self._database.session() as db:
             sql = _LISTED.format(where=" AND ".join(clauses))
-            return [ListedRun(*row) for row in db.execute_sql(sql, (LISTED_BYTES, *values, limit)).fetchall()]
+            return [ListedRun(*row) for row in db.execute_sql(sql, (*values, limit, LISTED_BYTES)).fetchall()]
 
     def events(self, run_id: str, after: int, limit: int) -> list[Event]:
         """Consecutive archived events with seq > `after`, at most `limit` and READ_BYTES, but one in any case.

@@ -16,6 +16,8 @@ from app.storage.run_store.store import RUN_COLUMNS
 
 INPUTS_MAX = 1_000
 """Of one run."""
+PAGE_BYTES = 1_000_000
+"""Of approvals: a writer from outside may give one a label of nearly as much."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WOKEN = "status = 'pending', requeue_reason = 'resumed', enqueued_at = now(), wake_at = NULL"
@@ -35,6 +37,15 @@ UPDATE approvals SET decision = CASE WHEN expires_at <= at THEN 'expired' ELSE %
                      comment = CASE WHEN expires_at <= at THEN NULL ELSE %s END, decided_at = at
 FROM (SELECT clock_timestamp() AS at) AS clock
 WHERE run_id = %s AND id = %s AND decision IS NULL RETURNING {APPROVAL_COLUMNS}
+"""
+_ORDER = "created_at DESC, run_id DESC, id DESC"
+_TEXTS = "octet_length(label) + coalesce(octet_length(tool_call_id), 0) + coalesce(octet_length(comment), 0)"
+_PAGE = f"""
+SELECT {APPROVAL_COLUMNS}, found FROM (
+    SELECT *, sum({_TEXTS}) OVER newer AS bytes, row_number() OVER newer AS n, count(*) OVER () AS found
+    FROM (SELECT {APPROVAL_COLUMNS} FROM approvals WHERE {{where}} ORDER BY {_ORDER} LIMIT %s) AS page
+    WINDOW newer AS (ORDER BY {_ORDER})
+) AS counted WHERE bytes <= %s OR n = 1 ORDER BY {_ORDER}
 """
 # The CTEs are materialized so that LIMIT and the locks are taken once, whatever the planner makes of the rest.
 _LOCK_EXPIRING = """
@@ -110,7 +121,8 @@ class Waits:
     ) -> tuple[list[ApprovalRecord], str | None]:
         """The approvals of the principal's own runs, for an admin of all runs of the tenant; newest first.
 
-        Returns a page and the cursor of the next one (None: this is the last).
+        Returns a page, of at most PAGE_BYTES of text but for its first one, and the cursor of the next one (None: this
+        is the last).
 
         :param status: open, approved, denied or expired; None: any.
         :param run_id: only those of this run; None: of any.
@@ -128,10 +140,11 @@ class Waits:
         if cursor is not None:
             clauses.append("(created_at, run_id, id) < (%s, %s, %s)")
             values += _position(cursor)
-        sql = f"""SELECT {APPROVAL_COLUMNS} FROM approvals WHERE {" AND ".join(clauses)}
-                  ORDER BY created_at DESC, run_id DESC, id DESC LIMIT %s"""
-        found = self._approvals(sql, *values, limit + 1)
-        return found[:limit], _cursor(found[limit - 1]) if len(found) > limit else None
+        sql = _PAGE.format(where=" AND ".join(clauses))
+        with self._database.session() as db:
+            found = db.execute_sql(sql, (*values, limit + 1, PAGE_BYTES)).fetchall()
+        page = [ApprovalRecord(*row) for *row, _ in found[:limit]]
+        return page, _cursor(page[-1]) if found and found[0][-1] > len(page) else None
 
     def decide(
         self, principal: Principal, run_id: str, approval_id: str, decision: str, comment: str | None
