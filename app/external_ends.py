@@ -116,8 +116,18 @@ class Ends:
             writer.add("message.started", started)
             writer.add("message.delta", delta)
             writer.add("message.completed", hooks.fact("message.completed", {**about, "chars": len(output)}))
+        elif isinstance(output, str):
+            output = self._as_streamed(state, output)
         payload = {**said_output(state, reconcile(state, output)), "usage": state["usage"], "digest": ""}
         return Ending.of(state, hooks("run.completed", payload))
+
+    def _as_streamed(self, state: Any, text: str) -> str:
+        """The text that a writer returns, which knows only what it has sent: as the log has it, where that is the same.
+
+        What hooks make of a whole text need not be what they made of its pieces; then it is left as it is.
+        """
+        answer: str = state["answer"]["text"]
+        return answer if text != answer and self.services.hooks.delta("", text)["text"] == answer else text
 
 
 def _answered(state: Any) -> bool:

@@ -130,6 +130,21 @@ def test_agents_get_what_was_sent(logs: dict[str, list[dict[str, Any]]]) -> None
     assert raw == [True, True]
 
 
+def test_a_writer_returns_what_it_streamed_although_the_log_has_it_masked(apart: Services) -> None:
+    def mask(type: str, payload: dict[str, Any]) -> None:
+        if type == "message.delta":
+            payload["text"] = payload["text"].replace(SECRET, "Ms X")
+
+    verbs = External(hooked(apart, Probe(mask)))
+    started = verbs.start(DEV_WRITER, StartRequest("external", {}, None, "continue", None, {}, None, None))
+    assert started.tokens is not None
+    assert started.tokens.writer is not None
+    writer = verbs.authorise(started.run.id, started.tokens.writer, None)
+    verbs.append(writer, 1, [{"type": type, "payload": payload} for type, payload in words("Dear ", SECRET)], 0, 100)
+    run = verbs.finish(writer, 2, {"status": "completed", "output": f"Dear {SECRET}"})
+    assert (run.status, run.output) == ("completed", "Dear Ms X"), run.error
+
+
 # Hooks that fail.
 
 
