@@ -456,9 +456,19 @@ def test_the_folders_above_the_data_folder_are_left_as_they_are(tmp_path: Path, 
     above = tmp_path / "above"
     above.mkdir(mode=mode)
     above.chmod(mode)
-    with pytest.raises(DevError, match=re.escape(f"may not pass through {above}: choose another --data folder")):
+    with EmbeddedServices(above / "between" / "data") as services:
+        assert sql(services.database_url, "SELECT 1") == [(1,)]
+        assert psutil.Process(services.pid("postgres")).username() == postgres_server.ACCOUNT
+        assert above.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
+def test_a_folder_that_keeps_postgresql_out_is_refused_where_no_capability_is_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above = tmp_path / "above"
+    above.mkdir(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without setpriv
+    with pytest.raises(DevError, match=re.escape(f"may not pass through {above}: choose another folder")):
         EmbeddedServices(above / "between" / "data")
-    assert above.stat().st_mode & 0o777 == mode
-    above.chmod(0o711)
-    with EmbeddedServices(above / "between" / "data"):
-        assert above.stat().st_mode & 0o777 == 0o711
+    assert above.stat().st_mode & 0o777 == 0o700

@@ -14,7 +14,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.devservices.folder import (
     DevError,
@@ -54,28 +56,42 @@ def prepare(data: Path) -> Server:
     :raises DevError: no binary, another version's folder, disk full, not writable.
     """
     binaries = _binaries()
-    account = ACCOUNT if os.geteuid() == 0 else None
     folder = data / "postgres"
+    switch = _Switch()
     with os_errors_as_sentences(data):
-        if account:
-            _ensure_account(account)
+        if os.geteuid() == 0:
+            _ensure_account(ACCOUNT)
             data.chmod(data.stat().st_mode | stat.S_IXOTH)  # to pass through, not to list
-            _check_reach(account, data, "choose another --data folder")
-            _check_reach(account, binaries, "install Runtail elsewhere")
+            switch = _switch_to(ACCOUNT, data, binaries)
         if not folder.exists():
-            _init_cluster(binaries, folder, password(data), account)
+            _init_cluster(binaries, folder, password(data), switch)
         _check_version(folder, binaries)
     port = free_port()
     settings = [arg for name, value in SETTINGS.items() for arg in ("-c", f"{name}={value}")]
     return Server(
         name="postgres",
-        argv=(str(binaries / "postgres"), "-D", str(folder), "-p", str(port), *settings),
+        argv=(*switch.prefix, str(binaries / "postgres"), "-D", str(folder), "-p", str(port), *settings),
         url=f"postgresql://runtail:{password(data)}@{LOOPBACK}:{port}/postgres",
         url_variable="DATABASE_URL",
         folder=folder,
         stop_signal=signal.SIGINT,  # "fast": end the sessions, write a checkpoint, exit
-        account=account,
+        account=switch.account,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """How a program of PostgreSQL becomes another account: by whoever starts it, or by a command in front of it."""
+
+    account: str | None = None
+    prefix: tuple[str, ...] = ()
+    owner: str | None = None
+    """Whose its files are; None: the caller's."""
+
+    @property
+    def popen(self) -> dict[str, Any]:
+        """Keyword arguments of subprocess."""
+        return {"user": self.account, "group": self.account, "extra_groups": [] if self.account else None}
 
 
 def _binaries() -> Path:
@@ -86,17 +102,17 @@ def _binaries() -> Path:
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
-def _init_cluster(binaries: Path, folder: Path, secret: str, account: str | None) -> None:
+def _init_cluster(binaries: Path, folder: Path, secret: str, switch: _Switch) -> None:
     """initdb beside the final place, then rename: an interrupted one is never mistaken for a cluster."""
     fresh = folder.with_name("postgres.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
-    with _private_file(account, secret) as secret_file:
-        if account:
-            shutil.chown(fresh, account, account)
+    with _private_file(switch.owner, secret) as secret_file:
+        if switch.owner:
+            shutil.chown(fresh, switch.owner, switch.owner)
         done = subprocess.run(
             [
-                *(str(binaries / "initdb"), "-D", str(fresh), "-U", "runtail", "--pwfile", secret_file),
+                *(*switch.prefix, str(binaries / "initdb"), "-D", str(fresh), "-U", "runtail", "--pwfile", secret_file),
                 *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"),
                 *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"),
                 # Not waiting for the disk is right for an empty cluster only; the running server does wait.
@@ -107,9 +123,7 @@ def _init_cluster(binaries: Path, folder: Path, secret: str, account: str | None
             capture_output=True,
             text=True,
             env={**os.environ, "LC_ALL": "C"},
-            user=account,
-            group=account,
-            extra_groups=[] if account else None,
+            **switch.popen,
         )
     if done.returncode:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -157,17 +171,33 @@ def _ensure_account(name: str) -> None:
             ) from None
 
 
-def _check_reach(account: str, folder: Path, instead: str) -> None:
-    """The folders above are not ours to open.
+def _switch_to(account: str, *folders: Path) -> _Switch:
+    """The account, which must reach these folders. What is above them is not ours to open.
 
-    :raises DevError: one of them keeps the account out.
+    Below a folder that is closed to it, as root's home is, it is given the one capability that passes through.
+
+    :raises DevError: a folder keeps the account out, and the capability is not to be had.
     """
-    enter = subprocess.run(
-        ["/bin/sh", "-c", 'cd "$0"', str(folder)], user=account, group=account, extra_groups=[], capture_output=True
+    plain = _Switch(account, (), account)
+    if all(_reaches(plain, folder) for folder in folders):
+        return plain
+    capability = "+dac_read_search"
+    ids = (f"--reuid={account}", f"--regid={account}", "--clear-groups")
+    caps = (f"--inh-caps={capability}", f"--ambient-caps={capability}")
+    passing = _Switch(None, ("setpriv", *ids, *caps, "--"), account)
+    if all(_reaches(passing, folder) for folder in folders):
+        return passing
+    closed = next(folder for folder in folders if not _reaches(plain, folder))
+    keeps_out = next((f for f in (*reversed(closed.parents), closed) if not f.stat().st_mode & stat.S_IXOTH), closed)
+    raise DevError(
+        f"PostgreSQL does not run as root, and its account {account!r} may not pass through {keeps_out}:"
+        " choose another folder, use another user, or set DATABASE_URL."
     )
-    if enter.returncode:
-        closed = next((f for f in (*reversed(folder.parents), folder) if not f.stat().st_mode & stat.S_IXOTH), folder)
-        raise DevError(
-            f"PostgreSQL does not run as root, and its account {account!r} may not pass through {closed}:"
-            f" {instead}, use another user, or set DATABASE_URL."
-        )
+
+
+def _reaches(switch: _Switch, folder: Path) -> bool:
+    command = [*switch.prefix, "/bin/sh", "-c", 'cd "$0"', str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, **switch.popen).returncode == 0
+    except FileNotFoundError:  # no setpriv on this system
+        return False
