@@ -215,6 +215,7 @@ def test_the_header_wins_over_last_event_id_which_wins_over_since_seq(live: Stac
     everything = {"last_event_id": "4", "since_seq": "3"}
     assert seqs(get(live, ended, headers={"Last-Event-ID": "5"}, params=everything)) == [6]
     assert seqs(get(live, ended, params=everything)) == [5, 6]
+    assert seqs(get(live, ended, params={"lastEventId": "4", "since_seq": "3"})) == [5, 6], "as polyfills come back"
     assert seqs(get(live, ended, params={"since_seq": "3"})) == [4, 5, 6]
     assert seqs(get(live, ended, headers={"Last-Event-ID": "0"}, params=everything)) == [1, 2, 3, 4, 5, 6]
     assert seqs(get(live, ended, headers={"Last-Event-ID": ""}, params=everything)) == [5, 6]

@@ -16,7 +16,7 @@ def cursor_of(last_event_id: str | None, query: Mapping[str, str]) -> int | None
 
     :raises InvalidCursor: not a number, or negative.
     """
-    text = last_event_id or query.get("last_event_id") or query.get("since_seq") or "0"
+    text = last_event_id or _again(query) or query.get("since_seq") or "0"
     if text == "latest":
         return FROM_SNAPSHOT
     return _seq(text)
@@ -28,7 +28,7 @@ def cursors_of(last_event_id: str | None, query: Mapping[str, str], run_ids: Seq
 
     :raises InvalidCursor: another run is named, or one twice; or a seq is none.
     """
-    text = last_event_id or query.get("last_event_id") or query.get("since") or ""
+    text = last_event_id or _again(query) or query.get("since") or ""
     if text == "latest":
         return dict.fromkeys(run_ids, FROM_SNAPSHOT)
     cursors: dict[str, int | None] = {}
@@ -38,6 +38,11 @@ def cursors_of(last_event_id: str | None, query: Mapping[str, str], run_ids: Seq
             raise InvalidCursor(f"A cursor names each of the runs at most once, and no other; not as {place[:60]!r}.")
         cursors[run_id] = _seq(seq)
     return {run_id: cursors.get(run_id, 0) for run_id in run_ids}
+
+
+def _again(query: Mapping[str, str]) -> str | None:
+    """EventSource polyfills cannot send the header: they come back with a parameter of either name."""
+    return query.get("last_event_id") or query.get("lastEventId")
 
 
 def _seq(text: str) -> int:

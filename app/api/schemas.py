@@ -189,6 +189,7 @@ class EventsQuerySchema(Schema):
 
     since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
+    lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
     watch_token = fields.String(metadata={"description": "Of an external run, in place of a key."})
     limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))
@@ -205,6 +206,7 @@ class SeveralEventsQuerySchema(Schema):
     runs = fields.String(required=True, metadata={"description": "Ids of runs, with commas between them."})
     since = fields.String(metadata={"description": "Cursor: `run:seq,run:seq`, or `latest`."})
     last_event_id = fields.String(metadata={"description": "As since; wins over it."})
+    lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
 
 
@@ -213,6 +215,7 @@ class WebSocketQuerySchema(Schema):
 
     since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
+    lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
 
 
 class FeedQuerySchema(Schema):
