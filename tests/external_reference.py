@@ -91,8 +91,11 @@ class Reference:
         self.log.append(("run.step", str(self.attempt)))
         return True
 
-    def take(self, epoch: int, seq: int | None, lines: Sequence[Line]) -> Answer:
-        """A batch, or a heartbeat."""
+    def take(self, epoch: int, seq: int | None, lines: Sequence[Line], *, dies: bool = False) -> Answer:
+        """A batch, or a heartbeat.
+
+        :param dies: the web process, once the batch is committed: what a user has said is told by a later call.
+        """
         if self.over or self.ending is not None:
             return ENDED
         if epoch != self.epoch:
@@ -105,8 +108,7 @@ class Reference:
         if new:
             self.number += 1
             self._bring(lines)
-        self.beats += 1
-        self._tell()
+        self.beats += 1 + (not dies and self._tell())  # what a user has said is told by a heartbeat of its own
         return OK if new or seq is None else REPEATED
 
     def _contradicts(self, lines: Sequence[Line]) -> bool:
@@ -122,13 +124,15 @@ class Reference:
                 approval = self.approvals.setdefault(payload["approval_id"], new)
                 approval.told, approval.open = False, True
 
-    def _tell(self) -> None:
+    def _tell(self) -> bool:
+        before = len(self.log)
         for n in range(self.inputs_told + 1, self.inputs + 1):
             self.log.append(("input.received", f"inp_{n}"))
         self.inputs_told = self.inputs
         for id in self.decided:
             if not self.approvals[id].told:
                 self._resolve(id)
+        return len(self.log) > before
 
     def _resolve(self, id: str) -> None:
         approval = self.approvals[id]

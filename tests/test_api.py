@@ -402,7 +402,7 @@ def test_an_unforeseen_error_shows_no_details_outside(redisless: tuple[Stack, Pr
     server, web = redisless
     execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME tenant_id TO gone")
     try:
-        document = problem(server.http.get("/runs"), 500, "internal_error")
+        document = problem(server.http.get("/runs"), 500, "store_failed")
     finally:
         execute(server.env["DATABASE_URL"], "ALTER TABLE runs RENAME gone TO tenant_id")
     assert "gone" not in str(document)

@@ -149,7 +149,7 @@ class OneRun(RuleBasedStateMachine):
         writer, seq, known = self.writer(draw), self.number(draw), draw(INPUTS_KNOWN)
         lines, dies = self.lines(draw(KINDS)), draw(st.sampled_from([False, False, False, True]))
         before = len(self.known.log)
-        expected = self.known.take(writer.epoch, seq, lines)
+        expected = self.known.take(writer.epoch, seq, lines, dies=dies)
         if dies:
             self.append_and_die(writer.epoch, seq, lines, expected)
             return
