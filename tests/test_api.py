@@ -296,7 +296,7 @@ def test_the_list_filters_by_status_agent_session_and_time(live: Stack) -> None:
 def test_agents_are_listed_with_the_schema_of_their_input(live: Stack) -> None:
     agents = {agent["name"]: agent for agent in live.http.get("/agents").json()}
     emit = agents["emit"]
-    assert set(emit) == {"name", "version", "isolation", "input_schema"}
+    assert set(emit) == {"name", "version", "isolation", "input_schema", "error"}
     Draft202012Validator.check_schema(emit["input_schema"])
     assert Draft202012Validator(emit["input_schema"]).is_valid(TICKS)
     assert not Draft202012Validator(emit["input_schema"]).is_valid({"count": "three"})

@@ -279,9 +279,11 @@ def test_a_watch_token_opens_nothing_but_its_runs_events(web: Stack) -> None:
         *(("POST", f"/runs/{mine.run_id}/erase"), ("POST", f"/runs/{mine.run_id}/approvals/a1")),
     ):
         answer = web.http.request(method, path, params=query, json={"decision": "approved"})
-        problem(answer, 404, "run_not_found")  # as by the user of development mode, whose it is not
-    assert web.http.get("/runs", params=query).json()["runs"] == web.http.get("/runs").json()["runs"]
-    problem(web.http.post(f"/runs/{mine.run_id}/events", params=query), 401, "unauthorized")
+        problem(answer, 422, "invalid_request")  # no other route has such a parameter
+        bearer = {"Authorization": f"Bearer {mine.watch_token}"}
+        problem(web.http.request(method, path, headers=bearer, json={"decision": "approved"}), 401, "unauthorized")
+    problem(web.http.get("/runs", params=query), 422, "invalid_request")
+    assert web.http.post(f"/runs/{mine.run_id}/events", params=query).status_code in (401, 422)
 
 
 @pytest.mark.parametrize("token", ["", "rtv_forged", "\0", "x" * 2_000])

@@ -8,7 +8,8 @@ from app.protocol import events as server
 from app.protocol import redaction
 from runtail_client.errors import InvalidEvent
 from runtail_client.outbox import BATCH_BYTES, BATCH_EVENTS, DELTA_CHARS, DELTA_SECONDS, EVENT_BYTES, Outbox, event_line
-from runtail_client.values import clean, clean_text, is_secret, preview, shown
+from runtail_client.values import clean, clean_text, preview, redact, shown
+from tests.harness import ROOT
 
 PAIR = chr(0xD83D) + chr(0xDE00)
 TEXTS = ["", "plain", "a\0b", "\ud800", "\udc00\ud800", PAIR, "😀", f"{PAIR}\ud800", "\u2028é\x85"]
@@ -44,8 +45,15 @@ KEYS = """password apiKey API-KEY api_key accessToken access_tokens auth_token c
 
 
 @pytest.mark.parametrize("key", KEYS.split())
-def test_secrets_are_known_as_the_server_knows_them(key: str) -> None:
-    assert is_secret(key) == redaction.is_secret(key)
+@pytest.mark.parametrize("value", ["text", 12])
+def test_secrets_are_known_as_the_server_knows_them(key: str, value: object) -> None:
+    assert redact({key: [value]}) == redaction.redact({key: [value]})
+
+
+def test_which_names_name_a_secret_is_said_once() -> None:
+    """The client cannot import the server, so it has a copy."""
+    copies = (ROOT / folder / "secret_names.py" for folder in ("app/protocol", "clients/python/runtail_client"))
+    assert len({copy.read_text() for copy in copies}) == 1
 
 
 @pytest.mark.parametrize("result", [{"a": 1}, "x" * 5_000, [{"password": "p"}] * 500, object(), None, "é" * 1_024])

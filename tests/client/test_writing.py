@@ -258,7 +258,7 @@ def test_a_run_of_which_an_event_was_refused_is_not_completed(client: Runtail, l
 def test_an_end_that_the_server_does_not_take_leaves_the_run_to_another_one(client: Runtail, live: Stack) -> None:
     with client.run() as run:
         with pytest.raises(Refused):
-            run.complete("x" * 3_000_000)
+            run.complete({"text": "x" * 3_000_000})
         run.emit("custom.shorter", {})
         run.complete("x")
     assert state_of(live, run.id)["output"] == "x"

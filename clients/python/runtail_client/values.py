@@ -2,11 +2,11 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from runtail_client.errors import InvalidEvent
+from runtail_client.secret_names import is_secret
 
 MAX_DEPTH = 64
 MAX_INT = 2**53 - 1
@@ -15,16 +15,10 @@ PREVIEW_BYTES = 2_048
 """A result with a longer JSON text is shown by its beginning …"""
 CUT_BYTES = 1_000
 """… which is so long: its quotes may double when it becomes JSON in turn."""
+SHOWN_WHOLE_BYTES = 8_000
+"""What is longer before secrets are left out is shown by its beginning too."""
 SUMMARY_CHARS = 200
 REDACTED = "[redacted]"
-
-_SECRET = re.compile(
-    r"pass(word|wd|phrase|code)|secret|token|(api|access|private)_?key|authorization|cookie|credential|card_?number"
-)
-_SECRET_WORDS = frozenset({"pass", "cvv", "cvc", "ssn", "iban"})
-_COUNT = re.compile(r"((input|output|max|total|prompt|completion|before|after)_)?tokens|.*_tokens_.*")
-"""Tokens that are counted, and give access to nothing."""
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 """The compact JSON text of a clean value, on one line."""
@@ -82,18 +76,20 @@ def _key(key: object) -> str:
 def preview(result: object) -> dict[str, Any]:
     """What may be shown of a tool's result: {preview, truncated, bytes}. One that is not JSON is shown by its type."""
     try:
-        visible = redact(clean(result))
+        cleaned = clean(result)
     except Exception:  # InvalidEvent, or whatever the items of a lazy mapping raise
-        visible = f"<{type(result).__name__}>"
+        cleaned = f"<{type(result).__name__}>"
+    whole = len(dumps(cleaned).encode())
+    visible = redact(cleaned)
     text = dumps(visible).encode()
-    if len(text) <= PREVIEW_BYTES:
+    if whole <= SHOWN_WHOLE_BYTES and len(text) <= PREVIEW_BYTES:
         return {"preview": visible, "truncated": False, "bytes": len(text)}
-    return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": len(text)}
+    return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": whole}
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
     """The arguments that may be shown, as a line of text."""
-    pairs = (f"{name}={REDACTED if is_secret(name) else value}" for name, value in arguments.items())
+    pairs = (f"{name}={REDACTED if is_secret(name, value) else value}" for name, value in arguments.items())
     return clean_text(", ".join(pairs))[:SUMMARY_CHARS]
 
 
@@ -103,18 +99,10 @@ def redact(value: Any) -> Any:
     The server does so too, but could not in a text that was cut out of the middle of some JSON.
     """
     if isinstance(value, dict):
-        return {key: REDACTED if is_secret(key) else redact(item) for key, item in value.items()}
+        return {key: REDACTED if is_secret(key, item) else redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]
     return value
-
-
-def is_secret(key: str) -> bool:
-    """Whether a key names a secret: api_key, apiKey and API-KEY all do."""
-    name = _HUMP.sub("_", key).lower().replace("-", "_")
-    if _COUNT.fullmatch(name):
-        return False
-    return _SECRET.search(name) is not None or not _SECRET_WORDS.isdisjoint(name.split("_"))
 
 
 def given(**values: Any) -> dict[str, Any]:
