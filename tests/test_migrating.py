@@ -81,7 +81,9 @@ def test_indexes_are_built_while_runs_are_written(before: str) -> None:
     """Somebody writes to `runs` the whole time: an ordinary CREATE INDEX would wait for that, and others for it."""
     columns = "(id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, status, state, state_seq)"
     insert = f"INSERT INTO runs {columns} VALUES (%s, '', '', '', '', '{{}}', '{{}}', '', 'pending', '{{}}', 0)"
-    migrate(before, target=max(migration.stem for migration in migrating.MIGRATIONS.glob("0*.py")))  # all but the indexes
+    migrate(
+        before, target=max(migration.stem for migration in migrating.MIGRATIONS.glob("0*.py"))
+    )  # all but the indexes
     release = threading.Thread(target=migrate, args=(before,))
     with _holding(before, insert.replace("%s", "'run_0'")):
         release.start()
