@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import gevent
 import pytest
 import redis
 
@@ -190,6 +191,31 @@ class TestTheBreaker:
         with breaker.asking():
             pass
 
+    @pytest.mark.parametrize("error", [StoreUnavailable("Lost."), gevent.GreenletExit(), ValueError()])
+    def test_who_tries_and_learns_nothing_leaves_the_try_to_the_next(
+        self, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "OUTAGE_SECONDS", 0.0)
+        breaker = Breaker()
+        _fails(breaker, TimeoutError())
+        with pytest.raises(type(error)), breaker.asking():
+            raise error
+        with breaker.asking():
+            _fails(breaker, None)
+
+    def test_who_tries_and_learns_nothing_does_not_undo_what_another_has_met_meanwhile(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        breaker = Breaker()
+        other = breaker.asking()
+        other.__enter__()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "OUTAGE_SECONDS", 0.0)
+            _fails(breaker, TimeoutError())
+        with pytest.raises(gevent.GreenletExit), breaker.asking():
+            _is_killed_after_the_timeout_of(other)
+        assert breaker.is_open
+
     @pytest.mark.parametrize("error", [redis.ConnectionError(), redis.ResponseError(), ConnectionRefusedError()])
     def test_who_is_refused_at_once_opens_nothing(self, error: Exception) -> None:
         breaker = Breaker()
@@ -207,3 +233,9 @@ def _ask(breaker: Breaker, error: Exception | None) -> None:
     with breaker.asking():
         assert error is not None
         raise error
+
+
+def _is_killed_after_the_timeout_of(other: AbstractContextManager[None]) -> None:
+    with pytest.raises(StoreUnavailable):
+        other.__exit__(TimeoutError, TimeoutError(), None)
+    raise gevent.GreenletExit

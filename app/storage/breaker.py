@@ -40,8 +40,9 @@ class Breaker:
         """
         if self.is_open:
             raise StoreUnavailable("Redis did not answer a moment ago.")
-        if self._hangs:
-            self._retry_at = time.monotonic() + PROBE_SECONDS
+        probing_until = time.monotonic() + PROBE_SECONDS if self._hangs else None
+        if probing_until is not None:
+            self._retry_at = probing_until
         try:
             yield
         except (redis.TimeoutError, TimeoutError) as error:
@@ -50,6 +51,10 @@ class Breaker:
         except (redis.RedisError, OSError) as error:  # connection refused or lost, loading, out of memory, script busy
             self._go_on()
             raise StoreUnavailable("Redis cannot be reached.") from error
+        except BaseException:  # it tells nothing of Redis: the next caller asks in place of this one
+            if self._retry_at == probing_until:
+                self._retry_at = 0.0
+            raise
         self._go_on()
 
     def _give_up(self) -> None:
