@@ -157,8 +157,10 @@ def runs(client: Client, limit: int) -> None:
 def agents(client: Client) -> None:
     """List the agents that workers have, with the fields of their input; and those that could not be loaded."""
     for agent in client.agents():
-        said = agent["error"] or ", ".join(agent["input_schema"].get("properties", {})) or "no input"
-        click.echo(one_line(f"{agent['name']}: {said}"))
+        fields = ", ".join((agent["input_schema"] or {}).get("properties", {})) or "no input"
+        said = [] if agent["input_schema"] is None else [fields]
+        said += [f"a worker says: {agent['error']}"] if agent["error"] else []
+        click.echo(one_line(f"{agent['name']}: {'; '.join(said)}"))
 
 
 @main.command()

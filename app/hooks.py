@@ -6,6 +6,7 @@ payload is checked as the payload was; one that raises, or returns what does not
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -75,7 +76,8 @@ class Hooks:
         outbound = payload
         for hook in self._hooks:
             try:
-                outbound = _fit(type, clean(hook(type, outbound)))
+                # Its own copy: what it does to that before it fails is not what goes out.
+                outbound = _fit(type, clean(hook(type, deepcopy(outbound))))
             except (Exception, SystemExit) as error:
                 log.exception("The hook %s failed at %s.", getattr(hook, "__qualname__", hook), type)
                 raise HookFailed(f"A hook of the server failed at {type}; the server's log says why.") from error

@@ -129,11 +129,18 @@ def test_who_is_unknown_learns_nothing_about_the_request(guarded: Guarded) -> No
 def test_who_is_unknown_is_not_told_which_agents_there_are(guarded: Guarded, ada: httpx.Client) -> None:
     assert '"emit"' not in guarded.stack.http.get("/openapi.json").text
     assert '"emit"' in ada.get("/openapi.json").text
+    assert '"emit"' not in guarded.stack.http.get("/openapi.json").text, "also once somebody else was told"
 
 
 def test_what_is_the_same_for_everybody_needs_no_key(guarded: Guarded) -> None:
     for path in ("/", "/healthz", "/readyz", "/schema/events.json", "/openapi.json", "/docs/"):
         assert guarded.stack.http.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize("query", ["verbose", "ts=1764460800", "exclude=ping&exclude=log"])
+def test_a_probe_may_have_parameters_of_its_own(guarded: Guarded, query: str) -> None:
+    for path in ("/healthz", "/readyz", "/schema/events.json"):
+        assert guarded.stack.http.get(f"{path}?{query}").status_code == 200, path
 
 
 # The keys that a process remembers.

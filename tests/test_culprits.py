@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from app.storage.run_queue import NO_ISOLATED
 from app.storage.run_store import Beats
 from app.wiring import Services
 from tests.conftest import StackMaker
-from tests.harness import Process, Stack, eventually, pending_run
+from tests.harness import ROOT, Process, Stack, eventually, pending_run
 from tests.stored import begin, ended, payloads, reach, row
+from workers.named import run_in_dump
 
 BLOCKED = """
 import runpy, sys
@@ -196,3 +198,19 @@ def test_a_run_that_was_lost_twice_and_is_cancelled_ends_without_an_isolated_wor
     server.services.store.request_cancel(run_id)
     server.start_worker()
     ended(server, run_id, "cancelled")
+
+
+def test_a_function_that_is_named_like_a_run_is_none() -> None:
+    code = """
+import faulthandler, sys
+from workers.named import call_named
+
+def run_forever(_):
+    faulthandler.dump_traceback(sys.stdout)
+
+call_named("run_" + "0" * 26, run_forever, None)
+"""
+    dump = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "in run_forever" in dump
+    assert run_in_dump(dump) == "run_" + "0" * 26
+    assert run_in_dump('  File "asyncio/base_events.py", line 3 in run_forever\n') is None

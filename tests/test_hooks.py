@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.errors import HookFailed, InvalidEvent, InvalidJson, TooDeep
 from app.hooks import EVENT_BYTES, Hooks
-from app.protocol.events import clean, dumps
+from app.protocol.events import clean, dumps, validate
 from app.protocol.payloads import PREVIEW_MAX_BYTES
 from app.protocol.redaction import REDACTED, preview, redact
 
@@ -133,6 +133,19 @@ def test_what_a_hook_makes_of_a_payload_is_checked(returned: Any, error: type[Ex
     with pytest.raises(HookFailed) as raised:
         hooks("step.progress", {"step_id": "s", "fraction": 0.5})
     assert isinstance(raised.value.__cause__, error)
+
+
+def test_what_a_hook_does_to_its_copy_before_it_fails_is_not_what_goes_out() -> None:
+    def spoils(type: str, payload: dict[str, Any]) -> dict[str, Any]:
+        payload.pop("duration_ms")
+        payload["preview"] = None
+        return payload
+
+    told = {"tool_call_id": "call_1", "preview": {"rows": 3}, "truncated": False, "bytes": 10, "duration_ms": 5}
+    fact = Hooks([spoils]).fact("tool.completed", told)
+    assert (fact["tool_call_id"], fact["duration_ms"], fact["truncated"]) == ("call_1", 5, False)
+    validate("tool.completed", fact)
+    assert told["preview"] == {"rows": 3}
 
 
 @pytest.mark.parametrize("payload", [None, [1], "text", 5])

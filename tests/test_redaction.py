@@ -130,6 +130,10 @@ def test_previews_and_summaries_hold_no_secret_in_a_text() -> None:
 def test_redacting_takes_time_in_proportion() -> None:
     """No text makes a pattern go back and forth."""
     hostile = [
+        "eyJ-" * 16_000,
+        "eyJaaaaaa " * 6_500,
+        "eyJ" + "a" * 65_000,
+        "eyJaaaaaa." * 6_500,
         "a" * 65_000,
         "a=" * 30_000,
         "--a " * 16_000,
@@ -149,6 +153,19 @@ def test_redacting_takes_time_in_proportion() -> None:
         redact_text(text)
         is_secret(text)
         assert time.process_time() - started < 1.0, text[:20]
+
+
+def test_of_a_long_argument_no_more_than_what_may_be_shown_is_read() -> None:
+    started = time.process_time()
+    for value in (
+        "a=" * 2_000_000,
+        {"deep": ["eyJ-" * 1_000_000]},
+        ["x"] * 2_000_000,
+        dict.fromkeys(map(str, range(99_999))),
+    ):
+        assert shown({"value": value, "password": "p"})
+    assert shown({str(n): "a" * 100 for n in range(99_999)})
+    assert time.process_time() - started < 1.0
 
 
 def test_a_fingerprint_is_that_of_the_version_before() -> None:

@@ -5,14 +5,16 @@ So any stack shows whose agent is on it, also one that is written when nothing o
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, FunctionType
 from typing import TypeVar
 
 A = TypeVar("A")
 T = TypeVar("T")
 
-_RUN = re.compile(r"run_\w+")
-_IN_DUMP = re.compile(r"^  File .*, line \S+ in (run_\w+)$", re.MULTILINE)
+_RUN = re.compile(r"run_[0-9A-Z]{26}")
+_IN_DUMP = re.compile(rf'^  File ".*{re.escape(Path(__file__).name)}", line \S+ in ({_RUN.pattern})$', re.MULTILINE)
+"""Other functions may have such names too: `run_forever` is asyncio's."""
 
 
 def call_named(run_id: str, function: Callable[[A], T], argument: A) -> T:

@@ -155,16 +155,16 @@ class Tools:
             with self._within(call), foreseen(UNFORESEEN, "The tool failed."):
                 result = as_result(tool.function(), f"the tool {tool.name!r}")
         except ABOUT_THE_AGENT as error:
-            self._calls.journal.spoil(error)  # the call was made, and must not be made again
+            reason = {"code": error.code, "message": error.detail, "retryable": False}
+            shown = {"tool_call_id": call.id, **reason, "duration_ms": ms_since(started)}
+            try:
+                self._calls.emit("tool.failed", shown, call.op)  # or the end would show an interruption
+            finally:
+                self._calls.journal.spoil(error)  # the call was made, and must not be made again
             raise
         except ToolError as error:
             shown = {"tool_call_id": call.id, **error.public(), "duration_ms": ms_since(started)}
             self._record(tool, call, error.public(), ("tool.failed", shown), failed=True)
-            raise
-        except InvalidOutput as error:  # nothing can be recorded: shown as it is, or the end would show an interruption
-            reason = {"code": error.code, "message": error.detail, "retryable": False}
-            shown = {"tool_call_id": call.id, **reason, "duration_ms": ms_since(started)}
-            self._calls.emit("tool.failed", shown, call.op)
             raise
         shown = {"tool_call_id": call.id, **preview(result), "duration_ms": ms_since(started)}
         self._record(tool, call, result, ("tool.completed", shown))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import flask_smorest
@@ -46,7 +47,7 @@ class Api(flask_smorest.Api):
 
     def _openapi_json(self) -> Response:
         """The document. Names of agents are in it for who may ask for them."""
-        document = complete(self.spec.to_dict(), _agents())
+        document = complete(deepcopy(self.spec.to_dict()), _agents())  # the original is everybody's
         return Response(json.dumps(document, indent=2, sort_keys=False) + "\n", mimetype="application/json")
 
 

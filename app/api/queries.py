@@ -9,6 +9,8 @@ from flask import Flask, request
 from app.errors import InvalidRequest
 
 View = Callable[..., Any]
+PROBED = ("/healthz", "/readyz", "/metrics", "/schema/events.json")
+"""Monitors and load balancers add parameters of their own to what they ask for."""
 
 
 def refuse_unknown(app: Flask, document: dict[str, Any]) -> None:
@@ -17,8 +19,9 @@ def refuse_unknown(app: Flask, document: dict[str, Any]) -> None:
     That is looked at where the view is called: who is unknown has been told so before.
     """
     for rule in app.url_map.iter_rules():
-        path = document["paths"].get(rule.rule.replace("<", "{").replace(">", "}"))
-        if path is not None:
+        route = rule.rule.replace("<", "{").replace(">", "}")
+        path = document["paths"].get(route)
+        if path is not None and route not in PROBED:
             known = {method.upper(): _names(document, path, operation) for method, operation in path.items()}
             app.view_functions[rule.endpoint] = _strict(app.view_functions[rule.endpoint], known)
 

@@ -282,13 +282,13 @@ class SentInputSchema(Schema):
 
 
 class AgentSchema(Schema):
-    """A registered agent, or an entry point that a worker could not load: then all but `name` and `error` are null."""
+    """A registered agent, or an entry point that no worker has ever loaded: all but `name` and `error` are null."""
 
     name = fields.String()
     version = fields.String(allow_none=True)
     isolation = fields.String(allow_none=True)
     input_schema = fields.Raw(allow_none=True)
-    error = fields.String(allow_none=True, metadata={"description": "Why it is not to be had; null: it is."})
+    error = fields.String(allow_none=True, metadata={"description": "Why some worker could not load it."})
 
 
 class ProblemSchema(Schema):

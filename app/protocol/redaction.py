@@ -23,7 +23,7 @@ READ_CHARS = 8_000
 _PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^\s/?#:@\"']{0,200}):[^\s/?#\"']{0,400}@", re.IGNORECASE)
 _TOKEN_IN_URL = re.compile(r"(\bhttps?://)[^\s/?#:@\"']{1,400}@", re.IGNORECASE)
 _SCHEME = re.compile(r"\b(Bearer|Basic|Digest|Negotiate)[ \t]+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
-_JWT = re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.?[\w-]*")
+_JWT = re.compile(r"(?<![\w-])eyJ[\w-]{5,4000}\.[\w-]{5,16000}\.?[\w-]{0,4000}")
 _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*")
 # What makes a text the value of a name: `name=`, `name: `, `"name": `, `--name `; and how far a value goes.
 _NAME = re.compile(
@@ -102,8 +102,13 @@ def _take(key: str, room: list[int]) -> bool:
 
 
 def shown(pairs: Mapping[str, Any]) -> str:
-    """Arguments as one line: `name=value, …`."""
-    return ", ".join(f"{name}={redact_text(_as_text(name, value))}" for name, value in pairs.items())
+    """Arguments as one line: `name=value, …`, of which the beginning is enough: no more than READ_CHARS is read."""
+    texts: list[str] = []
+    for name, value in pairs.items():
+        texts.append(f"{name}={redact_text(_as_text(name, value))}")
+        if sum(map(len, texts)) > READ_CHARS:
+            break
+    return ", ".join(texts)
 
 
 def without_secrets(names: Sequence[str], values: Sequence[Any]) -> list[Any]:
@@ -113,7 +118,10 @@ def without_secrets(names: Sequence[str], values: Sequence[Any]) -> list[Any]:
 
 
 def _as_text(name: str, value: Any) -> str:
-    return REDACTED if is_secret(name, value) else str(redact_all(value) if isinstance(value, dict | list) else value)
+    if is_secret(name, value):
+        return REDACTED
+    beginning = redact_all(_beginning(value, [READ_CHARS])) if isinstance(value, dict | list) else value
+    return str(beginning)[:READ_CHARS]
 
 
 def _is_flag_of_secret(flag: object, value: object) -> bool:

@@ -214,7 +214,7 @@ def _cursor() -> Iterator[Any]:
 
 def _connect() -> Any:
     connection = psycopg2.connect(
-        os.environ["DATABASE_URL"],
+        os.environ.get("RUNTAIL_DATABASE_URL") or os.environ["DATABASE_URL"],
         connect_timeout=CONNECT_SECONDS,
         application_name=APPLICATION_NAME,
         cursor_factory=RealDictCursor,

@@ -26,7 +26,7 @@ NAME = "runtail heartbeat"
 _IN_TIME = f"BEGIN; SET LOCAL statement_timeout = {STATEMENT_MILLISECONDS}; {{}}; COMMIT"
 _BEAT = _IN_TIME.format(
     """INSERT INTO workers (id, isolated) VALUES (%s, %s)
-       ON CONFLICT (id) DO UPDATE SET beats = workers.beats + 1, seen_at = now()"""
+       ON CONFLICT (id) DO UPDATE SET beats = workers.beats + 1, seen_at = now(), isolated = excluded.isolated"""
 )
 _BLAME = _IN_TIME.format("UPDATE workers SET culprit = %s WHERE id = %s")
 
