@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -16,6 +17,7 @@ from app.protocol.ending import Ending
 from app.protocol.events import TERMINAL, Event
 from app.runs import Runs
 from app.storage.event_log import Append, meta_key
+from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint, NewApproval, RunRecord
 from app.wiring import Services
 from tests.conftest import StackMaker
@@ -26,11 +28,13 @@ from tests.test_emitter import started as started  # a fixture
 from tests.test_ownership import Owner
 from workers.context import RunContext
 from workers.emitter import Emitter
+from workers.execution import Execution
 from workers.executor import Executor
 from workers.interrupts import Lost
 from workers.janitor import Janitor
 from workers.place import Here
 from workers.registry import Agent
+from workers.settlement import Settlement
 from workers.stretch import RESUMED, Stretches
 
 Take = Callable[[], PostgresImage]
@@ -258,6 +262,54 @@ def test_an_owner_is_not_taken_for_another_one_of_the_same_epoch(apart: Services
     with pytest.raises(Fenced):
         lost.finish(Ending.completed("late"))
     assert _words(apart, run_id) == ["created"]
+
+
+@pytest.fixture
+def stale(apart: Services, run_id: str, image: Take) -> Owner:
+    """Its claim is lost; the run, which has a question, is another owner's now, under the same epoch."""
+    asking = Owner(apart, run_id, "a").adopt()
+    _ask(apart, asking)
+    apart.store.release(run_id, asking.run.epoch, "retry")
+    before = image()
+    stale = Owner(apart, run_id, "b").adopt()
+    before.restore()
+    assert Owner(apart, run_id, "c").run.epoch == stale.run.epoch
+    return stale
+
+
+def test_a_stale_owner_of_the_same_epoch_closes_no_question_of_the_others(apart: Services, stale: Owner) -> None:
+    with pytest.raises(Fenced):
+        apart.ownership.end(stale.writer, Ending.cancelled("requested"))
+    found = apart.waits.find(DEV, stale.run.id, "apr_1")
+    assert found is not None
+    assert found.decision is None
+
+
+@pytest.mark.parametrize("reason", ["deploy", "retry"])
+def test_a_stale_owner_of_the_same_epoch_does_not_hand_back_the_others_run(
+    apart: Services, stale: Owner, reason: str
+) -> None:
+    Settlement(apart).hand_back(stale.run, reason)
+    run = _row(apart, stale.run.id)
+    assert (run.status, run.owner) == ("running", "c")
+    (own,) = [owned for owned in apart.store.owned_by("c") if owned.id == run.id]
+    Settlement(apart).hand_back(replace(own, owner="b"), reason)
+    assert _row(apart, run.id).status == "running"
+    Settlement(apart).hand_back(own, reason)
+    assert _row(apart, run.id).status == "pending"
+
+
+def test_a_stale_owner_of_the_same_epoch_does_not_set_the_version_of_the_others_run(
+    apart: Services, stale: Owner, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, agents = stale.run, {"emit": Agent("emit", lambda ctx: None, Schema, "other")}
+    monkeypatch.setattr(Ownership, "confirm", lambda *of: False)  # it was confirmed just before the failover
+    emitter: Emitter = started(apart.ownership)
+    with pytest.raises(Fenced):
+        Stretches(apart, emitter, agents, "b", Here()).execute(Execution(run), stale.writer, RESUMED)
+    assert _row(apart, run.id).agent_version == run.agent_version
+    apart.store.set_version(run.id, run.epoch, "other", 1, owner="c")
+    assert _row(apart, run.id).agent_version == "other"
 
 
 def test_an_end_is_published_although_redis_knows_a_later_claim_that_postgres_has_lost(

@@ -135,7 +135,7 @@ class Keeper:
     def _end(self, run: OwnedRun, ending: Ending | None) -> None:
         """Take the run under a new epoch and end it: as cancelled where there is no other ending."""
         reach = self._settlement.reach
-        reach(lambda: self._store.release(run.id, run.epoch, "retry"))
+        reach(lambda: self._store.release(run.id, run.epoch, "retry", owner=run.owner))
         claimed = reach(lambda: self._store.claim(run.id, self._worker_id, start=False))
         if claimed is None:
             return self._publish(run.id)  # the horse had ended it

@@ -48,7 +48,8 @@ class Settlement:
 
         :param queue: where it goes from now on; None: where it came from.
         """
-        released = self.reach(lambda: self._ownership.store.release(run.id, run.epoch, reason, queue))
+        store = self._ownership.store
+        released = self.reach(lambda: store.release(run.id, run.epoch, reason, queue, owner=run.owner))
         if released is not None:
             self.enqueue(released)
 

@@ -155,7 +155,8 @@ class Stretches:
         if journal and agent.on_version_change == RESTART:
             generation += 1
             journal = journal.given_up()
-        until_reachable(lambda: self._ownership.store.set_version(run.id, run.epoch, agent.version, generation))
+        store, version = self._ownership.store, agent.version
+        until_reachable(lambda: store.set_version(run.id, run.epoch, version, generation, owner=run.owner))
         execution.run = replace(run, agent_version=agent.version, generation=generation)
         return journal
 

@@ -186,7 +186,9 @@ class Ownership:
         :raises Fenced: another owner has the run.
         """
         open_approvals = any(approval["status"] == "open" for approval in writer.state["approvals"])
-        decided = self.store.close_approvals(writer.run_id, writer.epoch) if open_approvals else {}
+        decided = {}
+        if open_approvals:
+            decided = self.store.close_approvals(writer.run_id, writer.epoch, owner=writer.owner or None)
         for type, payload in paced(list(closing(writer.state, ending, decided))):
             writer.add(type, self.hooks.fact(type, payload))
         writer.add(ending.type, self._terminal(writer, ending), commit_first=True)

@@ -225,6 +225,7 @@ class OwnedRun:
 
     id: str
     epoch: int
+    owner: str
     queue: str
     cancel_requested: bool
     inputs: int

@@ -122,7 +122,12 @@ RETURNING {RUN_COLUMNS}
 _RELEASE = f"""
 UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = %s, queue = coalesce(%s, queue),
                 enqueued_at = now(), losses = {losses.STILL_LOST}
-WHERE id = %s AND epoch = %s AND status = 'running' RETURNING {RUN_COLUMNS}
+WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
+RETURNING {RUN_COLUMNS}
+"""
+_SET_VERSION = """
+UPDATE runs SET agent_version = %s, generation = %s
+WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running' RETURNING id
 """
 _LOCK = """
 SELECT FROM runs WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
@@ -422,15 +427,14 @@ class RunStore:
                 db.execute_sql(_SUSPEND, (wake_at, last.state, last.state_seq, last.run_id))
             return not arrived
 
-    def set_version(self, run_id: str, epoch: int, version: str, generation: int) -> None:
+    def set_version(self, run_id: str, epoch: int, version: str, generation: int, *, owner: str | None = None) -> None:
         """The run goes on under this version of its agent and this generation of its journal.
 
-        :raises Fenced: the run is not running under this epoch.
+        :param owner: whose it has to be; None: anybody's.
+        :raises Fenced: the run is not running under this epoch, or is another owner's.
         """
-        sql = """UPDATE runs SET agent_version = %s, generation = %s
-                 WHERE id = %s AND epoch = %s AND status = 'running' RETURNING id"""
         with self._database.session() as db:
-            if db.execute_sql(sql, (version, generation, run_id, epoch)).fetchone() is None:
+            if db.execute_sql(_SET_VERSION, (version, generation, run_id, epoch, owner)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
 
     def mark_published(self, run_ids: Sequence[str], head: int | None = None) -> set[str]:
@@ -444,12 +448,15 @@ class RunStore:
                      WHERE id = ANY (%s) RETURNING id"""
             return {run_id for (run_id,) in db.execute_sql(sql, (head, list(run_ids))).fetchall()}
 
-    def release(self, run_id: str, epoch: int, reason: str | None, queue: str | None = None) -> RunRecord | None:
+    def release(
+        self, run_id: str, epoch: int, reason: str | None, queue: str | None = None, *, owner: str | None = None
+    ) -> RunRecord | None:
         """Hand an owned run back as pending, which costs no attempt. None: it is not the caller's any more.
 
         :param queue: where it goes from now on; None: where it came from.
+        :param owner: whose it has to be; None: anybody's.
         """
-        return self._one(_RELEASE, reason, queue, run_id, epoch)
+        return self._one(_RELEASE, reason, queue, run_id, epoch, owner)
 
     # Commands.
 
@@ -460,14 +467,15 @@ class RunStore:
         """
         return self._one(_REQUEST_CANCEL, reason, run_id) or self.get(run_id)
 
-    def close_approvals(self, run_id: str, epoch: int) -> dict[str, dict[str, str | None]]:
+    def close_approvals(self, run_id: str, epoch: int, *, owner: str | None = None) -> dict[str, dict[str, str | None]]:
         """From here on nobody decides on the run, which is about to end: {decision, by, comment} by approval id.
 
-        :raises Fenced: the run is not running under this epoch.
+        :param owner: whose it has to be; None: anybody's.
+        :raises Fenced: the run is not running under this epoch, or is another owner's.
         """
         sql = "SELECT id, decision, decided_by, comment FROM approvals WHERE run_id = %s"
         with self._database.session(atomic=True) as db:
-            if db.execute_sql(_LOCK, (run_id, epoch, None)).fetchone() is None:
+            if db.execute_sql(_LOCK, (run_id, epoch, owner)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
             db.execute_sql(_CLOSE_APPROVALS, (NOT_DECIDED["decision"], NOT_DECIDED["comment"], run_id))
             found = db.execute_sql(sql, (run_id,)).fetchall()
@@ -475,7 +483,7 @@ class RunStore:
 
     def owned_by(self, owner: str) -> list[OwnedRun]:
         """The running runs of this owner."""
-        sql = """SELECT id, epoch, queue, cancel_requested,
+        sql = """SELECT id, epoch, owner, queue, cancel_requested,
                         (SELECT count(*) FROM run_inputs i WHERE i.run_id = runs.id)
                  FROM runs WHERE owner = %s AND status = 'running'"""
         with self._database.session() as db:
