@@ -37,7 +37,10 @@ _KINDS = {
     "subagent.spawned": "subagents",
 }
 """Of these a run's state keeps one more item each time."""
-_REPLACED = frozenset({"step.progress", "tool.progress", "subagent.status", "subagent.closed", "context.usage"})
+_REPLACED = frozenset(
+    {"plan.created", "plan.updated", "step.progress", "tool.progress", "subagent.status", "subagent.closed"}
+    | {"context.usage"}
+)
 _NOT_KEPT = ("custom.", "orchestration.", "subagent.job.", "context.compaction.")
 _RESERVED = ("approval.resolved", "input.received")
 _APPROVAL_ID = re.compile(rf"(?!\.\.?\Z)[A-Za-z0-9_.-]{{1,{APPROVAL_ID_MAX_CHARS}}}")

@@ -54,8 +54,18 @@ def _unique_items(validator: Any, unique: bool, instance: Any, schema: Any) -> I
     """The keyword `uniqueItems`; the library's own compares each item with each other one."""
     if not unique or not validator.is_type(instance, "array"):
         return
-    if len({json.dumps(item, sort_keys=True) for item in instance}) < len(instance):
+    if len({json.dumps(_plain(item), sort_keys=True) for item in instance}) < len(instance):
         yield ValidationError("has non-unique elements")
+
+
+def _plain(value: Any) -> Any:
+    """Of values that are equal in JSON Schema, such as 1 and 1.0, one and the same; true and 1 are not equal."""
+    give_way()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 # JSON Schema calls 5.0 an integer; the agents' own schemas do not.

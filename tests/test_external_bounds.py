@@ -11,10 +11,11 @@ import psycopg2
 import pytest
 
 from app.external import External
-from app.external_events import kept_of
+from app.external_events import REPLACED_FREE_BYTES, kept_of
+from app.protocol.events import dumps
 from app.protocol.reducer import fold, initial
 from app.runs import StartRequest
-from app.storage.run_store import KEPT_BYTES_MAX, KEPT_MAX, Principal, ending_seconds
+from app.storage.run_store import BYTES, KEPT_BYTES_MAX, KEPT_MAX, Principal, ending_seconds
 from app.verification import Claim, verify
 from app.wiring import Services
 from tests.conftest import StackMaker
@@ -105,9 +106,17 @@ def test_what_only_takes_the_place_of_something_has_no_limit() -> None:
     small: list[tuple[str, dict[str, Any]]] = [
         ("step.progress", {"step_id": "s", "fraction": 0.5, "label": "half"}),
         ("context.usage", {"input_tokens": 1}),
+        ("plan.created", {"steps": [{"id": "a", "title": "Read"}]}),
+        ("plan.updated", {"steps": [{"id": str(n), "title": "Read"} for n in range(20)]}),
         ("custom.note", {"text": "x" * 10_000}),
     ]
     assert sum(kept_of(small * 10).values()) == 0
+
+
+@pytest.mark.parametrize("type", ["plan.created", "plan.updated"])
+def test_of_a_long_plan_counts_what_is_longer_than_is_free(type: str) -> None:
+    payload = {"steps": [{"id": "a", "title": "x" * 5_000}]}
+    assert kept_of([(type, payload)])[BYTES] == len(dumps(payload)) - REPLACED_FREE_BYTES
 
 
 # Long answers.

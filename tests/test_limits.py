@@ -113,7 +113,17 @@ def test_no_input_stops_the_loop_whatever_its_agents_schema(web: Stack, name: st
     assert standstill(web) < STANDSTILL_SECONDS
 
 
-@pytest.mark.parametrize(("items", "status"), [([1, "1", {"a": 1}, {"a": 2}], 202), ([{"a": 1, "b": 2}] * 2, 422)])
+UNIQUE: list[list[Any]] = [
+    [1, "1", {"a": 1}, {"a": 2}], [True, 1], [False, 0.0, None], [[1], [True]], [{"a": 0}, {"a": False}],
+    [1, 1.5, -1.0],
+]  # fmt: skip
+SAME: list[list[Any]] = [
+    [{"a": 1, "b": 2}, {"b": 2, "a": 1}], [1, 1.0], [0, -0.0], [0.0, -0.0], [[1, [2]], [1.0, [2.0]]],
+    [{"a": {"b": 3}}, {"a": {"b": 3.0}}], [10**15, 1e15], ["a", None, None],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("items", "status"), [*((items, 202) for items in UNIQUE), *((items, 422) for items in SAME)])
 def test_items_that_are_to_be_unique_are(web: Stack, items: list[Any], status: int) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     web.services.registry.put_agent(AgentRecord("unique", schema, "shared", "1"))
