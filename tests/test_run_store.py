@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import psycopg2
 import pytest
 
-from app.errors import Fenced, StoreUnavailable
+from app.errors import Fenced, Refused, StoreUnavailable
 from app.identifiers import new_id
 from app.protocol.events import Event, encode
 from app.protocol.reducer import State, fold
@@ -454,3 +455,23 @@ def test_a_page_is_newest_first_and_filtered(store: RunStore, apart: Services) -
 def test_ids_of_one_millisecond_sort_as_they_were_made() -> None:
     ids = [new_id("run") for _ in range(10_000)]
     assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, {"a": 1}, [object()]])
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_value_without_a_form_is_refused_and_costs_the_others_no_connection(
+    database: Database, value: object, atomic: bool
+) -> None:
+    database.ping()
+    before = database.losses
+    with pytest.raises(Refused), database.session(atomic=atomic) as db:
+        db.execute_sql("SELECT %s", (value,))
+    assert database.losses == before
+
+
+@pytest.mark.parametrize("error", [psycopg2.InterfaceError("connection already closed"), psycopg2.OperationalError("")])
+def test_an_error_of_the_connection_itself_counts_as_its_loss(database: Database, error: Exception) -> None:
+    before = database.losses
+    with pytest.raises(StoreUnavailable), database.session():
+        raise error
+    assert database.losses == before + 1

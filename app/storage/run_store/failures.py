@@ -40,12 +40,17 @@ def translated(error: BaseException) -> RuntailError:
         return StoreUnavailable(f"Postgres cannot do it at the moment (SQLSTATE {state}).", answered=answered)
     if state:
         return StoreFailed(f"Postgres failed unexpectedly (SQLSTATE {state}).", answered=True)
-    if isinstance(error, peewee.ProgrammingError | psycopg2.ProgrammingError):
-        return Refused("A value has no form that Postgres can store.")  # psycopg2 has not even sent it
+    if _is_unsent(error):
+        return Refused("A value has no form that Postgres can store.")
     return StoreUnavailable("Postgres cannot be reached.")
+
+
+def _is_unsent(error: BaseException) -> bool:
+    """Whether an error without SQLSTATE is psycopg2's own, of a value that it has not even sent."""
+    return isinstance(error, peewee.ProgrammingError | psycopg2.ProgrammingError)
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether other connections of the pool are most likely of no more use either."""
     state = sqlstate(error)
-    return not state or state.startswith(LOST)
+    return state.startswith(LOST) if state else not _is_unsent(error)
