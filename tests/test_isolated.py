@@ -224,6 +224,23 @@ def test_the_process_of_a_run_that_another_worker_has_is_killed(server: Stack) -
     assert _completed(server, server.start("isolated_words", {}))
 
 
+def test_what_a_module_has_started_when_it_was_loaded_serves_every_run(stack: StackMaker) -> None:
+    server = stack(WITH_HELPERS="1")
+    server.start_web()
+    worker = server.start_worker("--isolated")
+    helpers = [child for child in psutil.Process(worker.pid).children() if child.name() == "cat"]
+    assert len(helpers) == 2
+    for name, status in (
+        ("isolated_words", "completed"),
+        ("isolated_raises", "failed"),
+        ("isolated_words", "completed"),
+    ):
+        _ended(server, server.start(name, {}), status)
+    assert not any(_gone(helper.pid) for helper in helpers)
+    worker.stop()
+    eventually(lambda: all(_gone(helper.pid) for helper in helpers), what="the end of what reads from the worker")
+
+
 def _held(server: Stack) -> tuple[str, Path, dict[str, Any]]:
     """A run that goes on until its gate is there; the pids of its first process and of its worker."""
     gate = server.folder / secrets.token_hex(4)

@@ -26,7 +26,7 @@ from workers.heartbeat import SILENCE_SECONDS, Heartbeat
 from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
-from workers.lifetime import adopt_orphans, live_no_longer_than
+from workers.lifetime import adopt_orphans, children_of, live_no_longer_than
 from workers.process import RECONNECT_SECONDS, connect_rq, leave, new_worker_id, register
 from workers.registry import load_agents
 from workers.retry import until_reachable
@@ -157,6 +157,7 @@ class IsolatedWorker(HintWorker):
         bell, bell_in = os.pipe()
         os.set_blocking(bell_in, False)
         parent = os.getpid()
+        older = children_of(parent)
         pid = os.fork()
         if pid == 0:
             os.setpgrp()
@@ -166,7 +167,7 @@ class IsolatedWorker(HintWorker):
             self._be_horse(run_id, words_in, bell)  # does not return
         os.close(words_in)
         os.close(bell)
-        self._keeper.begin(run_id, pid, words, bell_in)
+        self._keeper.begin(run_id, pid, words, bell_in, older)
 
     def _be_horse(self, run_id: str, words: int, bell: int) -> NoReturn:
         """In the fork."""

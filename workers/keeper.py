@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock
 
@@ -47,13 +47,14 @@ class Keeper:
         self._drain_at: float | None = None
         self._unclaimed: dict[str, float] = {}
 
-    def begin(self, run_id: str, pid: int, words: int, bell: int) -> None:
+    def begin(self, run_id: str, pid: int, words: int, bell: int, older: Sequence[int]) -> None:
         """A horse was forked for the run.
 
         :param words: where it says what it wants, see `workers.horse.Words`.
         :param bell: where it is told that the run's commands may have changed.
+        :param older: the pids of this process's children from before, which outlive it.
         """
-        self._horse = _Horse(run_id, pid, words, bell)
+        self._horse = _Horse(run_id, pid, words, bell, older)
 
     def drain(self, seconds: float) -> None:
         """Let the horse go on for so long, then hand its run back. For a signal handler."""
@@ -152,7 +153,7 @@ class Keeper:
 class _Horse:
     """A child process, its two pipes, and the alarms that it has set."""
 
-    def __init__(self, run_id: str, pid: int, words: int, bell: int) -> None:
+    def __init__(self, run_id: str, pid: int, words: int, bell: int, older: Sequence[int]) -> None:
         self.run_id = run_id
         self.interruption: Interrupted | None = None
         """Why it was killed; None: it was not."""
@@ -160,6 +161,7 @@ class _Horse:
         """It has claimed its run."""
         self._pid = pid
         self._words, self._bell = words, bell
+        self._older = older
         self._heard = b""
         self._open = True
         self._alarms: dict[int, tuple[float, str]] = {}
@@ -189,7 +191,9 @@ class _Horse:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)  # it led a group of its own
             _, status = os.waitpid(self._pid, 0)
-            end_children()  # one horse at a time: what is left is what it has left, in groups of its own
+            # One horse at a time: what is left is what it has left, in groups of its own; or was here before it, as
+            # what a module of an agent has started when it was loaded.
+            end_children(spare=self._older)
             os.close(self._words)
             os.close(self._bell)
         return os.waitstatus_to_exitcode(status)

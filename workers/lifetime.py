@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
@@ -35,9 +36,9 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def end_children() -> None:
-    """Kill every child of this process, and the orphans that it then adopts; not those of another user."""
-    spared: set[int] = set()
+def end_children(spare: Iterable[int] = ()) -> None:
+    """Kill every child of this process but these, and the orphans that it then adopts; not those of another user."""
+    spared = set(spare)
     while children := set(children_of(os.getpid())) - spared:
         for child in children:
             try:

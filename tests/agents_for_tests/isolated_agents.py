@@ -15,6 +15,12 @@ from marshmallow import INCLUDE, Schema
 from workers.context import RunContext
 from workers.registry import PROCESS, agent
 
+HELPERS = [
+    subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=apart)  # which ends with this process
+    for apart in (False, True)
+    if "WITH_HELPERS" in os.environ
+]
+
 
 class AnyInput(Schema):
     """Whatever the test wants to say."""
