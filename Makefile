@@ -62,7 +62,7 @@ run: $(RUN_STAMP)
 TEST_JOBS ?= 4
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Twenty rounds of kill -9 under 200 runs; make test-chaos ARGS='--chaos-seed 7' plays another seed.
 test-chaos: $(DEV_STAMP)

@@ -39,6 +39,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-runs", type=int, default=0, help="runs in flight, each with a window; 0: as the piece has")
 
 
+LONGEST_FIRST = (
+    "chaos/test_chaos.py",
+    "test_window_fuzz.py",
+    "test_external_machine.py",
+    "test_outages.py",
+    "test_bench.py",
+    "test_heartbeat.py",
+    "test_limits.py",
+    "test_culprits.py",
+    "test_recovery.py",
+    "test_durable.py",
+    "test_neighbours.py",
+    "test_failover_live.py",
+    "test_hanging_redis.py",
+    "client/test_job_alone.py",
+    "client/test_repetitions.py",
+    "test_store_errors.py",
+    "test_devservices.py",
+    "test_external_bounds.py",
+    "test_isolated.py",
+    "test_long_folds.py",
+)
+"""Files that take a minute or more by few tests: begun last, one of them would keep everybody waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; a file stays together."""
+    order = {name: n for n, name in enumerate(LONGEST_FIRST)}
+    here = Path(__file__).parent
+    items.sort(key=lambda item: order.get(item.path.relative_to(here).as_posix(), len(order)))
+
+
 @pytest.fixture(scope="session")
 def tmp_path_factory(tmp_path_factory: pytest.TempPathFactory) -> pytest.TempPathFactory:
     """pytest's, whose folders are root's alone where it runs the tests: an embedded PostgreSQL has another account."""

@@ -446,6 +446,7 @@ def waiting_for_locks(services: Services) -> int:
         return int(db.execute_sql(sql).fetchone()[0])
 
 
+@pytest.mark.timeout(300)  # a thousand commits, on a disk that others use
 def test_a_pass_over_1_000_runs_is_cheap(apart: Services) -> None:
     for _ in range(1_000):
         started(apart)

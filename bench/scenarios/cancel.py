@@ -82,7 +82,7 @@ class _Play:
         """A run whose agent waits for the first byte of an answer."""
         run = self.api.start("bench_listen", {"url": self.silent.url})
         with Window(self.port, run) as window:
-            window.until("message.started")
+            window.until("run.started")
             self.silent.wait_asked()
             asked, ended = self._cancel(run, window)
         self.silent_end.append(ended)
