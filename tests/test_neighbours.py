@@ -2,6 +2,8 @@
 
 import secrets
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import StackMaker
-from tests.harness import Process, Stack, eventually
+from tests.harness import ROOT, Process, Stack, eventually
 from tests.test_worker import check_log
 
 FORKS = (
@@ -206,6 +208,33 @@ def test_programs_that_an_agent_leaves_behind_end_with_its_run(
     server.http.post(f"/runs/{neighbour}/cancel").raise_for_status()
     eventually(lambda: not _programs(other), what="the end of the neighbour's programs")
     beside.goes_on()
+
+
+REMEMBERS = """
+import gevent.subprocess
+from gevent.subprocess import DEVNULL
+from workers.leftovers import Leftovers
+
+leftovers = Leftovers()
+
+def start(*command):
+    program = gevent.subprocess.Popen(command, stdout=DEVNULL, stderr=DEVNULL)
+    leftovers.add_program(program.pid)
+    return program
+
+running = [start("sleep", "60") for _ in range(3)]
+for way in ("true", "false") * 10:
+    start(way).wait()
+    assert len(leftovers._programs) <= len(running) + 1, leftovers._programs
+leftovers.end_programs()
+assert [program.wait() for program in running] == [-9] * 3
+"""
+"""In a process of its own: gevent's loop takes the ends of all children."""
+
+
+def test_programs_that_have_ended_are_not_remembered_until_the_run_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", REMEMBERS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("how", ["completed", "cancelled"])

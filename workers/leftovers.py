@@ -26,7 +26,8 @@ class Leftovers:
 
     def add_program(self, pid: int) -> None:
         """A child process that gevent watches."""
-        self._programs.append((pid, _watched().get(pid)))
+        # A run may start any number, one after the other: those that have ended are forgotten.
+        self._programs = [*self._running(), (pid, _watched().get(pid))]
 
     def add_greenlet(self, greenlet: "gevent.Greenlet[..., Any]") -> None:
         """A thread or a greenlet."""
@@ -34,12 +35,16 @@ class Leftovers:
 
     def end_programs(self) -> None:
         """Kill those that have not ended, with the children that they have at this moment."""
-        for pid, watcher in self._programs:
-            if _watched().get(pid) is watcher:  # otherwise it has ended, and the number may be another one's
-                for each in list(_tree(pid)):
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(each, signal.SIGKILL)
+        for pid, _ in self._running():
+            for each in list(_tree(pid)):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(each, signal.SIGKILL)
         self._programs.clear()
+
+    def _running(self) -> list[tuple[int, object]]:
+        """Those that have not ended. The number of one that has may be another one's."""
+        watched = _watched()
+        return [(pid, watcher) for pid, watcher in self._programs if watched.get(pid) is watcher]
 
     def count(self) -> int:
         """The threads and greenlets that go on."""
