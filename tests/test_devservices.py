@@ -463,6 +463,19 @@ def test_the_folders_above_the_data_folder_are_left_as_they_are(tmp_path: Path, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
+def test_an_installation_below_a_folder_that_is_roots_alone_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above = tmp_path / "home"
+    above.mkdir(mode=0o700)
+    binaries = shutil.copytree(postgres_server._binaries().parent, above / "installed", symlinks=True) / "bin"
+    monkeypatch.setattr(postgres_server, "_binaries", lambda: binaries)
+    with EmbeddedServices(above / "data") as services:
+        assert sql(services.database_url, "SELECT 1") == [(1,)]
+    assert above.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
 def test_a_folder_that_keeps_postgresql_out_is_refused_where_no_capability_is_to_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,8 @@ def _switch_to(account: str, *folders: Path) -> _Switch:
         return plain
     capability = "+dac_read_search"
     ids = (f"--reuid={account}", f"--regid={account}", "--clear-groups")
-    caps = (f"--inh-caps={capability}", f"--ambient-caps={capability}")
+    # Without the securebit access(2), which initdb asks, would look without the capability.
+    caps = (f"--inh-caps={capability}", f"--ambient-caps={capability}", "--securebits=+no_setuid_fixup")
     passing = _Switch(None, ("setpriv", *ids, *caps, "--"), account)
     if all(_reaches(passing, folder) for folder in folders):
         return passing
