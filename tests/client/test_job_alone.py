@@ -18,11 +18,13 @@ import pytest
 from redis import Redis
 from rq import Queue
 from rq.job import Job
+from rq.timeouts import JobTimeoutException
 
 from app.storage.run_store import Principal
-from runtail_client import Cancelled, Run, Runtail, current_run
+from runtail_client import Cancelled, Opened, Run, Runtail, current_run
 from runtail_client.claiming import START_SECONDS as DEFAULT_START_SECONDS
 from runtail_client.patience import FINISH_SECONDS
+from runtail_client.refs import KEY_MAX_CHARS, fitting_key
 from tests.client.lines import ARRIVES, BUSY, PAGE, REQUEST_LOST, TOO_LARGE, line_to
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually, free_port
@@ -183,6 +185,65 @@ def test_a_run_that_is_claimed_too_late_shows_the_result_all_the_same(
             assert ended(live, opened.run_id).output == "ab"
         else:  # the first claim is still on its way, and may come first or last
             assert eventually(lambda: row(live, opened.run_id).terminal, 30)
+
+
+class Stopped(BaseException):
+    """As gevent's time-outs, which are no Exception."""
+
+
+@contextmanager
+def late_claim(live: Stack) -> Iterator[tuple[Runtail, Opened, Callable[[], bool]]]:
+    """A client whose claims arrive after a second, a run, and whether nobody in this process writes it."""
+    with line_to(live.port) as line, Runtail(live.url) as client, Runtail(line.url, beat_seconds=0.1) as slow:
+        opened = client.open()
+        line.fate = lambda path, producer_seq: slowly(path, producer_seq) if path == "/runs" else ARRIVES
+
+        def at_rest() -> bool:
+            at_work = {thread.name for thread in threading.enumerate()}
+            asked = any(path == "/runs" for path, *_ in line.seen)
+            return asked and not at_work & {f"runtail {opened.run_id}", "runtail asks"}
+
+        yield slow, opened, at_rest
+
+
+@pytest.mark.parametrize("tried_again", [False, True])
+@pytest.mark.parametrize("stopped", [JobTimeoutException, Stopped, SystemExit])
+def test_a_job_stopped_while_it_waits_for_its_run_leaves_no_writer(
+    live: Stack, stopped: type[BaseException], tried_again: bool
+) -> None:
+    def stop(number: int, frame: Any) -> None:
+        raise stopped
+
+    with late_claim(live) as (client, opened, at_rest):
+        job = client.job(work, retried=lambda error: tried_again)
+        before = signal.signal(signal.SIGALRM, stop)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(stopped):
+                job("May", ref=opened.ref)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        eventually(at_rest, 20, "the end of its threads")
+        assert row(live, opened.run_id).terminal is not tried_again
+
+
+@pytest.mark.parametrize("work_seconds", [0.0, 2.0])
+def test_a_job_stopped_at_its_work_without_a_run_leaves_no_writer(
+    live: Stack, monkeypatch: pytest.MonkeyPatch, work_seconds: float
+) -> None:
+    monkeypatch.setattr("runtail_client.claiming.START_SECONDS", 0.3)
+    with late_claim(live) as (client, opened, at_rest):
+
+        @client.job
+        def report(run: Run) -> None:
+            time.sleep(work_seconds)
+            raise SystemExit
+
+        with pytest.raises(SystemExit):
+            report(ref=opened.ref)
+        eventually(at_rest, 20, "the end of its threads")
+        assert ended(live, opened.run_id, "failed").error["code"] == "writer_lost"
 
 
 def test_a_server_that_is_back_before_the_job_has_ended_gets_its_result(live: Stack) -> None:
@@ -528,6 +589,33 @@ def lost(live: Stack, client: Runtail, code: str = "writer_lost") -> str:
 def test_a_try_that_finds_its_run_failed_does_its_work_outside_a_run(live: Stack, code: str) -> None:
     with Runtail(live.url) as client:
         assert client.job(work)("May", ref=lost(live, client, code)) == DONE
+
+
+@pytest.mark.parametrize("chars", [200, 201, 255])
+def test_a_run_is_the_same_for_all_ways_to_write_it_however_long_its_key_is(live: Stack, chars: int) -> None:
+    with Runtail(live.url) as client:
+        opened = client.open(user="erin", idempotency_key=f"{chars}".ljust(chars, "k"))
+        runs: list[str] = []
+
+        @client.job(retried=lambda error: True)
+        def report(run: Run) -> None:
+            runs.append(run.id)
+            raise ConnectionError("Not this time.")
+
+        with pytest.raises(ConnectionError):
+            report(ref=opened.ref)
+        with client.run(ref=opened.ref) as run:
+            runs.append(run.id)
+        assert runs == [opened.run_id] * 2
+        client.fail(opened.ref)
+        assert client.open(ref=opened.ref).status == ended(live, opened.run_id).status
+
+
+@pytest.mark.parametrize("chars", [255, 256, 1_000])
+def test_a_job_whose_own_name_is_longer_than_a_key_has_a_run(chars: int) -> None:
+    name = "j" * chars
+    assert len(fitting_key(name)) <= KEY_MAX_CHARS
+    assert fitting_key(name) != fitting_key(name + "k")
 
 
 def test_a_job_executed_twice_gives_what_the_run_of_its_user_came_to(live: Stack) -> None:

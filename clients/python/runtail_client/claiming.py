@@ -73,6 +73,8 @@ class Claim:
         self._late: Sender | None = None
         """Came when nobody waited for it any more, and keeps the run until the end of the job."""
         self._over = False
+        self._drop: Callable[[Sender], None] = _abandon
+        """What becomes of who comes when it is over."""
         self._again = False
 
     def first(self) -> Sender | None:
@@ -99,16 +101,32 @@ class Claim:
 
     def last(self) -> Sender | None:
         """The writer of the run for who has done the work without one; None: the run cannot be told of it."""
-        with self._turn:
-            self._over = True
-            if self._late is not None or not self._again:
-                return self._late
+        late = self._end()
+        if late is not None or not self._again:
+            return late
         try:
             return within(self._seconds, self._start, _abandon)
         except Exception as error:  # RunEnded too: whoever has ended it
             check_time(error)
             log.error("The job has done its work, and its run does not show it. %s", error)
             return None
+
+    def give_up(self, tried_again: bool) -> None:
+        """The job was stopped: whoever has come too late, or is still to come, does not keep the run.
+
+        :param tried_again: the run is left open for the job's next try; otherwise it has failed.
+        """
+        if tried_again:
+            self._drop = Sender.stop
+        if (late := self._end()) is not None:
+            self._drop(late)
+
+    def _end(self) -> Sender | None:
+        """From now on nobody is kept. Returns who was, as the caller's own."""
+        with self._turn:
+            self._over = True
+            late, self._late = self._late, None
+            return late
 
     def _start(self) -> Sender:
         return self._runs.start(self._ref, self._naming, self._lease)
@@ -118,7 +136,7 @@ class Claim:
             if not self._over:
                 self._late = sender
                 return
-        _abandon(sender)
+        self._drop(sender)
 
     def _give_output(self, ended: RunEnded) -> None:
         """
@@ -142,4 +160,4 @@ def check_time(error: Exception) -> None:
 
 
 def _abandon(sender: Sender) -> None:
-    sender.abandon("writer_lost", "The job did its work without this run: the server took too long to answer.")
+    sender.abandon("writer_lost", "The job went on, or ended, without this run: the server took too long to answer.")

@@ -16,7 +16,7 @@ from runtail_client.connection import ASK_SECONDS, Connection
 from runtail_client.errors import RunEnded
 from runtail_client.jobs import as_job
 from runtail_client.patience import FINISH_SECONDS, Patience
-from runtail_client.refs import Ref
+from runtail_client.refs import Ref, fitting_key
 from runtail_client.sender import Sender
 from runtail_client.values import given
 from runtail_client.watching import Envelope, Watch
@@ -265,7 +265,7 @@ class Runtail:
             def start(ref: str | None, own: str | None) -> Ref:
                 if ref:
                     return Ref.parse(ref)
-                return self._ref(user, _body(EXTERNAL, None, session, metadata), own)
+                return self._ref(user, _body(EXTERNAL, None, session, metadata), own and fitting_key(own))
 
             patience = Patience.of_jobs(self._finish_seconds)
             runs = JobRuns(

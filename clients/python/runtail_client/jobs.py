@@ -31,6 +31,9 @@ def as_job(function: Callable[..., Any], runs: JobRuns, retried: Callable[[BaseE
             sender = claim.first()
         except Done as done:
             return done.result
+        except BaseException as stopped:
+            claim.give_up(retried(stopped))
+            raise
         if sender is not None:
             return _write(function, sender, retried, args, kwargs)
         return _work_alone(function, claim, retried, args, kwargs)
@@ -53,6 +56,9 @@ def _work_alone(
             result = function(run, *args, **kwargs)
     except Exception as raised:
         error = raised
+    except BaseException as stopped:
+        claim.give_up(retried(stopped))
+        raise
 
     def outcome(run: Run) -> Any:
         if error is not None:

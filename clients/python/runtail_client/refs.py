@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 from uuid import uuid4
 
-KEY_MAX_CHARS = 200
-"""A longer idempotency key is replaced by its hash: the server takes 255 characters."""
+KEY_MAX_CHARS = 255
+"""Of an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,17 @@ class Ref:
 
     def followed_by(self, end: str) -> Self:
         """Another run, that is asked for in the same way; with an empty end this one."""
-        key = self.key
-        if end or len(key) > KEY_MAX_CHARS:
-            key = hashlib.sha256(f"{key}{end}".encode()).hexdigest()
+        if not end:
+            return self
+        key = _hash(f"{self.key}{end}")
         # By that name it can be looked for without starting it.
-        return replace(self, key=key, body={**self.body, "client_run_id": key} if end else self.body)
+        return replace(self, key=key, body={**self.body, "client_run_id": key})
+
+
+def fitting_key(name: str) -> str:
+    """An idempotency key of a name that may be longer than one."""
+    return name if len(name) <= KEY_MAX_CHARS else _hash(name)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
