@@ -12,7 +12,8 @@ from typing import Any
 
 from app.errors import HookFailed, InvalidEvent
 from app.protocol.events import Json, Outbound, clean, dumps, validate
-from app.protocol.redaction import redact
+from app.protocol.payloads import SUMMARY_MAX_CHARS
+from app.protocol.redaction import preview, redact, redact_text
 
 ENTRY_POINTS = "runtail.hooks"
 EVENT_BYTES = 2_000_000
@@ -51,7 +52,7 @@ class Hooks:
         :raises InvalidEvent: it does not fit the type's schema, or is beyond EVENT_BYTES.
         :raises HookFailed: a hook raised, or returned no payload of this type.
         """
-        outbound = _fit(type, redact(clean(payload)))
+        outbound = _redacted(type, clean(payload))
         return self._hooked(type, outbound) if self._hooks else outbound
 
     def fact(self, type: str, payload: Mapping[str, Any]) -> Outbound:
@@ -59,7 +60,7 @@ class Hooks:
 
         :raises InvalidJson, TooDeep, InvalidEvent: the payload does not fit, before any hook.
         """
-        outbound = _fit(type, redact(clean(payload)))
+        outbound = _redacted(type, clean(payload))
         if not self._hooks:
             return outbound
         try:
@@ -82,6 +83,22 @@ class Hooks:
                 log.exception("The hook %s failed at %s.", getattr(hook, "__qualname__", hook), type)
                 raise HookFailed(f"A hook of the server failed at {type}; the server's log says why.") from error
         return outbound
+
+
+def _redacted(type: str, payload: Json) -> Outbound:
+    """What shows the arguments and the result of a call is looked through to its texts."""
+    outbound = _fit(type, redact(payload))
+    if type == "tool.started" and "summary" in outbound:
+        return Outbound({**outbound, "summary": redact_text(outbound["summary"])[:SUMMARY_MAX_CHARS]})
+    if type == "tool.completed":
+        return Outbound({**outbound, **_preview(outbound)})
+    return outbound
+
+
+def _preview(payload: Mapping[str, Any]) -> Payload:
+    """Cut where it is longer than a preview: looking through it must not take long."""
+    shown = preview(payload["preview"])
+    return {"preview": shown["preview"], "truncated": payload["truncated"] or shown["truncated"]}
 
 
 def _fit(type: str, payload: Json) -> Outbound:

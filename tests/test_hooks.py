@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.errors import HookFailed, InvalidEvent, InvalidJson, TooDeep
 from app.hooks import EVENT_BYTES, Hooks
 from app.protocol.events import clean, dumps, validate
-from app.protocol.payloads import PREVIEW_MAX_BYTES
+from app.protocol.payloads import PREVIEW_MAX_BYTES, SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, preview, redact
 
 SECRET_KEYS = [
@@ -97,6 +97,39 @@ def test_a_preview_is_json_of_limited_size_whatever_the_result(value: object) ->
     assert len(dumps(shown["preview"]).encode()) <= PREVIEW_MAX_BYTES
     assert clean(shown) == shown
     assert shown["truncated"] == (shown["bytes"] > PREVIEW_MAX_BYTES)
+
+
+STARTED = {"tool_call_id": "c", "name": "t", "label": "l"}
+COMPLETED = {"tool_call_id": "c", "truncated": False, "bytes": 9, "duration_ms": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("config={'password': 'hunter2'}", "config={'password': '[redacted]'}"),
+        ("url=postgres://app:hunter2@db/x", "url=postgres://app:[redacted]@db/x"),
+        ("n=1, author=ann", "n=1, author=ann"),
+    ],
+)
+def test_what_shows_a_call_is_looked_through_to_its_texts(text: str, expected: str) -> None:
+    hooks = Hooks()
+    assert hooks("tool.started", {**STARTED, "summary": text})["summary"] == expected
+    for whole, visible in ((text, expected), ([{"log": text}], [{"log": expected}])):
+        payload = {**COMPLETED, "preview": whole}
+        assert hooks("tool.completed", payload) == hooks.fact("tool.completed", payload) == {
+            **COMPLETED, "preview": visible,
+        }  # fmt: skip
+    assert hooks("custom.note", {"text": text}) == {"text": text}, "what people write is left as it is"
+
+
+def test_a_call_is_shown_within_its_limits_whatever_was_replaced() -> None:
+    summary = Hooks()("tool.started", {**STARTED, "summary": "pw=a;" * 40})["summary"]
+    assert "=a" not in summary
+    assert len(summary) <= SUMMARY_MAX_CHARS
+    shown = Hooks()("tool.completed", {**COMPLETED, "preview": "pw=a;" * 400})
+    assert "=a" not in shown["preview"]
+    assert shown["truncated"]
+    assert len(dumps(shown["preview"]).encode()) <= PREVIEW_MAX_BYTES
 
 
 def test_user_hooks_see_clean_payloads_in_turn_and_theirs_are_cleaned_again() -> None:

@@ -1,5 +1,7 @@
 """What may be sent, and how it is put together, without a server."""
 
+from datetime import date
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -64,6 +66,26 @@ def test_previews_are_the_servers(result: Any) -> None:
 def test_a_summary_is_a_short_line_without_secrets() -> None:
     assert shown({"month": "May", "api_key": "hunter2"}) == "month=May, api_key=[redacted]"
     assert len(shown({"text": "x" * 1_000})) == 200
+
+
+NESTED: list[tuple[Any, str]] = [
+    ({"password": "hunter2"}, "{'password': '[redacted]'}"),
+    ([{"deep": {"apiKey": "hunter2", "n": 1}}], "[{'deep': {'apiKey': '[redacted]', 'n': 1}}]"),
+    (({"token": "hunter2"}, date(2026, 5, 1)), "({'token': '[redacted]'}, datetime.date(2026, 5, 1))"),
+    (MappingProxyType({1: {"pwd": b"hunter2"}}), "{1: {'pwd': '[redacted]'}}"),
+    ({"tokens": 12, "author": "ann"}, "{'tokens': 12, 'author': 'ann'}"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), NESTED)
+def test_a_summary_has_no_secrets_inside_its_values(value: Any, text: str) -> None:
+    assert shown({"config": value}) == f"config={text}"
+
+
+def test_a_summary_of_what_contains_itself_is_short() -> None:
+    ring: list[Any] = [{"password": "hunter2"}]
+    ring += [ring] * 100
+    assert shown({"ring": ring}).startswith("ring=[{'password': '[redacted]'}, '…'")
 
 
 def test_text_waits_for_more_only_when_some_has_just_gone() -> None:

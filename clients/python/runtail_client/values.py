@@ -89,8 +89,32 @@ def preview(result: object) -> dict[str, Any]:
 
 def shown(arguments: Mapping[str, Any]) -> str:
     """The arguments that may be shown, as a line of text."""
-    pairs = (f"{name}={REDACTED if is_secret(name, value) else value}" for name, value in arguments.items())
-    return clean_text(", ".join(pairs))[:SUMMARY_CHARS]
+    return clean_text(", ".join(f"{name}={_as_text(name, value)}" for name, value in arguments.items()))[:SUMMARY_CHARS]
+
+
+def _as_text(name: str, value: object) -> str:
+    if is_secret(name, value):
+        return REDACTED
+    try:
+        return str(_visible(value))
+    except Exception:  # whatever the items of a lazy mapping raise
+        return f"<{type(value).__name__}>"
+
+
+def _visible(value: object, inside: tuple[int, ...] = ()) -> object:
+    """As `redact`, of what need not be JSON.
+
+    :param inside: the ids of what it is in.
+    """
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if id(value) in inside or len(inside) == MAX_DEPTH:
+        return "…"
+    inside = (*inside, id(value))
+    if isinstance(value, Mapping):
+        return {k: REDACTED if is_secret(str(k), item) else _visible(item, inside) for k, item in value.items()}
+    items = [_visible(item, inside) for item in value]
+    return tuple(items) if isinstance(value, tuple) else items
 
 
 def redact(value: Any) -> Any:
