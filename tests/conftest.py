@@ -39,36 +39,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-runs", type=int, default=0, help="runs in flight, each with a window; 0: as the piece has")
 
 
+THOROUGH = (
+    "test_outages.py",
+    "test_bench.py",
+    "test_heartbeat.py",
+    "test_culprits.py",
+    "test_neighbours.py",
+    "test_failover_live.py",
+    "test_hanging_redis.py",
+    "test_store_errors.py",
+    "test_long_folds.py",
+)
+"""Files whose tests are marked `thorough`: each takes minutes, and `make test` plays them all."""
 LONGEST_FIRST = (
     "chaos/test_chaos.py",
     "test_window_fuzz.py",
     "test_external_machine.py",
-    "test_outages.py",
-    "test_bench.py",
-    "test_heartbeat.py",
+    *THOROUGH,
     "test_limits.py",
-    "test_culprits.py",
     "test_recovery.py",
     "test_durable.py",
-    "test_neighbours.py",
-    "test_failover_live.py",
-    "test_hanging_redis.py",
     "client/test_job_alone.py",
     "client/test_repetitions.py",
-    "test_store_errors.py",
     "test_devservices.py",
     "test_external_bounds.py",
     "test_isolated.py",
-    "test_long_folds.py",
 )
 """Files that take a minute or more by few tests: begun last, one of them would keep everybody waiting."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; a file stays together."""
     order = {name: n for n, name in enumerate(LONGEST_FIRST)}
     here = Path(__file__).parent
-    items.sort(key=lambda item: order.get(item.path.relative_to(here).as_posix(), len(order)))
+    files = {item: item.path.relative_to(here).as_posix() for item in items}
+    for item in items:
+        if files[item] in THOROUGH:
+            item.add_marker(pytest.mark.thorough)
+    items.sort(key=lambda item: order.get(files[item], len(order)))
 
 
 @pytest.fixture(scope="session")
