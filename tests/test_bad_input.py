@@ -9,6 +9,7 @@ import httpx
 import pytest
 from flask import Flask
 
+from app.api.queries import PROBED
 from app.identifiers import new_id
 from app.protocol.events import encode
 from app.protocol.reducer import initial, reduce
@@ -402,6 +403,8 @@ def test_unknown_query_parameters_are_refused_on_every_route(live: Stack, app: F
     run_id = live.start("emit", TICKS)
     document = live.http.get("/openapi.json").json()
     for path, methods in document["paths"].items():
+        if path in PROBED:
+            continue
         asked = path.replace("{run_id}", run_id).replace("{approval_id}", "apr_1") + "?surprise=1"
         for method in {"get", "post", "delete"} & set(methods):
             answer = live.http.request(method, asked, json={} if method == "post" else None)
