@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
 
 from tests.chaos.schedule import Order
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 THREADS = 6
 ASK_SECONDS = 15.0
@@ -42,48 +45,61 @@ class Decided:
     body: dict[str, Any]
 
 
-class Callers:
-    """A few threads that ask."""
+class Pool(Generic[A, R]):
+    """Threads that take what was asked, one at a time, each with a connection of its own. `_do` is the subclass's."""
 
-    def __init__(self, url: str) -> None:
-        self.retries: Counter[str] = Counter()
-        """Answers after which a caller asked again, by kind."""
+    def __init__(self, url: str, threads: int) -> None:
         self.complaints: list[str] = []
         self._url = url
-        self._orders: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
-        self._results: queue.Queue[Started | Decided] = queue.Queue()
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(THREADS)]
+        self._asked: queue.Queue[A | None] = queue.Queue()
+        self._results: queue.Queue[R] = queue.Queue()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
-    def start(self, order: Order) -> None:
-        """Have a run started."""
-        self._orders.put((order,))
-
-    def decide(self, run_id: str, approval_id: str, verdict: str) -> None:
-        """Have an approval decided."""
-        self._orders.put((run_id, approval_id, verdict))
-
-    def results(self) -> Iterator[Started | Decided]:
-        """What has been answered since the last call."""
+    def results(self) -> Iterator[R]:
+        """What has come of it since the last call."""
         with suppress(queue.Empty):
             while True:
                 yield self._results.get_nowait()
 
     def close(self) -> None:
-        """Ask nothing any more."""
+        """Do nothing any more."""
         for _ in self._threads:
-            self._orders.put(None)
+            self._asked.put(None)
         for thread in self._threads:
             thread.join(ASK_SECONDS)
 
     def _serve(self) -> None:
         with httpx.Client(base_url=self._url, timeout=ASK_SECONDS, trust_env=False) as http:
-            while (asked := self._orders.get()) is not None:
+            while (asked := self._asked.get()) is not None:
                 try:
-                    self._results.put(self._start(http, *asked) if len(asked) == 1 else self._decide(http, *asked))
+                    self._do(http, asked)
                 except Exception as error:
                     self.complaints.append(f"{asked}: {error!r}")
+
+    def _do(self, http: httpx.Client, asked: A) -> None:
+        raise NotImplementedError
+
+
+class Callers(Pool[tuple[Any, ...], Started | Decided]):
+    """A few threads that ask."""
+
+    def __init__(self, url: str) -> None:
+        self.retries: Counter[str] = Counter()
+        """Answers after which a caller asked again, by kind."""
+        super().__init__(url, THREADS)
+
+    def start(self, order: Order) -> None:
+        """Have a run started."""
+        self._asked.put((order,))
+
+    def decide(self, run_id: str, approval_id: str, verdict: str) -> None:
+        """Have an approval decided."""
+        self._asked.put((run_id, approval_id, verdict))
+
+    def _do(self, http: httpx.Client, asked: tuple[Any, ...]) -> None:
+        self._results.put(self._start(http, *asked) if len(asked) == 1 else self._decide(http, *asked))
 
     def _start(self, http: httpx.Client, order: Order) -> Started:
         body = {"agent": order.agent, "input": order.input}

@@ -4,10 +4,8 @@ A batch is sent again until it is answered, under its number. A writer that has 
 same idempotency key, which goes on after the last tick that the log holds.
 """
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -15,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.commands import AGAIN, ASK_SECONDS, RETRY_SECONDS, Started
+from tests.chaos.commands import AGAIN, RETRY_SECONDS, Pool, Started
 from tests.chaos.schedule import Order
 from tests.external_writer import ExternalWriter, ndjson
 
@@ -27,43 +25,19 @@ DEATHS = 0.1
 GIVE_UP_SECONDS = 60.0
 
 
-class Writers:
+class Writers(Pool[Order, Started]):
     """A few threads, each of which writes one run at a time."""
 
     def __init__(self, url: str) -> None:
-        self.complaints: list[str] = []
         self.deaths = 0
-        self._url = url
-        self._orders: queue.Queue[Order | None] = queue.Queue()
-        self._results: queue.Queue[Started] = queue.Queue()
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(THREADS)]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(url, THREADS)
 
     def start(self, order: Order) -> None:
         """Have a run written."""
-        self._orders.put(order)
+        self._asked.put(order)
 
-    def results(self) -> Iterator[Started]:
-        """What has been started since the last call."""
-        with suppress(queue.Empty):
-            while True:
-                yield self._results.get_nowait()
-
-    def close(self) -> None:
-        """Write nothing any more."""
-        for _ in self._threads:
-            self._orders.put(None)
-        for thread in self._threads:
-            thread.join(ASK_SECONDS)
-
-    def _serve(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=ASK_SECONDS, trust_env=False) as http:
-            while (order := self._orders.get()) is not None:
-                try:
-                    _Writing(http, order, self).run()
-                except Exception as error:
-                    self.complaints.append(f"{order}: {error!r}")
+    def _do(self, http: httpx.Client, asked: Order) -> None:
+        _Writing(http, asked, self).run()
 
     def opened(self, order: Order, run_id: str) -> None:
         """The first writer of a run has begun."""
