@@ -20,6 +20,7 @@ from app.errors import (
     TooDeep,
     WriterLost,
 )
+from app.hooks import text_of
 from app.identifiers import no_run
 from app.protocol.ending import Ending, reconcile, said_output
 from app.protocol.reducer import ENDED
@@ -111,10 +112,11 @@ class Ends:
         if isinstance(output, str) and output and not _answered(state):
             about = {"message_id": f"msg_{writer.epoch}"}
             started = hooks("message.started", {**about, "role": "assistant"})
-            delta = hooks("message.delta", {**about, "text": output})
-            output = delta["text"]
+            deltas = hooks.deltas(about["message_id"], output)
+            output = text_of(deltas)
             writer.add("message.started", started)
-            writer.add("message.delta", delta)
+            for delta in deltas:
+                writer.add("message.delta", delta)
             writer.add("message.completed", hooks.fact("message.completed", {**about, "chars": len(output)}))
         elif isinstance(output, str):
             output = self._as_streamed(state, output)
@@ -127,7 +129,7 @@ class Ends:
         What hooks make of a whole text need not be what they made of its pieces; then it is left as it is.
         """
         answer: str = state["answer"]["text"]
-        return answer if text != answer and self.services.hooks.delta("", text)["text"] == answer else text
+        return answer if text != answer and text_of(self.services.hooks.deltas("", text)) == answer else text
 
 
 def _answered(state: Any) -> bool:

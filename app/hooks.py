@@ -5,19 +5,18 @@ payload is checked as the payload was; one that raises, or returns what does not
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from importlib.metadata import entry_points
 from typing import Any
 
 from app.errors import HookFailed, InvalidEvent
-from app.protocol.events import Json, Outbound, clean, dumps, validate
+from app.protocol.events import Json, Outbound, clean, sent_size, validate
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import preview, redact, redact_text
+from app.protocol.sizes import DELTA_CHARS, PAYLOAD_BYTES, pieces
 
 ENTRY_POINTS = "runtail.hooks"
-EVENT_BYTES = 2_000_000
-"""Of one payload's JSON text; past it the emission is refused."""
 WITHHELD = "[withheld]"
 """In place of what a failed hook has not seen to."""
 
@@ -49,7 +48,7 @@ class Hooks:
         """The payload as it goes out. For what may still be refused.
 
         :raises InvalidJson, TooDeep: it is not JSON.
-        :raises InvalidEvent: it does not fit the type's schema, or is beyond EVENT_BYTES.
+        :raises InvalidEvent: it does not fit the type's schema, or is beyond PAYLOAD_BYTES.
         :raises HookFailed: a hook raised, or returned no payload of this type.
         """
         outbound = _redacted(type, clean(payload))
@@ -68,10 +67,10 @@ class Hooks:
         except HookFailed:
             return Outbound(_withheld(outbound))
 
-    def delta(self, message_id: str, text: str) -> Outbound:
-        """As `__call__` for a piece of clean text; without user hooks nothing in it can change."""
-        payload = Outbound({"message_id": message_id, "text": text})
-        return self._hooked("message.delta", payload) if self._hooks else payload
+    def deltas(self, message_id: str, text: str) -> list[Outbound]:
+        """As `__call__`, payloads of `message.delta` for a clean text of any length. User hooks alone change it."""
+        payloads = [Outbound({"message_id": message_id, "text": piece}) for piece in pieces(text, DELTA_CHARS)]
+        return [self._hooked("message.delta", payload) for payload in payloads] if self._hooks else payloads
 
     def _hooked(self, type: str, payload: Outbound) -> Outbound:
         outbound = payload
@@ -83,6 +82,11 @@ class Hooks:
                 log.exception("The hook %s failed at %s.", getattr(hook, "__qualname__", hook), type)
                 raise HookFailed(f"A hook of the server failed at {type}; the server's log says why.") from error
         return outbound
+
+
+def text_of(deltas: Iterable[Outbound]) -> str:
+    """The text that these payloads of `message.delta` are together."""
+    return "".join(delta["text"] for delta in deltas)
 
 
 def _redacted(type: str, payload: Json) -> Outbound:
@@ -105,8 +109,8 @@ def _fit(type: str, payload: Json) -> Outbound:
     if not isinstance(payload, dict):
         raise InvalidEvent(f"The payload of {type} must be an object.")
     validate(type, payload)
-    if len(dumps(payload).encode()) > EVENT_BYTES:
-        raise InvalidEvent(f"The payload of {type} is larger than {EVENT_BYTES} bytes.")
+    if sent_size(payload) > PAYLOAD_BYTES:
+        raise InvalidEvent(f"The payload of {type} is larger than {PAYLOAD_BYTES} bytes.")
     return Outbound(payload)
 
 

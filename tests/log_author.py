@@ -41,11 +41,15 @@ class LogAuthor:
         """Append that many events at once."""
         self._append(self.make(count, text))
 
-    def end(self) -> None:
-        """Append the terminal event. The row is left as it is."""
-        event = self._next(1, "run.failed", {"error": {"code": "agent_error", "message": ""}, "digest": "0" * 64})
+    def write(self, type: str, payload: dict[str, Any]) -> None:
+        """Append an event of any type."""
+        event = self._next(1, type, payload)
         self.events.append(event)
         self._append([event])
+
+    def end(self) -> None:
+        """Append the terminal event. The row is left as it is."""
+        self.write("run.failed", {"error": {"code": "agent_error", "message": ""}, "digest": "0" * 64})
 
     def append_silently(self, count: int = 1, text: str = "") -> None:
         """Append without ringing."""

@@ -280,6 +280,7 @@ def test_the_json_schema_accepts_custom_events_and_control_frames(envelopes: Dra
     envelopes.validate(encode("run_1", 1, "custom.tick", {"n": 1}).envelope())
     frames: dict[str, Any] = {
         "stream.snapshot": {"seq": 0, "state": dict(initial("run_1"))},
+        "stream.snapshot.part": {"seq": 5, "part": 1, "parts": 2, "text": '{"run_id":'},
         "stream.gap": {"requested": 1, "earliest": 2, "head": 3},
         "stream.rejected": {"code": "too_many_streams", "retry_ms": 2000},
         "stream.expired": {},

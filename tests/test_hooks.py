@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import HookFailed, InvalidEvent, InvalidJson, TooDeep
-from app.hooks import EVENT_BYTES, Hooks
+from app.hooks import Hooks, text_of
 from app.protocol.events import clean, dumps, validate
 from app.protocol.payloads import PREVIEW_MAX_BYTES, SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, preview, redact
+from app.protocol.sizes import DELTA_CHARS, PAYLOAD_BYTES
 
 SECRET_KEYS = [
     "password",
@@ -188,10 +189,12 @@ def test_a_payload_is_an_object(payload: object) -> None:
 
 
 def test_a_payload_has_a_largest_size() -> None:
-    most = EVENT_BYTES - len('{"text":""}')
+    most = PAYLOAD_BYTES - len('{"text":""}')
     assert Hooks()("custom.note", {"text": "x" * most})
     with pytest.raises(InvalidEvent):
         Hooks()("custom.note", {"text": "x" * (most + 1)})
+    with pytest.raises(InvalidEvent):  # sent as \u2028
+        Hooks()("custom.note", {"text": "\u2028" * (most // 4)})
 
 
 def test_a_payload_has_a_largest_depth() -> None:
@@ -202,10 +205,13 @@ def test_a_payload_has_a_largest_depth() -> None:
         Hooks()("custom.note", deep)
 
 
-def test_a_delta_passes_the_hooks_too() -> None:
-    assert Hooks().delta("msg_1", "Ms Doe")["text"] == "Ms Doe"
+def test_a_text_passes_the_hooks_too_in_pieces() -> None:
+    assert Hooks().deltas("msg_1", "Ms Doe") == [{"message_id": "msg_1", "text": "Ms Doe"}]
     hooks = Hooks([lambda type, payload: {**payload, "text": payload["text"].replace("Doe", "X")}])
-    assert hooks.delta("msg_1", "Ms Doe")["text"] == "Ms X"
+    assert [delta["text"] for delta in hooks.deltas("msg_1", "Ms Doe")] == ["Ms X"]
+    deltas = hooks.deltas("msg_1", "Doe" + "y" * (2 * DELTA_CHARS))
+    assert [len(delta["text"]) for delta in deltas] == [DELTA_CHARS - 2, DELTA_CHARS, 3]
+    assert text_of(deltas) == "X" + "y" * (2 * DELTA_CHARS)
 
 
 def test_the_payload_that_was_given_is_left_as_it_is() -> None:

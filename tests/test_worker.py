@@ -1,5 +1,6 @@
 """Agents in a real worker process, through HTTP: what they may do wrong, and what is to be seen of it."""
 
+import json
 import os
 from collections import Counter
 from itertools import pairwise
@@ -18,6 +19,8 @@ from app.storage.run_store import AgentRecord, Database, Registry
 from tests.conftest import StackMaker
 from tests.harness import Process, Stack, eventually
 
+MESSAGE_BYTES = 1_048_576
+"""What many clients of WebSockets take at most."""
 SECRET = "the-password-is-hunter2"
 Events = list[dict[str, Any]]
 
@@ -136,7 +139,7 @@ class TestWhatAnAgentReturns:
             ("key_not_text", "a key that is not text (int)"),
             ("too_deep", "more than 64 levels"),
             ("contains_itself", "more than 64 levels"),
-            ("too_large", "larger than 2000000 bytes"),
+            ("too_large", "larger than 1000000 bytes"),
         ],
     )
     def test_what_is_not_json_is_an_invalid_output(self, server: Stack, way: str, reason: str) -> None:
@@ -160,6 +163,22 @@ class TestWhatAnAgentReturns:
         run, events = _misbehave(server, "text_only")
         assert run["output"] == run["state"]["answer"]["text"] == "an answer"
         assert [e["type"] for e in events[2:5]] == ["message.started", "message.delta", "message.completed"]
+
+    @pytest.mark.parametrize(
+        ("way", "chars"),
+        [("plain", 2_000_000), ("control", 500_000), ("separators", 500_000), ("trucks", 500_000), ("sources", 0)],
+    )
+    def test_what_is_streamed_is_written_in_events_that_any_client_takes(
+        self, server: Stack, way: str, chars: int
+    ) -> None:
+        run_id = server.start("misbehave", {"way": f"much_{way}"})
+        assert server.ended(run_id)["status"] == "completed", server.read(run_id)["error"]
+        accept = {"Accept": "application/x-ndjson"}
+        lines = server.http.get(f"/runs/{run_id}/events", headers=accept).content.split(b"\n")
+        assert max(map(len, lines)) < MESSAGE_BYTES
+        events = list(map(json.loads, filter(None, lines)))
+        texts = [event["payload"]["text"] for event in events if event["type"] == "message.delta"]
+        assert len("".join(texts)) == chars
 
     @pytest.mark.parametrize("way", ["long_text", "long_text_only", "long_stream"])
     def test_an_answer_of_more_than_two_megabytes_is_said_once(self, server: Stack, way: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from app.errors import InvalidEvent, InvalidJson, InvalidOutput, TooDeep
-from app.hooks import Hooks
+from app.hooks import Hooks, text_of
 from app.protocol.events import Outbound, clean, dumps
 from app.protocol.reducer import State
 from app.storage.run_store import NewApproval, OpRecord
@@ -109,16 +109,17 @@ class Calls:
         self.emission.emit(type, self._outbound(type, payload, op), op)
 
     def delta(self, message_id: str, text: str, op: str) -> str:
-        """Write a piece of clean text; returns it as it went out."""
+        """Write a piece of clean text, of any length; returns it as it went out."""
         self.check()
-        outbound = self._hooks.delta(message_id, text)
-        self.emission.delta(outbound, op)
-        return str(outbound["text"])
+        deltas = self._hooks.deltas(message_id, text)
+        for delta in deltas:
+            self.emission.delta(delta, op)
+        return text_of(deltas)
 
     def unsaid(self, message_id: str, text: str) -> str:
-        """The piece as it went out when it was written before."""
+        """The text as it went out when it was written before."""
         self.check()
-        return str(self._hooks.delta(message_id, text)["text"])
+        return text_of(self._hooks.deltas(message_id, text))
 
     # Records.
 

@@ -33,11 +33,12 @@ def events(query: dict[str, Any]) -> Response:
     runs = runtail().runs.positions(principal(), run_ids)
     cursors = cursors_of(request.headers.get("Last-Event-ID"), query, run_ids)
     _check_ends(runs, cursors)
+    parts = query["snapshot"] == "parts"
     if accepted_type(SSE_TYPE, NDJSON_TYPE) == NDJSON_TYPE:
-        return _open(runs, cursors, NDJSON)
+        return _open(runs, cursors, NDJSON, parts)
     if all(run.terminal and cursors[run.id] == run.state_seq for run in runs):
         return Response(status=204, headers={"Vary": "Accept"})  # after that an EventSource stays away
-    return _open(runs, cursors, SSE if query["named"] == "1" else SSE_UNNAMED)
+    return _open(runs, cursors, SSE if query["named"] == "1" else SSE_UNNAMED, parts)
 
 
 def _run_ids(text: str) -> list[str]:
@@ -56,9 +57,9 @@ def _check_ends(runs: list[RunPosition], cursors: dict[str, int | None]) -> None
             raise InvalidCursor(f"{run.id} ended at seq {run.state_seq}.")
 
 
-def _open(runs: list[RunPosition], cursors: dict[str, int | None], format: Format) -> Response:
+def _open(runs: list[RunPosition], cursors: dict[str, int | None], format: Format, parts: bool) -> Response:
     def opener(ticket: Ticket) -> Open:
-        openings = [Opening(run, cursors[run.id], format, ticket) for run in runs]
+        openings = [Opening(run, cursors[run.id], format, ticket, parts=parts) for run in runs]
         return partial(runtail().windows.iterate_several, openings)
 
     return open_iterated(format, [run.id for run in runs], opener)

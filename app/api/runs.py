@@ -138,16 +138,16 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     """Follow a run from a cursor, by `Accept`: server-sent events, NDJSON, or a JSON page."""
     run = runtail().runs.position(principal(), run_id)
     cursor = cursor_within(run, request.headers.get("Last-Event-ID"), query)
-    media_type, speed = accepted_type(*EVENT_TYPES), query["speed"]
+    media_type, speed, parts = accepted_type(*EVENT_TYPES), query["speed"], query["snapshot"] == "parts"
     if speed is not None:
         _check_playback(run, cursor, media_type)
     if media_type == JSON_TYPE:
         return _page(run, cursor, query["limit"])
     if media_type == NDJSON_TYPE:
-        return open_window(run, cursor, NDJSON, speed=speed)
+        return open_window(run, cursor, NDJSON, speed=speed, parts=parts)
     if run.terminal and cursor == run.state_seq:
         return Response(status=204, headers=VARY)  # the one answer after which an EventSource stays away
-    return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED, speed=speed)
+    return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED, speed=speed, parts=parts)
 
 
 @blueprint.errorhandler(StoreUnavailable)

@@ -184,6 +184,13 @@ class ListQuerySchema(Schema):
         return {**data, "status": "cancelled"} if data.get("status") == "canceled" else data
 
 
+SNAPSHOT = fields.String(
+    validate=OneOf(["whole", "parts"]),
+    load_default="whole",
+    metadata={"description": "How a snapshot comes: in one message, or in parts of at most 128,000 bytes."},
+)
+
+
 class EventsQuerySchema(Schema):
     """Query of GET /runs/{run_id}/events."""
 
@@ -191,6 +198,7 @@ class EventsQuerySchema(Schema):
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
     lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
+    snapshot = SNAPSHOT
     watch_token = fields.String(metadata={"description": "Of an external run, in place of a key."})
     limit = fields.Integer(load_default=EVENTS_LIMIT, validate=Range(1, EVENTS_LIMIT_MAX))
     speed = fields.Float(
@@ -208,6 +216,7 @@ class SeveralEventsQuerySchema(Schema):
     last_event_id = fields.String(metadata={"description": "As since; wins over it."})
     lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
+    snapshot = SNAPSHOT
 
 
 class WebSocketQuerySchema(Schema):
@@ -216,6 +225,7 @@ class WebSocketQuerySchema(Schema):
     since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
     last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
     lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
+    snapshot = SNAPSHOT
 
 
 class FeedQuerySchema(Schema):

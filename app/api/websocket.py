@@ -90,7 +90,7 @@ def follow(query: dict[str, Any], run_id: str) -> Response:
         ticket = windows.admission.admit(principal(), request.remote_addr or "", run.id)
     except TooManyStreams as error:
         return _rejected(headers, error, run.id)
-    opening = Opening(run, cursor, WEBSOCKET, ticket)
+    opening = Opening(run, cursor, WEBSOCKET, ticket, parts=query["snapshot"] == "parts")
     obey = partial(carry_out, runtail(), principal())
     return WebSocketResponse(
         headers,

@@ -99,11 +99,13 @@ def open_window(
     about: Mapping[str, str] | None = None,
     posted_at: float | None = None,
     speed: float | None = None,
+    *,
+    parts: bool = False,
 ) -> Response:
     """The window's response; for HEAD its head alone.
 
     :param posted_at: as in `Opening`.
-    :param speed: as in `Opening`.
+    :param speed, parts: as in `Opening`.
     :raises TooManyStreams: the caller has too many windows open; for SSE and for a posted run the response says so.
     """
     windows, headers = runtail().windows, {**HEADERS, **(about or {})}
@@ -111,7 +113,7 @@ def open_window(
     ticket = _admit(windows, format, [run.id], run.id, headers, in_band=in_band)
     if isinstance(ticket, Response):
         return ticket
-    opening = Opening(run, cursor, format, ticket, posted_at, speed)
+    opening = Opening(run, cursor, format, ticket, posted_at, speed, parts)
     if speed is None:
         return WindowResponse(windows, opening, headers)
     return IteratedResponse(format, headers, partial(windows.iterate, opening), _give_up(windows, ticket))

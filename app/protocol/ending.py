@@ -7,7 +7,9 @@ from typing import Any
 from app.errors import ReconciliationFailed, RuntailError
 from app.protocol.cleaning import clean_text
 from app.protocol.digest import Pace, digest
-from app.protocol.state import LONG_ANSWER_BYTES, output_of, streamed_output
+from app.protocol.events import sent_size
+from app.protocol.sizes import LONG_OUTPUT_BYTES
+from app.protocol.state import output_of, streamed_output
 
 MESSAGE_CHARS = 1_000
 """Of the sentence that says why a run failed: it may quote what an agent has given."""
@@ -97,14 +99,13 @@ def reconcile(state: Mapping[str, Any], output: Any) -> Any:
 
 
 def said_output(state: Mapping[str, Any], output: Any) -> dict[str, Any]:
-    """The members of `run.completed` that say the output: a long answer stands in the log already, and is named."""
+    """The members of `run.completed` that say the output: a long one that stands in the log already is named."""
     answer = state["answer"]["text"]
-    if len(answer.encode()) > LONG_ANSWER_BYTES:
-        if output == answer:
-            return {"output": None, "output_is": "answer"}
-        if output == streamed_output(state):
-            return {"output": None, "output_is": "streamed"}
-    return {"output": output}
+    name = "answer" if output == answer else "streamed" if output == streamed_output(state) else None
+    if name is None:
+        return {"output": output}
+    is_long = len(answer) > LONG_OUTPUT_BYTES or sent_size({"output": output}) > LONG_OUTPUT_BYTES
+    return {"output": None, "output_is": name} if is_long else {"output": output}
 
 
 def terminal_payload(state: Mapping[str, Any], ending: Ending, pace: Pace = iter) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NewType
 
 from app.protocol.cleaning import MAX_DEPTH, MAX_INT, Json, clean, clean_text
 from app.protocol.payloads import CONTROL_SCHEMAS, CUSTOM_TYPE, SCHEMAS, json_schema, schema_json, validate
+from app.protocol.sizes import PART_CHARS, pieces
 
 __all__ = [
     "CONTROL_SCHEMAS",
@@ -33,6 +34,9 @@ __all__ = [
     "encode",
     "json_schema",
     "schema_json",
+    "sent_size",
+    "snapshot",
+    "snapshot_parts",
     "timestamp",
     "unbroken",
     "validate",
@@ -83,10 +87,35 @@ def encode(
 
 def control(run_id: str, type: str, payload: Mapping[str, Any], ts: datetime | None = None) -> str:
     """The text of a control frame: an envelope without seq, which is sent and never stored."""
+    return _control(run_id, type, dumps(payload), ts)
+
+
+def _control(run_id: str, type: str, payload: str, ts: datetime | None = None) -> str:
     return _one_line(
-        f'{{"v":{VERSION},"run_id":{_quoted(run_id)},"type":{_quoted(type)},'
-        f'"ts":"{timestamp(ts)}","payload":{dumps(payload)}}}'
+        f'{{"v":{VERSION},"run_id":{_quoted(run_id)},"type":{_quoted(type)},"ts":"{timestamp(ts)}","payload":{payload}}}'
     )
+
+
+def snapshot(run_id: str, seq: int, state: str) -> str:
+    """The text of `stream.snapshot`.
+
+    :param state: JSON of the state at `seq`.
+    """
+    return _control(run_id, "stream.snapshot", f'{{"seq":{seq},"state":{state}}}')
+
+
+def snapshot_parts(run_id: str, seq: int, state: str) -> list[str]:
+    """The texts of the `stream.snapshot.part` that are a snapshot together. Parameters as of `snapshot`."""
+    texts = pieces(_one_line(state), PART_CHARS)  # on one line before: so what is escaped is escaped within the bound
+    about = {"seq": seq, "parts": len(texts)}
+    return [
+        control(run_id, "stream.snapshot.part", {**about, "part": n, "text": text}) for n, text in enumerate(texts, 1)
+    ]
+
+
+def sent_size(payload: Mapping[str, Any]) -> int:
+    """Bytes of a clean payload in UTF-8, as it stands in an envelope."""
+    return len(_one_line(dumps(payload)).encode())
 
 
 def unbroken(events: list[Event]) -> list[Event]:

@@ -168,6 +168,7 @@ _FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
 
 _CONTROL_FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
     "stream.snapshot": {"seq": COUNT, "state": OBJECT},
+    "stream.snapshot.part": {"seq": COUNT, "part": COUNT, "parts": COUNT, "text": TEXT},
     "stream.gap": {"requested": COUNT, "earliest": COUNT, "head": COUNT},
     "stream.rejected": {"code": TEXT, "retry_ms": COUNT},
     "stream.expired": {},

@@ -73,10 +73,6 @@ def initial(run_id: str) -> State:
     }
 
 
-LONG_ANSWER_BYTES = 256_000
-"""Of the answer in UTF-8: an output that is the answer, or made of it, is said by its name beyond."""
-
-
 def streamed_output(state: Mapping[str, Any]) -> Item:
     """The output of a run that returned nothing: what it streamed."""
     return {"text": state["answer"]["text"], "sources": state["sources"], "checks": state["checks"]}

@@ -78,7 +78,7 @@ class PlaybackWindow(IteratedWindow):
         try:
             events = self._history.after(run_id, self.cursor, PAGE)
             if events and events[0].seq != self.cursor + 1:
-                return self._snapshot(self._history, "gap")
+                return b"".join(self._snapshot(self._history, "gap"))
             self.over = not events and self._history.is_over(run_id, self.cursor)
         except StoreUnavailable as error:
             log.warning("A playback of %s waits. %s", run_id, error.detail)

@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 from app import metrics
 from app.errors import StoreUnavailable
-from app.protocol.events import TERMINAL, control
+from app.protocol.events import TERMINAL, control, dumps
 from app.protocol.reducer import ENDED
 from app.storage.history import History
 from app.streaming.admission import Ticket
@@ -192,15 +192,15 @@ class Window:
         if self.gap is not None:
             return [] if self.tail.uncertain else self._gap(history)
         if self.cursor is None:
-            return _present(self._snapshot(history, "latest"))
+            return self._snapshot(history, "latest")
         if self._beyond_cap():
-            return _present(self._snapshot(history, "replay_cap"))
+            return self._snapshot(history, "replay_cap")
         events = history.after(self.tail.run_id, self.cursor, PAGE_EVENTS, PAGE_BYTES)
         if not events:
             self.over = history.is_over(self.tail.run_id, self.cursor)
             return []
         if events[0].seq != self.cursor + 1:
-            return _present(self._snapshot(history, "gap"))
+            return self._snapshot(history, "gap")
         self.cursor = events[-1].seq
         self.over = events[-1].type in TERMINAL
         return self._counted(list(map(self.wire.format.event, events)))
@@ -227,24 +227,23 @@ class Window:
     def _gap(self, history: History) -> list[bytes]:
         run_id, lost = self.tail.run_id, self.gap
         text = control(run_id, "stream.gap", {"requested": lost, "earliest": 1, "head": history.head(run_id)})
-        return _present(self.wire.format.control("stream.gap", text, None), self._snapshot(history, "gap"))
+        return [self.wire.format.control("stream.gap", text, None), *self._snapshot(history, "gap")]
 
-    def _snapshot(self, history: History, reason: str) -> bytes:
+    def _snapshot(self, history: History, reason: str) -> list[bytes]:
         run = history.store.get(self.tail.run_id)
         if run is None:
             self.over = True
-            return b""
+            return []
         state = history.state(run)
         seq = state["last_seq"]
         if self.gap is None and self.cursor is not None and seq <= self.cursor:
-            return b""  # Redis is away, and the archive has nothing that the client has not: later
+            return []  # Redis is away, and the archive has nothing that the client has not: later
         self.cursor = seq
         self.gap = self._ahead_since = None
         self.over = state["status"] in ENDED
         self._replayed = 0
         metrics.SNAPSHOTS.labels(reason).inc()
-        text = control(run.id, "stream.snapshot", {"seq": seq, "state": state})
-        return self.wire.format.control("stream.snapshot", text, seq)
+        return self.wire.snapshot(run.id, seq, dumps(state))
 
     def visit(self, now: float) -> None:
         """Now and then: end what has been open for too long, keep what is quiet alive."""
@@ -267,10 +266,6 @@ class Window:
         """End in order, at the next boundary between events; the client comes back after `retry_ms`."""
         self.farewell = why, last_words(self.wire.format, self.tail.run_id, why, retry_ms)
         self.stir()
-
-
-def _present(*frames: bytes) -> list[bytes]:
-    return [frame for frame in frames if frame]
 
 
 def last_words(format: Format, run_id: str, why: Closing, retry_ms: int) -> bytes:

@@ -55,6 +55,8 @@ class Opening:
     """`time.monotonic()` when the run was asked for, where the window is the answer to that."""
     speed: float | None = None
     """Play the run, which has ended, back: so many times as fast as it was. The cursor is a seq then."""
+    parts: bool = False
+    """Snapshots come in parts."""
 
 
 GoodKeys = Callable[[Collection[str]], Set[str]]
@@ -132,7 +134,7 @@ class Windows:
         window = make(
             native,
             self._tail(opening),
-            wire(opening.format, chunked=chunked),
+            wire(opening.format, chunked=chunked, parts=opening.parts),
             opening.cursor,
             self.limits,
             opening.ticket,
@@ -159,7 +161,7 @@ class Windows:
             make = partial(PlaybackWindow, speed=opening.speed, connection=sock)
         return make(
             self._tail(opening),
-            wire(opening.format, chunked=False),
+            wire(opening.format, chunked=False, parts=opening.parts),
             opening.cursor,
             self.limits,
             opening.ticket,
@@ -171,10 +173,10 @@ class Windows:
     def iterate_several(self, openings: Sequence[Opening], sock: socket.socket | None) -> MultiWindow:
         """As `iterate`, for one window onto several runs.
 
-        :param openings: one for each run, with the same format and the same ticket.
+        :param openings: one for each run, with the same format, ticket and `parts`.
         """
         window = MultiWindow(
-            wire(openings[0].format, chunked=False),
+            wire(openings[0].format, chunked=False, parts=openings[0].parts),
             self.limits,
             openings[0].ticket,
             history=self._history,

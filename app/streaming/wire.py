@@ -1,11 +1,13 @@
-"""How a window writes what it sends: the format, and whether the body is chunked. Bytes only; no connections."""
+"""How a window writes what it sends: the format, chunks, snapshots whole or in parts. Bytes only; no connections."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Final
 
 from app.protocol import framing
-from app.protocol.events import Event
+from app.protocol.events import Event, snapshot, snapshot_parts
 
 RETRY_MS: Final = 1_000
 """After how long an SSE client comes back from a lost connection."""
@@ -73,10 +75,23 @@ class Wire:
 
     format: Format
     chunked: bool
+    parts: bool
+    """A snapshot comes in messages of bounded size."""
 
     def wrap(self, body: bytes) -> bytes:
         """The body, which is not empty, as it goes onto the connection."""
         return b"%x\r\n%b\r\n" % (len(body), body) if self.chunked else body
+
+    def snapshot(self, run_id: str, seq: int, state: str) -> list[bytes]:
+        """The frames of a snapshot; its seq is the id of the last one.
+
+        :param state: JSON of the state at `seq`.
+        """
+        if not self.parts:
+            return [self.format.control("stream.snapshot", snapshot(run_id, seq, state), seq)]
+        *before, last = snapshot_parts(run_id, seq, state)
+        frame = partial(self.format.control, "stream.snapshot.part")
+        return [*(frame(text, None) for text in before), frame(last, seq)]
 
     @property
     def end(self) -> bytes:
@@ -84,10 +99,10 @@ class Wire:
         return b"0\r\n\r\n" if self.chunked else self.format.ending
 
 
-_WIRES: Final = {(f, chunked): Wire(f, chunked) for f in (SSE, SSE_UNNAMED, NDJSON) for chunked in (True, False)}
-_WIRES[WEBSOCKET, False] = Wire(WEBSOCKET, False)
+_BOTH: Final = (True, False)
+_WIRES: Final = {key: Wire(*key) for key in product((SSE, SSE_UNNAMED, NDJSON, WEBSOCKET), _BOTH, _BOTH)}
 
 
-def wire(format: Format, *, chunked: bool) -> Wire:
+def wire(format: Format, *, chunked: bool, parts: bool = False) -> Wire:
     """The one instance: windows with the same wire share what is sent."""
-    return _WIRES[format, chunked]
+    return _WIRES[format, chunked, parts]

@@ -139,6 +139,30 @@ def long_stream(run: RunContext) -> object:
     return None
 
 
+def much_plain(run: RunContext) -> object:
+    return "x" * 2_000_000
+
+
+def much_control(run: RunContext) -> object:
+    return run.stream(["\x01" * 250_000, "\x02" * 250_000])
+
+
+def much_separators(run: RunContext) -> object:
+    with run.message() as message:
+        message.write("\u2028" * 500_000)
+    return None
+
+
+def much_trucks(run: RunContext) -> object:
+    return run.stream(["🚚" * 500_000])
+
+
+def much_sources(run: RunContext) -> object:
+    for n in range(200):
+        run.source(f"Source {n}", snippet="x" * 10_000)
+    return None
+
+
 def same_text(run: RunContext) -> object:
     return run.stream(["what was ", "streamed"])
 

@@ -129,12 +129,15 @@ def test_an_output_that_was_not_streamed_is_streamed_by_the_server(client: Runta
     assert state_of(live, run.id)["answer"]["text"] == "grey"
 
 
-@pytest.mark.parametrize("chars", [1_200_000, 2_400_000])
+@pytest.mark.parametrize(
+    ("words", "chars"),
+    [("some words é ", 1_200_000), ("some words é ", 2_400_000), ("\x01\x1f", 200_000), ("🚚\u2028", 300_000)],
+)
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_long_output_is_sent_once_whether_it_was_streamed_or_not(
-    client: Runtail, live: Stack, chars: int, streamed: bool
+    client: Runtail, live: Stack, words: str, chars: int, streamed: bool
 ) -> None:
-    text = ("some words é " * chars)[:chars]
+    text = (words * chars)[:chars]
     with client.run() as run:
         run.output = run.stream([text]) if streamed else text
     assert ended(live, run.id).output == text

@@ -12,7 +12,7 @@ from runtail_client.errors import InvalidEvent, RunFailed, ToolError, WriterLost
 from runtail_client.handles import Approval, Message, Step
 from runtail_client.queues import out_of_time
 from runtail_client.sinks import Sink
-from runtail_client.values import clamped, clean, clean_text, given, preview, shown
+from runtail_client.values import clamped, clean, clean_text, dumps, given, preview, shown
 from runtail_client.within import CALL, STEP, inside, places_of
 
 T = TypeVar("T")
@@ -20,8 +20,8 @@ T = TypeVar("T")
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
-LONG_ANSWER_BYTES = 256_000
-"""Of an output in UTF-8 that is not sent again, having been streamed."""
+LONG_OUTPUT_BYTES = 256_000
+"""Of an output as JSON that is not sent again, having been streamed."""
 EXPIRY_GRACE_SECONDS = 30.0
 """How long after its end the server may take to say that an approval has expired."""
 
@@ -309,7 +309,7 @@ class Run:
     def _said(self) -> dict[str, Any]:
         """The end as it is sent: a long text that was streamed is named, one that was not is streamed first."""
         output = self._ending.get("output")
-        if not isinstance(output, str) or len(output.encode()) <= LONG_ANSWER_BYTES:
+        if not isinstance(output, str) or len(dumps(output).encode()) <= LONG_OUTPUT_BYTES:
             return self._ending
         if self._answer is None:
             self.stream([output])
