@@ -118,6 +118,7 @@ class State(NamedTuple):
     taken_in_row: int = 0
     """Of these the ones that had other runs as well."""
     lost_in_row: int = 0
+    """The same of those that it has lost; a record that Postgres has lost is none."""
     # Budgets
     crashes: int = 0
     suspicions: int = 0
@@ -137,7 +138,7 @@ Row = tuple[object, ...]
 """What Postgres holds: the members of a State that ROW names."""
 ROW = (
     *("status", "epoch", "owner", "attempt", "crashed_epoch", "reason", "cancel", "archive"),
-    *("ops", "approval", "inputs", "wakes", "published"),
+    *("ops", "approval", "inputs", "wakes", "published", "uncharged", "lost_in_row"),
 )
 
 
