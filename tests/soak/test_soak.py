@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(7_200)
 HONEST, HARMFUL = 100, 10
 """Runs in flight."""
 HONEST_SECONDS = 10
+PATIENCE_SECONDS = 30
+"""Harmful runs that ask, or sleep, for longer than that are cancelled: what they did has been done."""
 TICK_SECONDS = 0.5
 SAMPLE_SECONDS = 5
 CALLS = 10
@@ -61,7 +63,8 @@ class Soak:
         self._folder = folder
         self._random = random.Random(seed)
         self._ways = ways()
-        self._in_flight: dict[str, set[str]] = {"honest": set(), "harmful": set()}
+        self._in_flight: dict[str, dict[str, float]] = {"honest": {}, "harmful": {}}
+        """Run id to when it was started."""
         self._processes = [psutil.Process(process.pid) for process in server.processes]
         self.played = Played()
 
@@ -88,19 +91,23 @@ class Soak:
         n = len(self.played.honest)
         run_id = self._server.start("honest", {"calls": str(self._folder / f"{n}.calls"), "seconds": HONEST_SECONDS})
         self.played.honest.append(run_id)
-        self._in_flight["honest"].add(run_id)
+        self._in_flight["honest"][run_id] = time.monotonic()
 
     def _start_harmful(self) -> None:
         agent, way = self._random.choice(self._ways)
         input = {"way": way, "calls": str(self._folder / "harmful.calls"), "mark": "3", "seconds": 2}
         run_id = self._server.start(agent, input, timeout_s=20)
         self.played.harmful[run_id] = f"{agent} {way}"
-        self._in_flight["harmful"].add(run_id)
+        self._in_flight["harmful"][run_id] = time.monotonic()
 
     def _forget_ended(self) -> int:
         """Forget what has ended; returns how many runs have not."""
         for kind in self._in_flight.values():
-            kind -= {run_id for run_id in kind if self._server.read(run_id)["finished_at"]}
+            for run_id in [run_id for run_id in kind if self._server.read(run_id)["finished_at"]]:
+                del kind[run_id]
+        for run_id, began in self._in_flight["harmful"].items():
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                self._server.http.post(f"/runs/{run_id}/cancel")
         return sum(map(len, self._in_flight.values()))
 
     def _cost(self) -> tuple[int, int]:
