@@ -4,17 +4,20 @@ Responsible for naming what can go wrong. Not responsible for turning an error i
 (`app.api.problems`) or into a `run.failed` event (`workers.executor`).
 """
 
+DETAIL_CHARS = 1_000
+"""Of a detail: it may quote what somebody has given, and goes into answers, rows and logs."""
+
 
 class RuntailError(Exception):
-    """Base of every error that has a stable code. `detail` says what happened in this instance."""
+    """Base of every error that has a stable code. `detail` says what happened in this instance, cut to DETAIL_CHARS."""
 
     code: str = "internal_error"
     status: int = 500
     title: str = "Internal error"
 
     def __init__(self, detail: str = "") -> None:
-        super().__init__(detail or self.title)
-        self.detail = detail or self.title
+        self.detail = detail[:DETAIL_CHARS] or self.title
+        super().__init__(self.detail)
 
 
 class ConfigError(RuntailError):

@@ -133,7 +133,7 @@ def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Outbound]:
 
 
 def _at(number: int, error: E) -> E:
-    return type(error)(f"Line {number}: {error.detail}"[:1_000])
+    return type(error)(f"Line {number}: {error.detail}")
 
 
 def _approval(number: int, payload: Payload) -> NewApproval:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from app.errors import InvalidEvent, InvalidJson, TooDeep
+from app.errors import DETAIL_CHARS, InvalidEvent, InvalidJson, TooDeep
 from app.protocol.events import (
     CONTROL_SCHEMAS,
     MAX_DEPTH,
@@ -262,6 +262,21 @@ def envelopes() -> Draft202012Validator:
     schema = json_schema()
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize(
+    ("type", "payload"),
+    [
+        ("custom." + "X" * 3_000_000, {}),
+        ("plan.created", {"steps": [{}] * 1_000}),
+        ("run.waiting", {"on": "input", "ids": [1] * 10_000}),
+    ],
+)
+def test_what_is_said_of_an_event_that_is_refused_has_an_end(type: str, payload: dict[str, Any]) -> None:
+    """It goes into logs, rows and answers."""
+    with pytest.raises(InvalidEvent) as refused:
+        validate(type, payload)
+    assert len(str(refused.value)) == len(refused.value.detail) == DETAIL_CHARS
 
 
 def test_the_json_schema_has_one_branch_per_type() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-DETAIL_MAX_CHARS: Final = 1_000
+from app.errors import DETAIL_CHARS
+
 PATH_MAX_CHARS: Final = 100
 WHOLE: Final = "_schema"
 """marshmallow's name for what is about no single field."""
@@ -12,7 +13,7 @@ LOCATIONS: Final = ("json", "query", "headers")
 
 
 def sentence_of(messages: Any) -> str:
-    """`timeout_s: Must be at least 1. input.a: Not a valid string.`, at most DETAIL_MAX_CHARS.
+    """`timeout_s: Must be at least 1. input.a: Not a valid string.`; of many as many as an error has room for.
 
     :param messages: texts, in lists and by names of fields, at any depth.
     """
@@ -21,9 +22,9 @@ def sentence_of(messages: Any) -> str:
     for path, text in _texts(messages, ()):
         said.append(f"{_named(path)}: {text}" if path else text)
         size += len(said[-1])
-        if size > DETAIL_MAX_CHARS:
+        if size > DETAIL_CHARS:
             break
-    return " ".join(said)[:DETAIL_MAX_CHARS]
+    return " ".join(said)
 
 
 def _texts(messages: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -11,9 +11,6 @@ from app.protocol.events import sent_size
 from app.protocol.sizes import LONG_OUTPUT_BYTES
 from app.protocol.state import output_of, streamed_output
 
-MESSAGE_CHARS = 1_000
-"""Of the sentence that says why a run failed: it may quote what an agent has given."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -38,8 +35,8 @@ class Ending:
 
     @classmethod
     def failed(cls, error: RuntailError) -> "Ending":
-        """The run failed for the stated reason; the error's code and detail, cut to MESSAGE_CHARS, become public."""
-        return cls("failed", error={"code": error.code, "message": clean_text(error.detail)[:MESSAGE_CHARS]})
+        """The run failed for the stated reason; the error's code and detail become public."""
+        return cls("failed", error={"code": error.code, "message": clean_text(error.detail)})
 
     @classmethod
     def cancelled(cls, reason: str) -> "Ending":
