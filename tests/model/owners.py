@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.model.explorer import Violation
 from tests.model.runs import MOST_ATTEMPTS, Transactions, resolved
-from tests.model.states import TERMINAL, Actor, State, count, has
+from tests.model.states import TERMINAL, Actor, Log, State, count, has
 
 OPEN = ("bring", "call", "run", "commit", "record", "ask")
 """Where the emission is open."""
@@ -278,7 +278,7 @@ class Owners:
     def _commit_end(self, s: State, a: Actor) -> Iterator[Move]:
         stale = s.approval not in ("", "open", "expired") and resolved(a.local) != s.approval
         if stale and self._do.on("end_rereads") and self._do.owns(s, a):
-            yield "decided meanwhile", s, a._replace(at="end", local=a.local[: a.archived]), False
+            yield "decided meanwhile", s, a._replace(at="end", local=_before_end(a.local)), False
             return
         if not a.looked:
             yield from self._look(s, a)
@@ -340,6 +340,14 @@ class Owners:
         """Suspended: the emission is closed, and run.waiting is written."""
         said = self._say(a, "run.waiting")
         return said._replace(at="suspend", held=len(said.local))
+
+
+def _before_end(local: Log) -> Log:
+    """The log without what `_end` has added to it. What was there before may have been appended."""
+    rest = local[:-1]
+    while rest[-1].startswith("tool.failed"):
+        rest = rest[:-1]
+    return rest[:-1] if rest[-1].startswith("approval.resolved") else rest
 
 
 def _by(a: Actor) -> str:
