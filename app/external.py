@@ -23,7 +23,6 @@ from app.errors import (
 from app.external_ends import Ends, Wanted
 from app.external_events import kept_of, outbound_of
 from app.identifiers import askable, no_run
-from app.pace import dumps_paced
 from app.protocol.events import encode
 from app.protocol.reducer import reduce
 from app.runs import Runs, StartRequest, new_run
@@ -285,8 +284,8 @@ class External:
         try:
             run = self._services.store.get(run_id)
             if run is not None:
-                state = self._services.history.state(run)
-                due = Checkpoint(run_id, epoch, (), dumps_paced(state), state["last_seq"])
+                state = self._services.history.snapshot(run)
+                due = Checkpoint(run_id, epoch, (), state.text, state.seq)
                 self._services.store.archive([due])
         except StoreUnavailable as error:
             log.warning("The state of %s is stored next time. %s", run_id, error.detail)

@@ -22,6 +22,7 @@ from app.errors import (
 )
 from app.hooks import text_of
 from app.identifiers import no_run
+from app.pace import paced
 from app.protocol.ending import Ending, reconcile, said_output
 from app.protocol.reducer import ENDED
 from app.protocol.state import output_of
@@ -120,7 +121,7 @@ class Ends:
             writer.add("message.completed", hooks.fact("message.completed", {**about, "chars": len(output)}))
         elif isinstance(output, str):
             output = self._as_streamed(state, output)
-        payload = {**said_output(state, reconcile(state, output)), "usage": state["usage"], "digest": ""}
+        payload = {**said_output(state, reconcile(state, output), paced), "usage": state["usage"], "digest": ""}
         return Ending.of(state, hooks("run.completed", payload))
 
     def _as_streamed(self, state: Any, text: str) -> str:

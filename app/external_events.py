@@ -70,7 +70,7 @@ def kept_of(outbound: Sequence[tuple[str, Payload]]) -> Counter[str]:
     kept: Counter[str] = Counter()
     for type, payload in outbound:
         if type == "message.delta":
-            kept[BYTES] += len(payload["text"].encode())
+            kept[BYTES] += len(dumps(payload["text"]).encode()) - len('""')
         elif type in _REPLACED:  # by the next one: only what is long counts
             kept[BYTES] += max(0, len(dumps(payload).encode()) - REPLACED_FREE_BYTES)
         elif not type.startswith(_NOT_KEPT):

@@ -6,15 +6,16 @@ payload is checked as the payload was; one that raises, or returns what does not
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from app.errors import HookFailed, InvalidEvent
-from app.protocol.events import Json, Outbound, clean, sent_size, validate
+from app.pace import paced
+from app.protocol.events import Json, Outbound, clean, exceeds, validate
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import preview, redact, redact_text
 from app.protocol.sizes import DELTA_CHARS, PAYLOAD_BYTES, pieces
+from app.turns import give_way
 
 ENTRY_POINTS = "runtail.hooks"
 WITHHELD = "[withheld]"
@@ -51,7 +52,7 @@ class Hooks:
         :raises InvalidEvent: it does not fit the type's schema, or is beyond PAYLOAD_BYTES.
         :raises HookFailed: a hook raised, or returned no payload of this type.
         """
-        outbound = _redacted(type, clean(payload))
+        outbound = _redacted(type, clean(payload, give_way))
         return self._hooked(type, outbound) if self._hooks else outbound
 
     def fact(self, type: str, payload: Mapping[str, Any]) -> Outbound:
@@ -59,7 +60,7 @@ class Hooks:
 
         :raises InvalidJson, TooDeep, InvalidEvent: the payload does not fit, before any hook.
         """
-        outbound = _redacted(type, clean(payload))
+        outbound = _redacted(type, clean(payload, give_way))
         if not self._hooks:
             return outbound
         try:
@@ -77,7 +78,8 @@ class Hooks:
         for hook in self._hooks:
             try:
                 # Its own copy: what it does to that before it fails is not what goes out.
-                outbound = _fit(type, clean(hook(type, deepcopy(outbound))))
+                copy = Outbound(cast(Payload, clean(outbound, give_way)))
+                outbound = _fit(type, clean(hook(type, copy), give_way))
             except (Exception, SystemExit) as error:
                 log.exception("The hook %s failed at %s.", getattr(hook, "__qualname__", hook), type)
                 raise HookFailed(f"A hook of the server failed at {type}; the server's log says why.") from error
@@ -91,7 +93,9 @@ def text_of(deltas: Iterable[Outbound]) -> str:
 
 def _redacted(type: str, payload: Json) -> Outbound:
     """What shows the arguments and the result of a call is looked through to its texts."""
-    outbound = _fit(type, redact(payload))
+    redacted = redact(payload, give_way)
+    give_way()
+    outbound = _fit(type, redacted)
     if type == "tool.started" and "summary" in outbound:
         return Outbound({**outbound, "summary": redact_text(outbound["summary"])[:SUMMARY_MAX_CHARS]})
     if type == "tool.completed":
@@ -109,7 +113,7 @@ def _fit(type: str, payload: Json) -> Outbound:
     if not isinstance(payload, dict):
         raise InvalidEvent(f"The payload of {type} must be an object.")
     validate(type, payload)
-    if sent_size(payload) > PAYLOAD_BYTES:
+    if exceeds(payload, PAYLOAD_BYTES, paced):
         raise InvalidEvent(f"The payload of {type} is larger than {PAYLOAD_BYTES} bytes.")
     return Outbound(payload)
 

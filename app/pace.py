@@ -3,17 +3,22 @@
 Not responsible for calls into C, which nobody can interrupt: they are given pieces.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from app.protocol.events import dumps
+from app.protocol.writing import bits
 from app.turns import give_way
 
 T = TypeVar("T")
 
 ITEMS_AT_ONCE = 1_000
-"""Of a list that becomes text in one call."""
+"""Of a list that goes through one call."""
+SLICE_CHARS = 65_536
+
+_decode = json.JSONDecoder().raw_decode
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def paced(items: Iterable[T]) -> Iterator[T]:
@@ -23,19 +28,85 @@ def paced(items: Iterable[T]) -> Iterator[T]:
         give_way()
 
 
-def in_chunks(items: Iterable[T], size: int = ITEMS_AT_ONCE) -> Iterator[list[T]]:
-    """The items, at most so many at a time."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
+def in_chunks(
+    items: Iterable[T], size: int = ITEMS_AT_ONCE, weigh: Callable[[T], float] = lambda _: 0, most: float = 0
+) -> Iterator[list[T]]:
+    """The items, at most so many at a time, and together no heavier than `most`, but one in any case."""
+    chunk: list[T] = []
+    weight = 0.0
+    for item in items:
+        weight += weigh(item)
+        if chunk and (len(chunk) == size or weight > most):
+            yield chunk
+            chunk, weight = [], weigh(item)
+        chunk.append(item)
+    if chunk:
         yield chunk
 
 
-def dumps_paced(value: Mapping[str, Any]) -> str:
-    """What `dumps` makes of the object, whose lists may be long."""
-    return "{" + ",".join(f"{dumps(name)}:{_member(member)}" for name, member in value.items()) + "}"
+def slices(text: str, size: int = SLICE_CHARS) -> Iterator[str]:
+    """The text, at most so many characters at a time."""
+    return (text[start : start + size] for start in range(0, len(text), size))
 
 
-def _member(value: Any) -> str:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return dumps(value)
-    return "[" + ",".join(dumps(chunk)[1:-1] for chunk in paced(in_chunks(value))) + "]"
+def dumps_paced(value: Any) -> str:
+    """What `dumps` makes of a value that may be large. Nobody may change it meanwhile."""
+    return "".join(paced(bits(value)))
+
+
+def loads_paced(text: str) -> Any:
+    """The value of a JSON text of our own, which may be large: what stands in its outermost lists, item by item.
+
+    :raises ValueError: it is no JSON.
+    """
+    value, end = _value(text, _skip(text, 0))
+    if _skip(text, end) != len(text):
+        raise ValueError("There is more than one value.")
+    return value
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins there, and where it ends."""
+    give_way()
+    first = text[at : at + 1]
+    if first == "{":
+        return _object(text, _skip(text, at + 1))
+    return _list(text, _skip(text, at + 1)) if first == "[" else _decode(text, at)
+
+
+def _object(text: str, at: int) -> tuple[dict[str, Any], int]:
+    found: dict[str, Any] = {}
+    while text[at : at + 1] != "}":
+        key, at = _decode(text, _expect(text, at, '"') - 1)
+        found[key], at = _value(text, _skip(text, _expect(text, at, ":")))
+        at = _next(text, at, "}")
+    return found, at + 1
+
+
+def _list(text: str, at: int) -> tuple[list[Any], int]:
+    found: list[Any] = []
+    while text[at : at + 1] != "]":
+        item, at = _decode(text, at)
+        found.append(item)
+        at = _next(text, at, "]")
+        give_way()
+    return found, at + 1
+
+
+def _next(text: str, at: int, closing: str) -> int:
+    """Where the next member begins, or the bracket stands that closes them."""
+    at = _skip(text, at)
+    return at if text[at : at + 1] == closing else _skip(text, _expect(text, at, ","))
+
+
+def _expect(text: str, at: int, sign: str) -> int:
+    at = _skip(text, at)
+    if text[at : at + 1] != sign:
+        raise ValueError(f"{sign!r} is missing at {at}.")
+    return at + 1
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space
+    return space.end()

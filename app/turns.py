@@ -4,6 +4,7 @@ import time
 from typing import Final
 
 import gevent
+from gevent._hub_local import get_hub_if_exists
 
 TURN_SECONDS: Final = 0.01
 PAUSE_SECONDS: Final = 1e-6
@@ -13,8 +14,11 @@ _began = 0.0
 
 
 def give_way() -> None:
-    """Call this in every loop whose length a request decides. Lets the others go on, once a turn is over."""
+    """Call this in every loop whose length a request decides. Lets the others go on, once a turn is over.
+
+    In a thread that has no event loop there are no others, and none is made for it.
+    """
     global _began
-    if time.perf_counter() - _began > TURN_SECONDS:
+    if time.perf_counter() - _began > TURN_SECONDS and get_hub_if_exists() is not None:
         gevent.sleep(PAUSE_SECONDS)
         _began = time.perf_counter()

@@ -113,6 +113,11 @@ def test_what_only_takes_the_place_of_something_has_no_limit() -> None:
     assert sum(kept_of(small * 10).values()) == 0
 
 
+@pytest.mark.parametrize(("text", "bytes"), [("abc", 3), ("é", 2), ("\n", 2), ('"', 2), ("\x01", 6), ("🚚", 4)])
+def test_of_a_text_counts_what_its_json_has(text: str, bytes: int) -> None:
+    assert kept_of([("message.delta", {"message_id": "m", "text": text * 1_000})])[BYTES] == 1_000 * bytes
+
+
 @pytest.mark.parametrize("type", ["plan.created", "plan.updated"])
 def test_of_a_long_plan_counts_what_is_longer_than_is_free(type: str) -> None:
     payload = {"steps": [{"id": "a", "title": "x" * 5_000}]}

@@ -1,18 +1,25 @@
 """Long loops have breaks, and what is made in pieces is to the letter what would be made in one go."""
 
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
 import gevent
+import pytest
 import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.pace import ITEMS_AT_ONCE, dumps_paced, in_chunks, paced
+from app.pace import ITEMS_AT_ONCE, dumps_paced, in_chunks, loads_paced, paced
+from app.protocol.cleaning import clean
 from app.protocol.digest import digest
 from app.protocol.events import dumps
+from app.protocol.redaction import redact
 from app.protocol.reducer import State, initial
+from app.protocol.writing import ELEMENT, PIECE, bits
+from tests.harness import ROOT
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]))  # a lone surrogate has no UTF-8, and was cleaned away
 _values = st.recursive(
@@ -56,12 +63,97 @@ def test_an_object_in_pieces_is_the_same_text(value: dict[str, Any]) -> None:
     assert dumps_paced(value) == dumps(value)
 
 
-def test_a_long_list_in_pieces_is_the_same_text() -> None:
-    for count in (0, 1, ITEMS_AT_ONCE, ITEMS_AT_ONCE + 1, 3 * ITEMS_AT_ONCE):
-        value = {"a": [{"n": n} for n in range(count)], "b": (), "c": ("x",), "d": "text"}
-        assert json.loads(dumps_paced(value)) == json.loads(dumps(value))
-        assert dumps_paced(value) == dumps(value)
+def _deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+LARGE: dict[str, Any] = {
+    "one text": {"messages": [{"id": "m", "text": "é\n" * 1_000_000}]},
+    "many texts": {"messages": [{"id": f"m{n}", "text": "some words " * 70} for n in range(5_000)]},
+    "many small keys": {f"k{n}": n for n in range(200_000)},
+    "many keys in one item": {"steps": [{"id": "a"}, {"error": {f"k{n}": [n] for n in range(50_000)}}, {"id": "b"}]},
+    "small items, then large ones": [*[{"n": n} for n in range(20_000)], *[{"a": list(range(15_000))}] * 20],
+    "depth": {"a": [_deep(60)] * 3_000},
+    "deep and wide": {"a": {"b": {"c": {"d": [{"e": list(range(90_000))}]}}}},
+    "tool calls with results": {
+        "tool_calls": [{"id": n, "preview": {f"k{k}": k for k in range(90)}} for n in range(2_000)]
+    },
+    "a long plan": {"plan": [{"id": f"p{n}", "title": "x" * 900, "status": "pending"} for n in range(1_000)]},
+    "nothing": {"a": [], "b": {}, "c": (), "d": ("x",), "e": None},
+    "a list of all kinds": [None, True, 1.5, -(2**53) + 1, "", "\u2028", [[]], {"": {}}] * 10_000,
+}
+large = pytest.mark.parametrize("name", LARGE)
+ELEMENTS_AT_ONCE = PIECE // ELEMENT
+
+
+@large
+def test_a_large_value_in_pieces_is_the_same_text(name: str) -> None:
+    assert dumps_paced(LARGE[name]) == dumps(LARGE[name])
+
+
+@large
+def test_no_piece_of_a_large_value_is_large_but_one_text(name: str) -> None:
+    for piece in bits(LARGE[name]):
+        if not (piece.startswith('"') and piece.endswith('"')):
+            assert len(piece) <= 2 * PIECE
+            assert sum(map(piece.count, ",[{")) <= 2 * ELEMENTS_AT_ONCE
+
+
+@large
+def test_a_large_text_is_read_in_pieces_as_in_one_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[None] = []
+    monkeypatch.setattr("app.pace.give_way", lambda: turns.append(None))
+    text = dumps(LARGE[name])
+    assert loads_paced(text) == json.loads(text)
+    members = LARGE[name].values() if isinstance(LARGE[name], dict) else [LARGE[name]]
+    assert len(turns) >= sum(len(member) for member in members if isinstance(member, list))
+
+
+@settings(deadline=None)
+@given(_values, st.sampled_from([None, 0, 2, "\t"]))
+def test_any_text_is_read_in_pieces_as_in_one_go(value: Any, indent: int | str | None) -> None:
+    text = json.dumps(value, indent=indent)
+    assert loads_paced(text) == json.loads(text)
+    assert loads_paced(f" {text}\n") == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "[1 2]", '{"a" 1}', '{"a":1,', "[1]]", "{1:2}", '{"a":[1}', "nul"])
+def test_what_is_no_json_is_none_in_pieces_either(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        loads_paced(text)
+
+
+@large
+def test_what_goes_past_the_hooks_has_a_break_in_each_container(name: str) -> None:
+    turns: list[None] = []
+    cleaned = clean(LARGE[name], lambda: turns.append(None))
+    assert cleaned == json.loads(dumps(LARGE[name]))
+    assert len(turns) == _containers(cleaned)
+    turns.clear()
+    assert redact(cleaned, lambda: turns.append(None)) == redact(cleaned)
+    assert len(turns) >= _containers(cleaned)
+
+
+def _containers(value: Any) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + sum(map(_containers, value.values() if isinstance(value, dict) else value))
+
+
+def test_chunks_are_no_longer_and_no_heavier_than_they_may_be() -> None:
     assert list(in_chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(in_chunks([], 2)) == []
+    assert list(in_chunks([1, 2, 9, 1, 3, 4], weigh=lambda n: n, most=4)) == [[1, 2], [9], [1, 3], [4]]
+    assert [len(chunk) for chunk in in_chunks(range(ITEMS_AT_ONCE + 1))] == [ITEMS_AT_ONCE, 1]
+
+
+def test_where_nobody_else_is_nobody_is_given_way_to() -> None:
+    code = "from app.turns import give_way; from gevent._hub_local import get_hub_if_exists; give_way(); give_way()"
+    script = f"{code}; assert get_hub_if_exists() is None"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
 
 def test_a_long_loop_lets_others_run() -> None:

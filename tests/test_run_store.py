@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import psycopg2
 import pytest
 
-from app.errors import Fenced, Refused, StoreUnavailable
+from app.errors import Behind, Fenced, Refused, StoreUnavailable
 from app.identifiers import new_id
-from app.protocol.events import Event, encode
-from app.protocol.reducer import State, fold
+from app.protocol.events import Event, Outbound, dumps, encode
+from app.protocol.reducer import State, fold, initial
 from app.storage.run_store import (
     AgentRecord,
     Beats,
@@ -29,6 +29,8 @@ from app.storage.run_store import (
     migrate,
 )
 from app.storage.run_store import database as database_module
+from app.storage.run_store.long_texts import PIECE_CHARS
+from app.storage.run_store.store import INSERTED_CHARS
 from app.wiring import Services
 from tests.conftest import execute, own_databases
 from tests.harness import ROOT, free_port, pending_run
@@ -159,6 +161,46 @@ def test_a_fenced_run_fails_alone_in_its_batch(apart: Services, store: RunStore)
     assert store.archive(checkpoints) == {runs[0].id: False, runs[2].id: True}
     assert [store.archived_head(r.id) for r in runs] == [3, 1, 3]
     assert [_got(store, r.id).state_seq for r in runs] == [3, 1, 3]
+
+
+TEXTS = {
+    "quotes": 'it\'s a \\ "text"\n\t' * 200_000,
+    "four bytes": "🚚\\'" * 300_000,
+    "none": "",
+    "just a piece": "x" * PIECE_CHARS,
+    "one more": "'" * (PIECE_CHARS + 1),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_long_text_is_stored_to_the_letter(apart: Services, store: RunStore, run: RunRecord, name: str) -> None:
+    assert apart.store.claim(run.id, "me", start=True) is not None
+    state = {**initial(run.id), "last_seq": 1, "answer": {"text": TEXTS[name], "status": "draft"}}
+    text = dumps(state)
+    store.archive([Checkpoint(run.id, 1, (), text, 1)])
+    found = store.get(run.id)
+    assert found is not None
+    assert (found.state_text, found.state) == (text, state)
+    ended = {**state, "status": "completed", "output": [TEXTS[name]], "digest": "d"}
+    store.finish(run.id, 1, "completed", ended, [])
+    found = store.get(run.id)
+    assert found is not None
+    assert (found.state_text, found.output_text) == (dumps(ended), dumps([TEXTS[name]]))
+    assert found.output == [TEXTS[name]]
+
+
+def test_many_large_events_are_archived_whole_and_in_order(store: RunStore, run: RunRecord) -> None:
+    assert store.claim(run.id, "me", start=True) is not None
+    payload = {"text": "x" * (INSERTED_CHARS // 3)}
+    events = [encode(run.id, seq, "custom.large", Outbound(payload)) for seq in range(2, 12)]
+    (behind,) = store.archive([Checkpoint(run.id, 1, events[1:])]).values()
+    assert isinstance(behind, Behind)
+    assert store.archived_head(run.id) == 1, "nothing of what does not follow is archived, in however many pieces"
+    store.archive([Checkpoint(run.id, 1, events)])
+    found: list[Event] = []
+    while page := store.events(run.id, 1 + len(found), 100):
+        found += page
+    assert found == events
 
 
 def test_what_was_written_is_read_back_to_the_letter(apart: Services, store: RunStore) -> None:

@@ -157,7 +157,8 @@ def test_another_snapshot_is_refused(web: Stack, author: LogAuthor, path: str, v
 def test_a_part_is_never_larger_than_is_said() -> None:
     """The worst characters that a state's JSON can hold."""
     for character in ('"', "\\", "\u2028", "\U0010ffff", "é", "x"):
-        texts = snapshot_parts("r" * 64, 2**53, json.dumps({"text": character * 100_000}, ensure_ascii=False))
+        state = json.dumps({"text": character * 100_000}, ensure_ascii=False)
+        texts = list(snapshot_parts("r" * 64, 2**53, state))
         assert len(texts) > 1
         assert max(len(text.encode()) for text in texts) <= PART_BYTES
 

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 
 from app.errors import InvalidCall, InvalidEvent, InvalidJson, InvalidOutput, TooDeep
 from app.hooks import Hooks
+from app.pace import paced
 from app.protocol.ending import Ending, reconcile, said_output
 from app.protocol.events import clean
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, shown, without_secrets
 from app.storage.run_store import OpRecord
+from app.turns import give_way
 from workers import values
 from workers.calls import Calls
 from workers.handles import Approval, Message, Step, clamped, given
@@ -399,7 +401,8 @@ class RunContext(Waits):
         self._calls.emission.settle()
         state = self._calls.state
         try:
-            payload = {**said_output(state, reconcile(state, clean(output))), "usage": state["usage"], "digest": ""}
+            said = said_output(state, reconcile(state, clean(output, give_way)), paced)
+            payload = {**said, "usage": state["usage"], "digest": ""}
             return Ending.of(state, self._hooks("run.completed", payload))
         except (InvalidJson, TooDeep, InvalidEvent) as error:
             raise InvalidOutput(f"The agent's output is not valid: {error.detail}") from error

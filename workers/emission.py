@@ -11,7 +11,9 @@ from typing import Any, Protocol, TypeVar
 import gevent
 from gevent.event import Event as Flag
 
-from app.protocol.events import Outbound, dumps
+from app.pace import dumps_paced
+from app.protocol.events import Outbound
+from app.protocol.reducer import still
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, NewApproval, OpRecord
 from workers.branches import in_greenlets
@@ -168,12 +170,13 @@ class Emission:
         """What is not archived yet, with the state where that is due."""
         writer, now, state = self.writer, time.monotonic(), None
         if now >= self.state_due:
-            state = dumps(writer.state)
-            self.state_due = now + max(STATE_SECONDS, len(state) / STATE_BYTES_PER_SECOND)
-        unarchived, ops, approvals = writer.unarchived(), tuple(self._ops), tuple(self._approvals)
-        return Checkpoint(
-            writer.run_id, writer.epoch, unarchived, state, writer.head, ops, approvals, writer.owner or None
-        )
+            state = still(writer.state)
+        head, unarchived = writer.head, writer.unarchived()
+        ops, approvals = tuple(self._ops), tuple(self._approvals)
+        text = None if state is None else dumps_paced(state)  # meanwhile the agent may go on
+        if text is not None:
+            self.state_due = now + max(STATE_SECONDS, len(text) / STATE_BYTES_PER_SECOND)
+        return Checkpoint(writer.run_id, writer.epoch, unarchived, text, head, ops, approvals, writer.owner or None)
 
     def mark_archived(self, checkpoint: Checkpoint) -> None:
         """Postgres has taken this checkpoint."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Response, request
 
+from app.api.answers import alone, answer
 from app.api.bodies import read_body
 from app.api.context import Blueprint, runtail
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE
@@ -77,14 +78,14 @@ def heartbeat(run_id: str) -> Response:
 @blueprint.route("/runs/<run_id>/finish", methods=["POST"])
 @blueprint.doc(parameters=[_EPOCH, _SEQ], requestBody=_sent(JSON_TYPE, {"type": "object"}))
 @blueprint.response(200, RunSchema)
-def finish(run_id: str) -> Any:
+def finish(run_id: str) -> Response:
     """End an external run: {"status": "completed" | "failed" | "cancelled"}, with its output or its error."""
     writer = _writer(run_id)
     if not request.is_json:
         raise UnsupportedMediaType(f"Send the body as `Content-Type: {JSON_TYPE}`.")
     producer_seq = _number("Producer-Seq")
     wanted = wanted_of(parse(read_body()))
-    return runtail().external.finish(writer, producer_seq, wanted)
+    return answer(alone(runtail().external.finish(writer, producer_seq, wanted)))
 
 
 @blueprint.errorhandler(ProducerGap)

@@ -1,12 +1,12 @@
 """`/runs`: start, list, read, follow, cancel, erase."""
 
-import hashlib
 import time
 from typing import Any
 
 from flask import Response, json, request, url_for
 from flask.views import MethodView
 
+from app.api.answers import alone, answer, with_state
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import FROM_SNAPSHOT, cursor_within
 from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, names, preferred_wait
@@ -66,7 +66,7 @@ class RunsView(MethodView):
             about["Preference-Applied"] = f"wait={seconds}"
             run = runtail().runs.await_end(run, seconds)
             if run.terminal:
-                return Response(_text(run), headers=about, mimetype=JSON_TYPE)
+                return answer(with_state(run), headers=about)
         return _started(run), about
 
     @blueprint.arguments(ListQuerySchema(), location="query")
@@ -86,15 +86,13 @@ class RunView(MethodView):
     @blueprint.response(200, RunWithStateSchema)
     def get(self, run_id: str) -> Response:
         """One run: its row, and the state that its events up to now fold to."""
-        text = _text(runtail().runs.find(principal(), run_id))
-        response = Response(text, mimetype=JSON_TYPE)
-        response.set_etag(hashlib.sha256(text.encode()).hexdigest()[:32])
+        response = answer(with_state(runtail().runs.find(principal(), run_id)), tagged=True)
         response.make_conditional(request)
         return response
 
     @blueprint.response(200, RunSchema)
     @blueprint.alt_response(202, schema=RunSchema, description="The run has not ended yet, but will.")
-    def delete(self, run_id: str) -> tuple[RunRecord, int]:
+    def delete(self, run_id: str) -> Response:
         """The same as POST /runs/{run_id}/cancel."""
         return _cancel(run_id)
 
@@ -103,7 +101,7 @@ class RunView(MethodView):
 @blueprint.arguments(CancelNamedSchema())
 @blueprint.response(200, RunSchema)
 @blueprint.alt_response(202, schema=NotedSchema, description="There is no such run yet; it will be cancelled.")
-def cancel_named(body: dict[str, str]) -> Response | tuple[RunRecord, int]:
+def cancel_named(body: dict[str, str]) -> Response:
     """Cancel a run by the name that its client gave it, before or after it was started.
 
     Where there is such a run, the answer is that of POST /runs/{run_id}/cancel. Otherwise the cancel is remembered
@@ -113,13 +111,13 @@ def cancel_named(body: dict[str, str]) -> Response | tuple[RunRecord, int]:
     run = runtail().runs.cancel_named(principal(), kind, key)
     if run is None:
         return Response(json.dumps(NotedSchema().dump({})) + "\n", 202, mimetype=JSON_TYPE)
-    return run, 200 if run.terminal else 202
+    return answer(alone(run), 200 if run.terminal else 202)
 
 
 @blueprint.route("/runs/<run_id>/cancel", methods=["POST"])
 @blueprint.response(200, RunSchema)
 @blueprint.alt_response(202, schema=RunSchema, description="The run has not ended yet, but will.")
-def cancel(run_id: str) -> tuple[RunRecord, int]:
+def cancel(run_id: str) -> Response:
     """Cancel a run. 200: it has ended, now or before; 202: the request is committed, the end is on its way."""
     return _cancel(run_id)
 
@@ -173,13 +171,6 @@ def _check_playback(run: RunPosition, cursor: int | None, media_type: str) -> No
         raise InvalidCursor("A playback begins after an event; `latest` is none.")
 
 
-def _text(run: RunRecord) -> str:
-    """JSON of a run with its state."""
-    state = runtail().services.history.state(run)
-    body = {**RunSchema().dump(run), "state": state, "state_seq": state["last_seq"]}
-    return json.dumps(body, ensure_ascii=False) + "\n"
-
-
 def _listed(run: ListedRun) -> str:
     """JSON of a run in a list: what is large is not parsed to be shown."""
     heavy = ", ".join(f'"{name}": {getattr(run, name) or "null"}' for name in HEAVY)
@@ -229,9 +220,9 @@ def _about(run: RunRecord) -> dict[str, str]:
     return {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
 
 
-def _cancel(run_id: str) -> tuple[RunRecord, int]:
+def _cancel(run_id: str) -> Response:
     run = runtail().runs.cancel(principal(), run_id)
-    return run, 200 if run.terminal else 202
+    return answer(alone(run), 200 if run.terminal else 202)
 
 
 def _urls(run_id: str) -> dict[str, str]:

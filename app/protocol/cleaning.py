@@ -5,12 +5,15 @@ Responsible for what may stand inside a payload at all. Not responsible for whic
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from app.errors import InvalidJson, TooDeep
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+Turn = Callable[[], object]
+"""Lets others have their turn, where there are others."""
 
 MAX_DEPTH = 64
 """Nested containers a value may have. A scalar has depth 0, `[]` has 1."""
@@ -19,18 +22,23 @@ MAX_INT = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (IEEE 754 doubles)."""
 
 
-def clean(value: object) -> Json:
+def no_turn() -> None:
+    """There is nobody else."""
+
+
+def clean(value: object, turn: Turn = no_turn) -> Json:
     """A deep copy of `value` as plain JSON; idempotent.
 
     In text and keys NUL and lone surrogates become U+FFFD (PostgreSQL stores neither), and surrogate pairs
     are joined. Tuples become lists. Of two keys that become equal the last one wins.
 
+    :param turn: called now and then: before each container within.
     :raises InvalidJson: NaN, infinity, an integer beyond ±(2^53-1), a key that is not text, whatever else
         has no JSON form. Names the path.
     :raises TooDeep: beyond MAX_DEPTH, so also a value that contains itself. Names the path.
     """
     try:
-        return _clean(value, 0)
+        return _clean(value, 0, turn)
     except _Unfit as unfit:
         raise unfit.error(f"{unfit.reason} at {unfit.path()}") from None
 
@@ -60,7 +68,7 @@ class _Unfit(Exception):
         return "$" + "".join(reversed(self.keys))
 
 
-def _clean(value: object, depth: int) -> Json:
+def _clean(value: object, depth: int, turn: Turn) -> Json:
     # Ordered by how often each kind occurs. Subclasses (StrEnum, IntEnum, numpy.float64) become plain.
     if isinstance(value, str):
         return clean_text(value if type(value) is str else str.__str__(value))
@@ -71,9 +79,11 @@ def _clean(value: object, depth: int) -> Json:
     if isinstance(value, float):
         return _clean_float(value)
     if isinstance(value, Mapping):
-        return _clean_mapping(value, _deeper(depth))
+        turn()
+        return _clean_mapping(value, _deeper(depth), turn)
     if isinstance(value, list | tuple):
-        return _clean_items(value, _deeper(depth))
+        turn()
+        return _clean_items(value, _deeper(depth), turn)
     raise _Unfit(InvalidJson, f"a {type(value).__name__} has no JSON form")
 
 
@@ -95,24 +105,24 @@ def _deeper(depth: int) -> int:
     return depth + 1
 
 
-def _clean_mapping(value: Mapping[object, object], depth: int) -> dict[str, Json]:
+def _clean_mapping(value: Mapping[object, object], depth: int, turn: Turn) -> dict[str, Json]:
     cleaned: dict[str, Json] = {}
     for key, item in value.items():
         if not isinstance(key, str):
             raise _Unfit(InvalidJson, f"a key that is not text ({type(key).__name__})")
         try:
-            cleaned[clean_text(str.__str__(key))] = _clean(item, depth)
+            cleaned[clean_text(str.__str__(key))] = _clean(item, depth, turn)
         except _Unfit as unfit:
             unfit.keys.append(f".{clean_text(key)[:40]}")
             raise
     return cleaned
 
 
-def _clean_items(value: list[object] | tuple[object, ...], depth: int) -> list[Json]:
+def _clean_items(value: list[object] | tuple[object, ...], depth: int, turn: Turn) -> list[Json]:
     cleaned: list[Json] = []
     for index, item in enumerate(value):
         try:
-            cleaned.append(_clean(item, depth))
+            cleaned.append(_clean(item, depth, turn))
         except _Unfit as unfit:
             unfit.keys.append(f"[{index}]")
             raise

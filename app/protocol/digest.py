@@ -4,15 +4,14 @@ docs/protocol.md gives the recipe, so that anybody can recompute it from the log
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 import rfc8785
 
 from app.protocol.state import ENDED
-
-Pace = Callable[[Iterator[str]], Iterator[str]]
+from app.protocol.writing import Pace
 
 
 def digest(state: Mapping[str, Any], output: Any, pace: Pace = iter) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 from app.errors import ReconciliationFailed, RuntailError
 from app.protocol.cleaning import clean_text
-from app.protocol.digest import Pace, digest
-from app.protocol.events import sent_size
+from app.protocol.digest import digest
+from app.protocol.events import exceeds
 from app.protocol.sizes import LONG_OUTPUT_BYTES
 from app.protocol.state import output_of, streamed_output
+from app.protocol.writing import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,13 @@ def reconcile(state: Mapping[str, Any], output: Any) -> Any:
     return output
 
 
-def said_output(state: Mapping[str, Any], output: Any) -> dict[str, Any]:
+def said_output(state: Mapping[str, Any], output: Any, pace: Pace = iter) -> dict[str, Any]:
     """The members of `run.completed` that say the output: a long one that stands in the log already is named."""
     answer = state["answer"]["text"]
     name = "answer" if output == answer else "streamed" if output == streamed_output(state) else None
     if name is None:
         return {"output": output}
-    is_long = len(answer) > LONG_OUTPUT_BYTES or sent_size({"output": output}) > LONG_OUTPUT_BYTES
+    is_long = len(answer) > LONG_OUTPUT_BYTES or exceeds({"output": output}, LONG_OUTPUT_BYTES, pace)
     return {"output": None, "output_is": name} if is_long else {"output": output}
 
 
@@ -114,7 +115,7 @@ def terminal_payload(state: Mapping[str, Any], ending: Ending, pace: Pace = iter
     seal = digest(state, ending.output, pace)
     if ending.status == "completed":
         more = {name: value for name, value in ending.more.items() if name != "output_is"}
-        return {**more, **said_output(state, ending.output), "usage": state["usage"], "digest": seal}
+        return {**more, **said_output(state, ending.output, pace), "usage": state["usage"], "digest": seal}
     if ending.status == "failed":
         return {"error": ending.error, "digest": seal}
     return {"reason": ending.reason, "last_seq": state["last_seq"], "digest": seal}

@@ -6,7 +6,7 @@ Not responsible for what an event does to the state (`reducer`) or for how it lo
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NewType
 from app.protocol.cleaning import MAX_DEPTH, MAX_INT, Json, clean, clean_text
 from app.protocol.payloads import CONTROL_SCHEMAS, CUSTOM_TYPE, SCHEMAS, json_schema, schema_json, validate
 from app.protocol.sizes import PART_CHARS, pieces
+from app.protocol.writing import Pace, bits, dumps
 
 __all__ = [
     "CONTROL_SCHEMAS",
@@ -32,9 +33,9 @@ __all__ = [
     "control",
     "dumps",
     "encode",
+    "exceeds",
     "json_schema",
     "schema_json",
-    "sent_size",
     "snapshot",
     "snapshot_parts",
     "timestamp",
@@ -47,9 +48,6 @@ Outbound = NewType("Outbound", dict[str, Any])
 
 VERSION = 1
 TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
-
-dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-"""The compact JSON text of a clean value."""
 
 # JSON lets these stand raw, but many readers (Python's str.splitlines among them) end a line there.
 _LINE_BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -104,18 +102,22 @@ def snapshot(run_id: str, seq: int, state: str) -> str:
     return _control(run_id, "stream.snapshot", f'{{"seq":{seq},"state":{state}}}')
 
 
-def snapshot_parts(run_id: str, seq: int, state: str) -> list[str]:
+def snapshot_parts(run_id: str, seq: int, state: str) -> Iterator[str]:
     """The texts of the `stream.snapshot.part` that are a snapshot together. Parameters as of `snapshot`."""
     texts = pieces(_one_line(state), PART_CHARS)  # on one line before: so what is escaped is escaped within the bound
     about = {"seq": seq, "parts": len(texts)}
-    return [
-        control(run_id, "stream.snapshot.part", {**about, "part": n, "text": text}) for n, text in enumerate(texts, 1)
-    ]
+    for n, text in enumerate(texts, 1):
+        yield control(run_id, "stream.snapshot.part", {**about, "part": n, "text": text})
 
 
-def sent_size(payload: Mapping[str, Any]) -> int:
-    """Bytes of a clean payload in UTF-8, as it stands in an envelope."""
-    return len(_one_line(dumps(payload)).encode())
+def exceeds(payload: Mapping[str, Any], most: int, pace: Pace = iter) -> bool:
+    """Whether a clean payload, as it stands in an envelope, has more bytes in UTF-8. No more than those is made."""
+    size = 0
+    for bit in pace(bits(payload)):
+        size += len(_one_line(bit).encode())
+        if size > most:
+            return True
+    return False
 
 
 def unbroken(events: list[Event]) -> list[Event]:

@@ -2,18 +2,27 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.errors import StoreUnavailable
-from app.pace import paced
+from app.pace import dumps_paced, paced
 from app.protocol.events import Event
-from app.protocol.reducer import State, fold
+from app.protocol.reducer import ENDED, State, advance
 from app.storage.run_store import RunRecord, RunStore
 
 PAGE = 1_000
 PAGE_BYTES = 1_000_000
 FIRST_READ = 16
 """Events of the first read of a page. What the next one asks for is known by how large these were."""
+
+
+class Snapshot(NamedTuple):
+    """A run's state as of now."""
+
+    seq: int
+    ended: bool
+    text: str
+    """JSON."""
 
 
 class LiveLog(Protocol):
@@ -79,10 +88,16 @@ class History:
         return self.store.is_over(run_id, seq)
 
     def state(self, run: RunRecord) -> State:
-        """The run's state as of now: the stored one with the events after it folded in."""
-        if run.terminal:
-            return run.state
-        return fold((event.envelope() for event in paced(self.all_after(run.id, run.state_seq))), run.state)
+        """The run's state as of now: the stored one with the events after it folded in. It is the caller's own."""
+        later = () if run.terminal else self.all_after(run.id, run.state_seq)
+        return advance(run.state, (event.envelope() for event in paced(later)))
+
+    def snapshot(self, run: RunRecord) -> Snapshot:
+        """As `state`, as text: what is stored already is not parsed."""
+        if run.terminal or not self.after(run.id, run.state_seq, 1):
+            return Snapshot(run.state_seq, run.terminal, run.state_text)
+        state = self.state(run)
+        return Snapshot(state["last_seq"], state["status"] in ENDED, dumps_paced(state))
 
     def _live(self, run_id: str, seq: int, limit: int) -> list[Event]:
         try:

@@ -23,7 +23,7 @@ from app.hooks import Hooks
 from app.pace import dumps_paced, paced
 from app.protocol.ending import Ending, closing, terminal_payload
 from app.protocol.events import Event, Outbound
-from app.protocol.reducer import ENDED, fold
+from app.protocol.reducer import ENDED, advance
 from app.storage.event_log import Append, EventLog
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, RunRecord, RunStore
@@ -107,7 +107,7 @@ class Ownership:
 
     def open_archived(self, run: RunRecord) -> LogWriter:
         """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive."""
-        state = fold((e.envelope() for e in paced(self._archive_after(run.id, run.state_seq))), run.state)
+        state = advance(run.state, (e.envelope() for e in paced(self._archive_after(run.id, run.state_seq))))
         head = state["last_seq"]
         return LogWriter(run.id, run.epoch, state, appended=head, archived=head, owner=run.owner or "")
 

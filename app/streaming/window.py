@@ -13,8 +13,8 @@ from enum import Enum, auto
 
 from app import metrics
 from app.errors import StoreUnavailable
-from app.protocol.events import TERMINAL, control, dumps
-from app.protocol.reducer import ENDED
+from app.pace import paced
+from app.protocol.events import TERMINAL, control
 from app.storage.history import History
 from app.streaming.admission import Ticket
 from app.streaming.tail import Tail
@@ -234,16 +234,15 @@ class Window:
         if run is None:
             self.over = True
             return []
-        state = history.state(run)
-        seq = state["last_seq"]
+        seq, ended, text = history.snapshot(run)
         if self.gap is None and self.cursor is not None and seq <= self.cursor:
             return []  # Redis is away, and the archive has nothing that the client has not: later
         self.cursor = seq
         self.gap = self._ahead_since = None
-        self.over = state["status"] in ENDED
+        self.over = ended
         self._replayed = 0
         metrics.SNAPSHOTS.labels(reason).inc()
-        return self.wire.snapshot(run.id, seq, dumps(state))
+        return list(paced(self.wire.snapshot(run.id, seq, text)))
 
     def visit(self, now: float) -> None:
         """Now and then: end what has been open for too long, keep what is quiet alive."""

@@ -1,6 +1,6 @@
 """How a window writes what it sends: the format, chunks, snapshots whole or in parts. Bytes only; no connections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -8,6 +8,7 @@ from typing import Final
 
 from app.protocol import framing
 from app.protocol.events import Event, snapshot, snapshot_parts
+from app.turns import give_way
 
 RETRY_MS: Final = 1_000
 """After how long an SSE client comes back from a lost connection."""
@@ -82,16 +83,23 @@ class Wire:
         """The body, which is not empty, as it goes onto the connection."""
         return b"%x\r\n%b\r\n" % (len(body), body) if self.chunked else body
 
-    def snapshot(self, run_id: str, seq: int, state: str) -> list[bytes]:
+    def snapshot(self, run_id: str, seq: int, state: str) -> Iterator[bytes]:
         """The frames of a snapshot; its seq is the id of the last one.
 
         :param state: JSON of the state at `seq`.
         """
         if not self.parts:
-            return [self.format.control("stream.snapshot", snapshot(run_id, seq, state), seq)]
-        *before, last = snapshot_parts(run_id, seq, state)
-        frame = partial(self.format.control, "stream.snapshot.part")
-        return [*(frame(text, None) for text in before), frame(last, seq)]
+            text = snapshot(run_id, seq, state)
+            give_way()
+            yield self.format.control("stream.snapshot", text, seq)
+            return
+        frame, before = partial(self.format.control, "stream.snapshot.part"), None
+        for text in snapshot_parts(run_id, seq, state):
+            if before is not None:
+                yield frame(before, None)
+            before = text
+        if before is not None:
+            yield frame(before, seq)
 
     @property
     def end(self) -> bytes:

@@ -11,6 +11,7 @@ from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 from app.errors import Refused, StoreFailed, StoreUnavailable
 from app.storage.run_store import failures
+from app.turns import give_way
 
 POOL_WAIT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 5
@@ -32,10 +33,11 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
     losses = 0
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
-        """As peewee's.
+        """As peewee's. To make the statement may have taken long, and to send it may.
 
         :raises Refused: one of the texts holds NUL or a lone surrogate, which psycopg2 does not even send.
         """
+        give_way()
         try:
             return super().execute_sql(sql, params)
         except ValueError as error:

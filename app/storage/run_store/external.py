@@ -12,8 +12,8 @@ from typing import Any
 from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch, StoreUnavailable
 from app.protocol.events import Event, Outbound, dumps, encode
 from app.storage.run_store.database import Database
-from app.storage.run_store.records import NewRun, Principal, RunRecord
-from app.storage.run_store.store import RUN_COLUMNS, insert_events, insert_run
+from app.storage.run_store.records import RUN_COLUMNS, NewRun, Principal, RunRecord
+from app.storage.run_store.store import insert_events, insert_run
 from app.storage.together import Together
 
 EXTERNAL = "external"

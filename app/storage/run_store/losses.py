@@ -4,10 +4,9 @@ Charged is a run that is known to have ended its worker. Where nobody is known n
 its worker ALONE_AFTER times in a row is executed alone, so that the next loss would be its own.
 """
 
-from dataclasses import fields
 from typing import Any
 
-from app.storage.run_store.records import ALONE_AFTER, OwnerBeat, RunRecord
+from app.storage.run_store.records import ALONE_AFTER, RUN_COLUMNS, OwnerBeat, RunRecord
 
 ISOLATED_SECONDS = 10
 """A worker for isolated runs whose last heartbeat is not older than that is there."""
@@ -42,7 +41,7 @@ UPDATE runs SET status = 'pending', owner = NULL, requeue_reason = 'worker_lost'
     crashed_epoch = runs.epoch, attempt = judged.attempt + judged.charged::integer,
     losses = CASE WHEN NOT charged THEN judged.losses + 1
                   WHEN {_ISOLATED_THERE} THEN greatest(judged.losses, {ALONE_AFTER}) ELSE judged.losses END
-FROM judged WHERE runs.id = judged.id RETURNING {", ".join(f"runs.{field.name}" for field in fields(RunRecord))}
+FROM judged WHERE runs.id = judged.id RETURNING {RUN_COLUMNS}
 """
 STILL_LOST = f"CASE WHEN {_RECORDED} THEN 0 ELSE losses END"
 """`losses` of a run that its owner gives back."""

@@ -1,10 +1,11 @@
 """The plain values that go into and come out of the store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
+from app.pace import loads_paced
 from app.protocol.events import Event
 from app.protocol.reducer import State
 
@@ -70,11 +71,12 @@ class RunRecord:
     cancel_requested: bool
     cancel_reason: str | None
     """The first reason it was given: `requested` or `disconnected`."""
-    output: Any
+    output_text: str | None
+    """JSON text, which may be megabytes; None: there is no output."""
     error: dict[str, Any] | None
     usage: dict[str, Any] | None
-    state: State
-    """The fold of the events up to `state_seq`."""
+    state_text: str
+    """JSON text of the fold of the events up to `state_seq`."""
     state_seq: int
     digest: str | None
     published: bool
@@ -107,6 +109,23 @@ class RunRecord:
     def terminal(self) -> bool:
         """Nothing changes this run any more."""
         return self.finished_at is not None
+
+    @property
+    def output(self) -> Any:
+        """Parsed anew each time."""
+        return None if self.output_text is None else loads_paced(self.output_text)
+
+    @property
+    def state(self) -> State:
+        """Parsed anew each time, so that it is the caller's own."""
+        state: State = loads_paced(self.state_text)
+        return state
+
+
+_TEXTS = {"output_text": "output::text", "state_text": "state::text"}
+"""Columns that are read as they are stored: to parse them may take long, and often nobody has to."""
+RUN_COLUMNS = ", ".join(f"runs.{_TEXTS.get(field.name, field.name)}" for field in fields(RunRecord))
+"""Named, so that a process survives the migrations of a newer version beside it."""
 
 
 @dataclass(frozen=True, slots=True)

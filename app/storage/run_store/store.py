@@ -1,7 +1,6 @@
 """Runs and their archived events. Postgres decides here who may write: see `app.storage.ownership` for the rules."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +12,9 @@ from app.storage.run_store import losses
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
+from app.storage.run_store.long_texts import LONG_CHARS, LONG_TEXT, long_text
 from app.storage.run_store.records import (
+    RUN_COLUMNS,
     Checkpoint,
     EndedRun,
     ListedRun,
@@ -27,15 +28,16 @@ from app.storage.run_store.records import (
 from app.storage.run_store.restoring import restore_rows, restore_writer
 from app.storage.run_store.retention import erase_runs
 from app.storage.together import Together
+from app.turns import give_way
 
 POSITIONS_PER_QUERY = 100
 READ_BYTES = 4_000_000
 """Of events that are read at once, whatever they were asked for: each may have megabytes."""
+INSERTED_CHARS = 1_000_000
+"""Of events that go into one statement, but one in any case: the driver quotes them all in one go."""
 LISTED_BYTES = 1_000_000
 """Of inputs, outputs and the like of runs that are listed at once."""
 
-RUN_COLUMNS = ", ".join(field.name for field in fields(RunRecord))
-"""Named, so that a process survives the migrations of a newer version beside it."""
 
 _INSERT_RUN = f"""
 INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
@@ -95,11 +97,13 @@ _UPDATE_STATES = """
 UPDATE runs SET state = due.state::json, state_seq = due.seq
 FROM unnest(%s::text[], %s::text[], %s::int[]) AS due (id, state, seq) WHERE runs.id = due.id
 """
-_FINISH = """
-UPDATE runs SET status = %s, output = %s, error = %s, usage = %s, state = %s, state_seq = %s, digest = %s,
-                owner = NULL, finished_at = now()
+_UPDATE_STATE = f"UPDATE runs SET state = {LONG_TEXT}::json, state_seq = %s WHERE id = %s"
+_FINISH = f"""
+UPDATE runs SET status = %s, output = {LONG_TEXT}::json, error = %s, usage = %s, state = {LONG_TEXT}::json,
+                state_seq = %s, digest = %s, owner = NULL, finished_at = now()
 WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
 """
+_SET_OUTPUT = f"UPDATE runs SET output = {LONG_TEXT}::json WHERE id = %s"
 _CLOSE_APPROVALS = """
 UPDATE approvals SET decision = %s, comment = %s, decided_at = now() WHERE run_id = %s AND decision IS NULL
 """
@@ -142,8 +146,9 @@ SELECT cancel_requested
        OR EXISTS (SELECT FROM approvals a WHERE a.run_id = runs.id AND a.id = ANY (%s) AND a.decision IS NOT NULL)
 FROM runs WHERE id = %s
 """
-_SUSPEND = """
-UPDATE runs SET status = 'waiting', owner = NULL, wake_at = %s, state = %s, state_seq = %s, losses = 0 WHERE id = %s
+_SUSPEND = f"""
+UPDATE runs SET status = 'waiting', owner = NULL, wake_at = %s, state = {LONG_TEXT}::json, state_seq = %s, losses = 0
+WHERE id = %s
 """
 
 
@@ -374,25 +379,19 @@ class RunStore:
         :raises Fenced: the run is not running under this epoch.
         :raises Behind: the archive ends before the first of the events.
         """
-        output, error, usage = (None if state[k] is None else dumps(state[k]) for k in ("output", "error", "usage"))
-        values = (
-            status,
-            output,
-            error,
-            usage,
-            dumps_paced(state),
-            state["last_seq"],
-            state["digest"],
-            run_id,
-            epoch,
-            owner,
-        )
+        told = (state["output"], state["error"], state["usage"])
+        output, error, usage = (None if value is None else dumps_paced(value) for value in told)
+        text = dumps_paced(state)
         with self._database.session(atomic=True) as db:
             self._check(losses)
-            if db.execute_sql(_FINISH, values).rowcount == 0:
+            later = output is not None and len(output) > LONG_CHARS  # one statement with both would be very long
+            now = None if later else long_text(db, output)
+            end = (status, now, error, usage, long_text(db, text), state["last_seq"], state["digest"])
+            if db.execute_sql(_FINISH, (*end, run_id, epoch, owner)).rowcount == 0:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
-            for chunk in in_chunks(events):
-                _insert_following(db, run_id, chunk)
+            if later:
+                db.execute_sql(_SET_OUTPUT, (long_text(db, output), run_id))
+            _insert_following(db, run_id, events)
             restore_rows(db, run_id, events)
 
     def suspend(
@@ -424,7 +423,7 @@ class RunStore:
             waited_for = (inputs_seen, list(approval_ids), last.run_id)
             (arrived,) = db.execute_sql(_HAS_ARRIVED, waited_for).fetchone()
             if not arrived:
-                db.execute_sql(_SUSPEND, (wake_at, last.state, last.state_seq, last.run_id))
+                db.execute_sql(_SUSPEND, (wake_at, long_text(db, last.state), last.state_seq, last.run_id))
             return not arrived
 
     def set_version(self, run_id: str, epoch: int, version: str, generation: int, *, owner: str | None = None) -> None:
@@ -566,7 +565,9 @@ class RunStore:
 
     def _many(self, sql: str, *values: Any) -> list[RunRecord]:
         with self._database.session() as db:
-            return [RunRecord(*row) for row in db.execute_sql(sql, values).fetchall()]
+            found = [RunRecord(*row) for row in db.execute_sql(sql, values).fetchall()]
+        give_way()  # to read them, too, may have taken long
+        return found
 
     def _write(self, sql: str, *values: Any) -> None:
         with self._database.session() as db:
@@ -603,11 +604,18 @@ def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Beh
     insert_journal(db, mine)
     for checkpoint in mine:
         restore_rows(db, checkpoint.run_id, checkpoint.events)
-    due = [c for c in mine if c.state is not None]
-    if due:
-        columns = ([c.run_id for c in due], [c.state for c in due], [c.state_seq for c in due])
-        db.execute_sql(_UPDATE_STATES, columns)
+    _update_states(db, [c for c in mine if c.state is not None])
     return owned
+
+
+def _update_states(db: Any, due: Sequence[Checkpoint]) -> None:
+    small = [(c.run_id, c.state, c.state_seq) for c in due if c.state and len(c.state) <= LONG_CHARS]
+    if small:
+        db.execute_sql(_UPDATE_STATES, [list(column) for column in zip(*small, strict=True)])
+    for checkpoint in due:
+        if checkpoint.state and len(checkpoint.state) > LONG_CHARS:
+            values = (long_text(db, checkpoint.state), checkpoint.state_seq, checkpoint.run_id)
+            db.execute_sql(_UPDATE_STATE, values)
 
 
 def _lock_owned(db: Any, claims: Sequence[tuple[str, int, str | None]]) -> dict[str, bool]:
@@ -621,10 +629,12 @@ def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> dict[str, int
 
     Returns the runs whose archive ends before the first of their events, and where: nothing was archived of these.
     """
-    columns = list(zip(*((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events), strict=True))
-    if not columns:
-        return {}
-    return dict(db.execute_sql(INSERT_EVENTS, [list(column) for column in columns]).fetchall())
+    behind: dict[str, int] = {}
+    rows = ((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events)
+    for chunk in in_chunks(rows, weigh=lambda row: len(row[4]), most=INSERTED_CHARS):
+        columns = [list(column) for column in zip(*chunk, strict=True)]
+        behind |= db.execute_sql(INSERT_EVENTS, columns).fetchall()
+    return behind
 
 
 def _insert_following(db: Any, run_id: str, events: Iterable[Event]) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 from app.storage.run_store.database import Database, rows
 from app.storage.run_store.journal import APPROVAL_COLUMNS
-from app.storage.run_store.records import ApprovalRecord, InputRecord, Principal, RunRecord
-from app.storage.run_store.store import RUN_COLUMNS
+from app.storage.run_store.records import RUN_COLUMNS, ApprovalRecord, InputRecord, Principal, RunRecord
 
 INPUTS_MAX = 1_000
 """Of one run."""
