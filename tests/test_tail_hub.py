@@ -19,6 +19,7 @@ from app.devservices import EmbeddedServices
 from app.protocol import framing
 from app.storage.event_log import stream_key
 from app.storage.run_store import migrate
+from app.streaming.tail_hub import CHARS_PER_TURN, EVENTS_PER_READ
 from app.streaming.window import HEALING_SECONDS
 from tests.conftest import StackMaker
 from tests.harness import Stack, eventually, pending_run
@@ -87,6 +88,27 @@ def test_a_burst_of_more_than_one_read_arrives_whole(web: Stack, author: LogAuth
         author.end()
         assert client.to_the_end().body == expected(author)
         assert client.ended_in_order
+
+
+def test_what_one_read_brings_is_bounded_in_bytes_too(web: Stack, author: LogAuthor) -> None:
+    size, commands = 300_000, []
+    with RawClient(web.port) as client, Redis.from_url(web.env["REDIS_URL"]) as redis, redis.monitor() as monitor:
+        client.ask(author.path, NDJSON).until(b"run.created")
+        author.append(1, "x" * size)
+        client.until(b'"seq":2')
+        for _ in range(20):
+            author.append(2, "x" * size)
+        author.end()
+        client.to_the_end()
+        redis.echo("over")
+        for said in monitor.listen():
+            commands.append(said["command"].split())
+            if commands[-1][:1] == ["ECHO"]:
+                break
+    counts = [int(command[2]) for command in commands if command[0] == "XREAD" and author.run_id in " ".join(command)]
+    assert client.body == b"\n" + b"".join(map(framing.ndjson, author.events))
+    assert max(counts) == EVENTS_PER_READ, "small events are read many at a time"
+    assert min(counts) * size <= CHARS_PER_TURN, "and large ones a few at a time"
 
 
 def test_windows_of_every_format_on_one_run_get_every_event(web: Stack, author: LogAuthor) -> None:

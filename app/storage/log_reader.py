@@ -16,8 +16,10 @@ import hiredis
 import redis
 
 from app.errors import StoreUnavailable
+from app.pace import paced
 from app.protocol.events import Event, unbroken
 from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, one_connection, stream_key
+from app.turns import give_way
 
 SILENCE_SECONDS = 10
 """A doorbell that has not said a word for so long is dead. Ping it twice as often."""
@@ -73,6 +75,7 @@ class _Line:
             if not data:
                 raise self._broken()
             self._replies.feed(data)
+            give_way()
         return reply
 
     def close(self) -> None:
@@ -106,7 +109,7 @@ class LogReader:
         keys = map(stream_key, cursors)
         ids = [f"{seq}-0" for seq in cursors.values()]
         (reply,) = self._ask([("XREAD", "COUNT", limit, "STREAMS", *keys, *ids)])
-        return {key[4:-8].decode(): unbroken(list(map(_event, entries))) for key, entries in reply or ()}
+        return {key[4:-8].decode(): unbroken(list(paced(map(_event, entries)))) for key, entries in reply or ()}
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """As `read_many`, for one run."""

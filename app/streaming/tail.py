@@ -53,6 +53,7 @@ class Tail:
 
     __slots__ = (
         "active_at",
+        "chars",
         "count",
         "doubted_at",
         "ended",
@@ -75,6 +76,8 @@ class Tail:
         """The event at the head is the terminal one."""
         self.uncertain = False
         """Redis is away: the run may have gone further than is known here."""
+        self.chars = 0
+        """Of an event, on average, as far as was seen lately: what comes next is most likely of that size."""
         self.mark: int | None = None
         """`mark_of` the event at the head, where that is known."""
         self.count = 0
@@ -130,12 +133,14 @@ class Tail:
                 ring = self.rings[format] = Ring(self.head)
             ring.add(frames)
         self.stand_at(events[-1])
+        self.chars = sum(len(event.text) for event in events) // len(events)
         self.active_at = now
         return framed
 
     def stand_at(self, event: Event | None) -> None:
         """This is the run's last event; None: it has none."""
         self.head, self.mark = (event.seq, mark_of(event)) if event else (0, None)
+        self.chars = len(event.text) if event else 0
         self.ended = event is not None and event.type in TERMINAL
 
     def _formats(self) -> set[Format]:

@@ -17,6 +17,7 @@ from gevent.queue import SimpleQueue
 
 from app import metrics
 from app.errors import StoreUnavailable
+from app.pace import in_chunks, paced
 from app.protocol.events import Event
 from app.storage.history import History
 from app.storage.log_reader import SILENCE_SECONDS, Doorbell, LogReader
@@ -28,7 +29,10 @@ RUNS_PER_READ, EVENTS_PER_READ = 1_000, 200
 QUIET_PER_READ = 50
 """Of the runs that are swept: those that rang wait for as long as these take."""
 EVENTS_PER_TURN = 10_000
-"""Of all runs together: what is read in one turn is handed out in one go."""
+CHARS_PER_TURN = 4_000_000
+"""Of all runs together, read in one turn; that of characters as far as the last events let expect it."""
+CHARS_AT_ONCE = 500_000
+"""Of one run, framed and handed out in one go, but one event in any case."""
 READERS = 4
 """Greenlets that read for windows which are behind: as many as there are database connections."""
 TICK_SECONDS, TICKS = 0.025, 40
@@ -67,6 +71,8 @@ class TailHub:
         self._windows: set[Window] = set()
         self._tails: dict[str, Tail] = {}
         self._connected = False
+        self._links = 0
+        """How often it was connected."""
         self._new: set[str] = set()
         """Runs to subscribe to."""
         self._gone: set[str] = set()
@@ -162,6 +168,7 @@ class TailHub:
     def _reconnected(self) -> None:
         """Redis may be another one than before: what each tail has seen must still be there."""
         now = time.monotonic()
+        self._links += 1
         self._unproven = {tail: self._unproven.get(tail, now) for tail in self._tails.values() if tail.ready}
         self._connected = True
         self._doubts.set()
@@ -223,19 +230,31 @@ class TailHub:
                 _stir_others(tail)
 
     def _read(self, hot: Sequence[Tail]) -> None:
-        cursors = {tail.run_id: tail.head for tail in hot if tail.ready and tail not in self._unproven}
-        limit = max(1, min(EVENTS_PER_READ, EVENTS_PER_TURN // max(1, len(cursors))))
-        found = self._reader.read_many(cursors, limit) if cursors else {}
-        for run_id, events in found.items():
+        asked = [tail for tail in hot if tail.ready and tail not in self._unproven]
+        if not asked:
+            return
+        expected = sum(tail.chars for tail in asked)
+        limit = max(1, min(EVENTS_PER_READ, EVENTS_PER_TURN // len(asked), CHARS_PER_TURN // max(1, expected)))
+        found = self._reader.read_many({tail.run_id: tail.head for tail in asked}, limit)
+        for run_id, events in paced(found.items()):
             tail = self._tails.get(run_id)
             if tail is None:
                 continue
-            if not self._deliver(tail, events) and events[-1].seq > tail.head:
+            if not self._deliver_all(tail, events) and events[-1].seq > tail.head:
                 self._doubt(tail)  # Redis has it no more from where we are
             elif len(events) == limit:
                 self._hot.add(tail)
         if found:
             metrics.observe_delivery(events[-1])  # one of the turn's, the last to be sent
+
+    def _deliver_all(self, tail: Tail, events: Sequence[Event]) -> bool:
+        """As `_deliver`, bit by bit where they are large; others have their turn in between."""
+        links, delivered = self._links, False
+        for chunk in paced(in_chunks(events, weigh=_chars, most=CHARS_AT_ONCE)):
+            if links != self._links:
+                break  # Redis was lost meanwhile, and may have other events by now
+            delivered = self._deliver(tail, chunk) or delivered
+        return delivered
 
     def _deliver(self, tail: Tail, events: Sequence[Event]) -> bool:
         """Hand events, from Redis or the archive, to the run's windows. False: none of them follows the head."""
@@ -284,11 +303,10 @@ class TailHub:
         cursors = {tail.run_id: tail.head for tail in tails if tail.ready}
         for run_id, events in store.read_many(cursors, EVENTS_PER_READ).items():
             tail = self._tails.get(run_id)
-            if tail is not None and self._deliver(tail, events):
+            if tail is not None and self._deliver_all(tail, events):
                 self._hot.add(tail)
                 self._work.set()
-                if len(events) == EVENTS_PER_READ:
-                    self._doubted.add(tail)
+                self._doubted.add(tail)  # there may be more
             elif tail is not None and tail.ready and events[0].seq > tail.head + 1:
                 self._rewind(tail)  # those between are lost
 
@@ -382,6 +400,10 @@ def _for_ever(loop: Callable[[], None]) -> None:
         except Exception:
             log.exception("The tail hub failed at a turn.")
             gevent.sleep(RECONNECT_SECONDS)
+
+
+def _chars(event: Event) -> int:
+    return len(event.text)
 
 
 def _stir_others(tail: Tail) -> None:
