@@ -40,6 +40,8 @@ HELP = {
     "runs": "runs that the windows follow, that stream, or that wait",
     "sample": "share of the events that the feed is to show",
     "seconds": "how long it is measured",
+    "shapes": "names with commas between, or all",
+    "share": "of what a run may keep, how much it is to keep",
     "stalled": "windows that never read",
     "streaming": "runs that stream all the time",
     "victims": "runs to cancel, one after the other",

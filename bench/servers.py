@@ -124,10 +124,11 @@ class RuntailWeb(Server):
 
     name = "runtail"
     writer_module = "bench.writer"
+    application: ClassVar[str] = "wsgi:app"
 
     def command(self) -> list[str]:
         """gunicorn takes its settings from the folder it starts in; only the address is given, for keys' sake."""
-        return python(*_gunicorn(self.port), "wsgi:app")
+        return python(*_gunicorn(self.port), self.application)
 
     def ready_path(self) -> str:
         """Ready means that it reaches both stores."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -112,11 +113,18 @@ class Stage:
 
     # Processes.
 
-    def web(self, settings: Mapping[str, str] = UNLIMITED, *, auth: bool = False, processes: int = 1) -> RuntailWeb:
+    def web(
+        self,
+        settings: Mapping[str, str] = UNLIMITED,
+        *,
+        auth: bool = False,
+        processes: int = 1,
+        kind: type[RuntailWeb] = RuntailWeb,
+    ) -> RuntailWeb:
         """Runtail's web, not started yet; with `auth` every window needs a key."""
         modes = {} if auth else {"RUNTAIL_DEV": "1"}
         common = {"WEB_CONCURRENCY": str(processes), **modes}
-        web = RuntailWeb(self.folder, {})
+        web = kind(self.folder, {})
         web.environment = {**self.urls, **common, "PORT": str(web.port), **settings}
         return web
 
@@ -129,10 +137,10 @@ class Stage:
         return f"Authorization: Bearer {self.services.registry.create_key(DEV)}"
 
     @contextmanager
-    def worker(self, concurrency: int = 100) -> Iterator[Child]:
+    def worker(self, concurrency: int = 100, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Child]:
         """A worker that executes runs, so many at once; it has the benchmarks' agents too."""
         limits = {"RUNTAIL_WORKERS": "1", "RUNTAIL_WORKER_CONCURRENCY": str(concurrency)}
-        env = {**clean_environment(), **self.web().environment, **limits}
+        env = {**clean_environment(), **self.web().environment, **limits, **environment}
         env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(AGENTS)])
         with Child("worker", python("-m", "workers"), self.folder, env) as child:
             eventually(lambda: " is ready: " in child.err.read_text(), WORKER_SECONDS, "Readiness of the worker")

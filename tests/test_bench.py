@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from app import cli
 from app.cli_parts import EXIT_TROUBLE
+from app.external_events import kept_of
+from app.storage.run_store import BYTES, KEPT_BYTES_MAX, KEPT_MAX
 from bench import report
 from bench.load import SOURCE, Load, Windows, add_up, build
 from bench.pacing import Pace
@@ -33,12 +35,14 @@ from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
 from bench.scenarios.replay import Replay
 from bench.scenarios.slow import Slow
+from bench.scenarios.standstill import ROUTES, Standstill
 from bench.scenarios.streaming import Streaming
 from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
 from bench.scenarios.websockets import WebSockets
 from bench.scenarios.writers import WRITELOAD, Log, Writers, judge
 from bench.servers import BASELINES
+from bench.shapes import SHAPES, batches
 from bench.stage import Stage
 from tests.harness import ROOT
 from tests.programs import needed
@@ -212,6 +216,23 @@ def test_waiting_runs_leave_nothing_in_the_worker(stage: Stage) -> None:
     assert figures["greenlets_more"] == figures["job_hashes_more"] == figures["owned_runs_after"] == 0
     assert figures["executions_after"] == 1
     assert figures["resumed_p50_ms"] > 0
+
+
+def test_standstills_are_told_of_both_processes_and_every_way_to_read(stage: Stage) -> None:
+    figures = played(stage, Standstill(shapes="items,agent", share=0.01))["figures"]["runtail"]
+    for process in ("web", "worker"):
+        for what in ("fill", "run_live", "end", "lost", *ROUTES):
+            assert 0 <= figures[f"{process}_items_{what}_ms"] <= figures[f"{process}_max_ms"]
+    assert figures["web_items_end_ms"] > 0
+    assert figures["worker_agent_fill_and_end_ms"] > 0
+
+
+def test_every_shape_is_about_as_large_as_a_run_may_be() -> None:
+    for shape in SHAPES:
+        whole = [json.loads(line) for body in batches(shape, 1) for line in body.splitlines()]
+        kept = kept_of([(event["type"], event["payload"]) for event in whole])
+        assert all(kept[kind] <= KEPT_MAX for kind in kept if kind != BYTES)
+        assert shape == "custom" or 0.8 * KEPT_BYTES_MAX < kept[BYTES] <= KEPT_BYTES_MAX, shape
 
 
 def test_external_writers_lose_nothing(stage: Stage) -> None:

@@ -11,9 +11,13 @@ import gevent
 import httpx
 from marshmallow import Schema, fields
 
+from app.storage.run_store import KEPT_MAX
+from bench.standing import watch
 from workers.context import RunContext
 from workers.execution import Execution
 from workers.registry import agent
+
+watch()
 
 
 class AskInput(Schema):
@@ -26,6 +30,12 @@ class SleepInput(Schema):
     """For how long."""
 
     seconds = fields.Float(required=True)
+
+
+class FillInput(Schema):
+    """How much of what an external run may keep."""
+
+    share = fields.Float(required=True)
 
 
 class ListenInput(Schema):
@@ -53,6 +63,20 @@ def sleep(run: RunContext) -> object:
 def listen(run: RunContext) -> object:
     """Streams what a provider answers."""
     run.stream(_answer(run.input["url"]))
+    return None
+
+
+@agent("bench_fill", input=FillInput)
+def fill(run: RunContext) -> object:
+    """Has many steps, sources, checks, messages and a long answer, and returns what it has streamed."""
+    count = int(KEPT_MAX * run.input["share"])
+    for n in range(count):
+        with run.step(f"Step {n}"):
+            run.source("Some title " * 8, url=f"https://example.com/{n}")
+            run.check("Some check " * 8, passed=True)
+    for n in range(count // 100):
+        run.stream([f"Message {n}"])
+    run.stream("some words é " * 20 for _ in range(2 * count))
     return None
 
 

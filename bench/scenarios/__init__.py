@@ -13,6 +13,7 @@ from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
 from bench.scenarios.replay import Replay
 from bench.scenarios.slow import Slow
+from bench.scenarios.standstill import Standstill
 from bench.scenarios.streaming import Streaming
 from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
@@ -45,6 +46,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "waiting": Waiting,
     "takeover": Takeover,
     "writers": Writers,
+    "standstill": Standstill,
     "websockets": WebSockets,
     "feed": FeedBeside,
 }
