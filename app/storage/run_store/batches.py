@@ -27,6 +27,7 @@ from app.storage.run_store.database import BEGIN, Database
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
 from app.storage.run_store.store import INSERT_EVENTS
+from app.turns import give_way
 
 APPROVALS_MAX = 100
 """That one external run may ask for: every answer holds all that were decided."""
@@ -199,6 +200,7 @@ class _Hold:
         self.kept.update(batch.keeps)
         for type, payload in batch.events:
             self._add(type, payload, ts)
+            give_way()
         for new in batch.approvals:
             known = self.approvals.get(new.id)
             if known is None:
