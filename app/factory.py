@@ -9,7 +9,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app.api import approvals, external, feed, inputs, meta, multi, problems, runs, websocket
 from app.api.bodies import BoundedBodies
-from app.api.context import Runtail
+from app.api.context import NoVerb, Runtail
 from app.api.queries import refuse_unknown
 from app.auth import Authenticator
 from app.commands import Commands
@@ -36,6 +36,7 @@ EXPOSED_HEADERS = ["X-Run-Id", "X-Session-Id", "Location", "ETag", "Retry-After"
 def create_app(config: Config, services: Services | None = None) -> Flask:
     """The app of one web process."""
     app = Flask("app", static_folder=None)
+    app.url_map.converters["no_verb"] = NoVerb
     app.url_map.merge_slashes = False  # it would redirect, with a page, where there is nothing
     services = services or Services.for_web(config)
     app.config.update(

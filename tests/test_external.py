@@ -162,9 +162,9 @@ def test_the_agents_do_not_list_it(web: Stack) -> None:
 @pytest.mark.parametrize(
     ("call", "answers", "body"),
     [
-        ("events", {"200", "204"}, "application/x-ndjson"),
+        ("events", {"200", "204", "409"}, "application/x-ndjson"),
         ("heartbeat", {"200"}, None),
-        ("finish", {"200"}, "application/json"),
+        ("finish", {"200", "409"}, "application/json"),
     ],
 )
 def test_the_openapi_document_says_what_a_writer_sends_and_gets(

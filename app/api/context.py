@@ -6,6 +6,7 @@ from typing import cast
 
 import flask_smorest
 from flask import current_app, g, request
+from werkzeug.routing import Map, UnicodeConverter
 
 from app.api.origins import is_foreign_page, is_forwarded
 from app.api.parsing import StrictParser
@@ -32,6 +33,14 @@ class Blueprint(flask_smorest.Blueprint):
     """flask-smorest's, with strict JSON bodies."""
 
     ARGUMENTS_PARSER = StrictParser()
+
+
+class NoVerb(UnicodeConverter):
+    """The id of a run in /runs/{run_id}, which is not /runs/cancel: that path has the methods of its own only."""
+
+    def __init__(self, map: Map) -> None:
+        super().__init__(map)
+        self.regex = rf"(?!cancel\Z){self.regex}"
 
 
 @dataclass(frozen=True, slots=True)

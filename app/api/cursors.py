@@ -9,6 +9,9 @@ from app.storage.run_store import RunPosition
 FROM_SNAPSHOT: Final = None
 """The cursor `latest`: begin with a snapshot at the head."""
 DIGITS_MAX = 15
+CURSOR: Final = rf"^([0-9]{{1,{DIGITS_MAX}}}|latest)?(?!\n)$"
+CURSORS: Final = rf"^(latest|[^,]+:[0-9]{{1,{DIGITS_MAX}}}(,[^,]+:[0-9]{{1,{DIGITS_MAX}}})*)?(?!\n)$"
+"""For the OpenAPI document. Only the cursor that counts is checked, and an empty one is none."""
 
 
 def cursor_of(last_event_id: str | None, query: Mapping[str, str]) -> int | None:

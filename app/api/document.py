@@ -1,38 +1,68 @@
-"""The OpenAPI document beyond what the views say of themselves: where a started run leads, keys, agents to try."""
+"""The OpenAPI document beyond what the views say of themselves: links, keys, agents to try, what is refused."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from app.storage.run_store import AgentRecord
+from app.api.links import add_links
+from app.external_events import MESSAGE_MAX_CHARS
+from app.protocol.events import MAX_INT
+from app.storage.run_store import EXTERNAL, AgentRecord
 
 EXAMPLES_MAX = 20
-_RUN_ID = {"run_id": "$response.body#/run_id"}
-_FOLLOW = {
-    "GetRun": ("/runs/{run_id}", "get", _RUN_ID),
-    "GetEvents": ("/runs/{run_id}/events", "get", {**_RUN_ID, "header.Accept": "application/json"}),
-    "GetSeveral": ("/events", "get", {"runs": "$response.body#/run_id"}),
-    "CancelRun": ("/runs/{run_id}/cancel", "post", _RUN_ID),
-    "DeleteRun": ("/runs/{run_id}", "delete", _RUN_ID),
-    "EraseRun": ("/runs/{run_id}/erase", "post", _RUN_ID),
-    "SendInput": ("/runs/{run_id}/input", "post", _RUN_ID),
-    "Decide": ("/runs/{run_id}/approvals/{approval_id}", "post", _RUN_ID),
-    "GetApprovals": ("/approvals", "get", {"run": "$response.body#/run_id"}),
-}
 _KEY = {"type": "http", "scheme": "bearer", "description": "An API key: `runtail keys create` makes one."}
-
-
 _WRITER = {"type": "http", "scheme": "bearer", "description": "The `writer_token` of an external run."}
 _OPEN = ("/healthz", "/readyz", "/schema/events.json")
 """They need no key."""
 _WRITING = (("/runs/{run_id}/events", "post"), ("/runs/{run_id}/heartbeat", "post"), ("/runs/{run_id}/finish", "post"))
 
+_ANY = {"$ref": "#/components/schemas/Json"}
+_JSON = {
+    "description": "Any JSON, but whole numbers beyond ±(2^53-1), which readers do not read alike.",
+    "anyOf": [
+        {"type": ["null", "boolean", "string"]},
+        {"type": "integer", "minimum": -MAX_INT, "maximum": MAX_INT},
+        {"type": "number", "not": {"type": "integer"}},
+        {"type": "array", "items": _ANY},
+        {"type": "object", "additionalProperties": _ANY},
+    ],
+}
+
+
+def _object(required: Sequence[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+
+
+_ERROR = _object(
+    (),
+    code={"type": "string", "pattern": r"^[a-z0-9_]{1,64}(?!\n)$"},
+    message={"type": "string", "maxLength": MESSAGE_MAX_CHARS},
+)
+_END = {
+    "description": "How a writer ends its run.",
+    "oneOf": [
+        _object(["status"], status={"const": "completed"}, output=_ANY),
+        _object(
+            ["status", "output_is"],
+            status={"const": "completed"},
+            output={"type": "null"},
+            output_is={"const": "answer"},
+        ),
+        _object(["status"], status={"const": "failed"}, error={"anyOf": [_ERROR, {"type": "null"}]}),
+        _object(["status"], status={"const": "cancelled"}),
+    ],
+}
+_NO_TIMEOUT = {
+    "if": {"properties": {"agent": {"const": EXTERNAL}}},
+    "then": {"properties": {"timeout_s": {"type": "null"}}},
+}
+"""An external run ends when its writer finishes it, or falls silent."""
+
 
 def complete(document: dict[str, Any], agents: Sequence[AgentRecord] = ()) -> dict[str, Any]:
     """The document with links, the ways to authorise, and these agents: their names, and an example of each."""
     start = document["paths"]["/runs"]["post"]
-    links = {name: _link(*target) for name, target in _FOLLOW.items()}
-    for status in ("200", "202"):
-        start["responses"][status]["links"] = links
+    add_links(document)
+    _narrow(document)
     document.setdefault("components", {})["securitySchemes"] = {"key": _KEY, "writer": _WRITER}
     document["security"] = [{"key": []}]
     for path in _OPEN:
@@ -46,9 +76,28 @@ def complete(document: dict[str, Any], agents: Sequence[AgentRecord] = ()) -> di
     return document
 
 
-def _link(path: str, method: str, parameters: dict[str, str]) -> dict[str, Any]:
-    escaped = path.replace("~", "~0").replace("/", "~1")
-    return {"operationRef": f"#/paths/{escaped}/{method}", "parameters": parameters}
+def _narrow(document: dict[str, Any]) -> None:
+    """Say what the schemas of the views cannot say, so that the document does not admit what the server refuses."""
+    schemas = document["components"]["schemas"]
+    schemas.update(Json=_JSON, End=_END)
+    for name in ("input", "metadata"):
+        schemas["StartRun"]["properties"][name]["additionalProperties"] = _ANY
+    schemas["StartRun"].update(_NO_TIMEOUT)
+    schemas["CancelNamed"].update(minProperties=1, maxProperties=1)
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for parameter in operation.get("parameters", ()) if isinstance(operation, dict) else ():
+            parameter["schema"] = _never_null(parameter["schema"])
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a parameter: it is left out instead; its text `null` is one like any other."""
+    if not isinstance(schema.get("type"), list):
+        return schema
+    (kind,) = set(schema["type"]) - {"null"}
+    rest = {name: value for name, value in schema.items() if (name, value) != ("default", None)}
+    if "enum" in rest:
+        rest["enum"] = [value for value in rest["enum"] if value is not None]
+    return {**rest, "type": kind}
 
 
 def _example(agent: AgentRecord) -> dict[str, Any]:

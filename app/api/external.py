@@ -12,10 +12,10 @@ from flask import Response, request
 from app.api.answers import alone, answer
 from app.api.bodies import read_body
 from app.api.context import Blueprint, runtail
-from app.api.negotiation import JSON_TYPE, NDJSON_TYPE
+from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, no_content
 from app.api.parsing import parse
-from app.api.problems import problem
-from app.api.schemas import RunSchema, TakenSchema
+from app.api.problems import PROBLEM_TYPE, problem
+from app.api.schemas import GapProblemSchema, RunSchema, TakenSchema
 from app.errors import (
     InvalidJson,
     InvalidRequest,
@@ -41,21 +41,32 @@ _EPOCH, _SEQ = (
     {"in": "header", "name": name, "required": True, "schema": {"type": "integer", "minimum": 1, "maximum": NUMBER_MAX}}
     for name in ("Producer-Epoch", "Producer-Seq")
 )
-_INPUTS_AFTER = {"in": "query", "name": "inputs_after", "schema": {"type": "integer", "minimum": 0, "default": 0}}
+INPUTS_AFTER_DIGITS = 9
+_INPUTS_AFTER = {
+    "in": "query",
+    "name": "inputs_after",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 10**INPUTS_AFTER_DIGITS - 1, "default": 0},
+}
+_BATCH = {"type": "string", "format": "ndjson", "description": "One event per line: {type, payload}."}
+_END = {"$ref": "#/components/schemas/End"}
 
 
-def _sent(media_type: str, schema: dict[str, str]) -> dict[str, Any]:
+def _sent(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A request's body, as the OpenAPI document has it."""
     return {"required": True, "content": {media_type: {"schema": schema}}}
 
 
 blueprint = Blueprint("external", __name__, description="Writing runs from outside")
+_conflicts = blueprint.alt_response(
+    409, schema=GapProblemSchema, content_type=PROBLEM_TYPE, description="A batch is missing, or the run has ended."
+)
 
 
 @blueprint.route("/runs/<run_id>/events", methods=["POST"])
-@blueprint.doc(parameters=[_EPOCH, _SEQ, _INPUTS_AFTER], requestBody=_sent(NDJSON_TYPE, {"type": "string"}))
+@blueprint.doc(parameters=[_EPOCH, _SEQ, _INPUTS_AFTER], requestBody=_sent(NDJSON_TYPE, _BATCH))
 @blueprint.alt_response(200, schema=TakenSchema, content_type=JSON_TYPE, description="It is committed.")
 @blueprint.alt_response(204, description="It was taken before; nothing is doubled.")
+@_conflicts
 def append(run_id: str) -> Response:
     """Append a batch of events to an external run: one JSON object {type, payload} per line."""
     writer = _writer(run_id)
@@ -64,7 +75,7 @@ def append(run_id: str) -> Response:
     producer_seq, inputs_after = _number("Producer-Seq"), _inputs_after()
     body = read_body()
     taken = runtail().external.append(writer, producer_seq, _events(body), inputs_after, len(body))
-    return Response(status=204) if taken.repeated else _answer(taken)
+    return no_content() if taken.repeated else _answer(taken)
 
 
 @blueprint.route("/runs/<run_id>/heartbeat", methods=["POST"])
@@ -76,8 +87,9 @@ def heartbeat(run_id: str) -> Response:
 
 
 @blueprint.route("/runs/<run_id>/finish", methods=["POST"])
-@blueprint.doc(parameters=[_EPOCH, _SEQ], requestBody=_sent(JSON_TYPE, {"type": "object"}))
+@blueprint.doc(parameters=[_EPOCH, _SEQ], requestBody=_sent(JSON_TYPE, _END))
 @blueprint.response(200, RunSchema)
+@_conflicts
 def finish(run_id: str) -> Response:
     """End an external run: {"status": "completed" | "failed" | "cancelled"}, with its output or its error."""
     writer = _writer(run_id)
@@ -115,7 +127,7 @@ def _number(name: str) -> int:
 
 def _inputs_after() -> int:
     text = request.args.get("inputs_after", "0")
-    if text.isascii() and text.isdigit() and len(text) <= 9:
+    if text.isascii() and text.isdigit() and len(text) <= INPUTS_AFTER_DIGITS:
         return int(text)
     raise InvalidRequest("inputs_after: a whole number.")
 

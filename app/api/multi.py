@@ -7,7 +7,7 @@ from flask import Response, request
 
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import cursors_of
-from app.api.negotiation import NDJSON_TYPE, SSE_TYPE, accepted_type
+from app.api.negotiation import NDJSON_TYPE, SSE_TYPE, accepted_type, no_content
 from app.api.schemas import SeveralEventsQuerySchema
 from app.api.windows import Open, open_iterated, reject_unavailable
 from app.errors import InvalidCursor, InvalidRequest, StoreUnavailable, TooManyRuns
@@ -27,6 +27,7 @@ blueprint.register_error_handler(StoreUnavailable, reject_unavailable)
 @blueprint.route("/events")
 @blueprint.arguments(SeveralEventsQuerySchema(), location="query")
 @blueprint.response(200, content_type=SSE_TYPE)
+@blueprint.alt_response(204, description="All have ended, and the cursor is their last events: do not come back.")
 def events(query: dict[str, Any]) -> Response:
     """Follow up to 20 runs in one window, as server-sent events or NDJSON. All have to be the caller's."""
     run_ids = _run_ids(query["runs"])
@@ -37,7 +38,7 @@ def events(query: dict[str, Any]) -> Response:
     if accepted_type(SSE_TYPE, NDJSON_TYPE) == NDJSON_TYPE:
         return _open(runs, cursors, NDJSON, parts)
     if all(run.terminal and cursors[run.id] == run.state_seq for run in runs):
-        return Response(status=204, headers={"Vary": "Accept"})  # after that an EventSource stays away
+        return no_content({"Vary": "Accept"})  # after that an EventSource stays away
     return _open(runs, cursors, SSE if query["named"] == "1" else SSE_UNNAMED, parts)
 
 

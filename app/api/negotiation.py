@@ -1,9 +1,9 @@
 """What a request asks for beside its path: a media type, and how long it would wait."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from flask import request
+from flask import Response, request
 from werkzeug.http import parse_dict_header
 
 from app.errors import NotAcceptable
@@ -46,6 +46,13 @@ def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> tuple[floa
         if found:
             return (max(found), specific) if max(found) > 0 else (0, 0)
     return 0, 0
+
+
+def no_content(headers: Mapping[str, str] | None = None) -> Response:
+    """204, which has no body and so no media type: Flask would name one."""
+    answer = Response(status=204, headers=headers)
+    del answer.headers["Content-Type"]
+    return answer
 
 
 def preferred_wait() -> int:

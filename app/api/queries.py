@@ -1,5 +1,6 @@
 """Query parameters that a route does not have are refused: who writes `limt=2` is not to be given everything."""
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -11,6 +12,8 @@ from app.errors import InvalidRequest
 View = Callable[..., Any]
 PROBED = ("/healthz", "/readyz", "/metrics", "/schema/events.json")
 """Monitors and load balancers add parameters of their own to what they ask for."""
+_PLACE = re.compile(r"<(?:[^:>]+:)?([^>]+)>")
+"""Of a value in a route, which may name a converter before it."""
 
 
 def refuse_unknown(app: Flask, document: dict[str, Any]) -> None:
@@ -19,7 +22,7 @@ def refuse_unknown(app: Flask, document: dict[str, Any]) -> None:
     That is looked at where the view is called: who is unknown has been told so before.
     """
     for rule in app.url_map.iter_rules():
-        route = rule.rule.replace("<", "{").replace(">", "}")
+        route = _PLACE.sub(r"{\1}", rule.rule)
         path = document["paths"].get(route)
         if path is not None and route not in PROBED:
             known = {method.upper(): _names(document, path, operation) for method, operation in path.items()}

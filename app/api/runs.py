@@ -9,7 +9,7 @@ from flask.views import MethodView
 from app.api.answers import alone, answer, with_state
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import FROM_SNAPSHOT, cursor_within
-from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, names, preferred_wait
+from app.api.negotiation import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, accepted_type, names, no_content, preferred_wait
 from app.api.problems import problem
 from app.api.schemas import (
     CancelNamedSchema,
@@ -79,7 +79,7 @@ class RunsView(MethodView):
         return Response(f'{{"runs": [{listed}], "next_cursor": {json.dumps(next_cursor)}}}\n', mimetype=JSON_TYPE)
 
 
-@blueprint.route("/runs/<run_id>")
+@blueprint.route("/runs/<no_verb:run_id>")
 class RunView(MethodView):
     """One run."""
 
@@ -100,7 +100,12 @@ class RunView(MethodView):
 @blueprint.route("/runs/cancel", methods=["POST"])
 @blueprint.arguments(CancelNamedSchema())
 @blueprint.response(200, RunSchema)
-@blueprint.alt_response(202, schema=NotedSchema, description="There is no such run yet; it will be cancelled.")
+@blueprint.alt_response(
+    202,
+    schema={"anyOf": [NotedSchema, RunSchema]},
+    content_type=JSON_TYPE,
+    description="There is no such run yet; it will be cancelled. Or there is one that has not ended yet, but will.",
+)
 def cancel_named(body: dict[str, str]) -> Response:
     """Cancel a run by the name that its client gave it, before or after it was started.
 
@@ -132,6 +137,7 @@ def erase(run_id: str) -> None:
 @blueprint.route("/runs/<run_id>/events")
 @blueprint.arguments(EventsQuerySchema(), location="query")
 @blueprint.response(200, content_type=SSE_TYPE)
+@blueprint.alt_response(204, description="The run has ended, and the cursor is its last event: do not come back.")
 def events(query: dict[str, Any], run_id: str) -> Response:
     """Follow a run from a cursor, by `Accept`: server-sent events, NDJSON, or a JSON page."""
     run = runtail().runs.position(principal(), run_id)
@@ -144,7 +150,7 @@ def events(query: dict[str, Any], run_id: str) -> Response:
     if media_type == NDJSON_TYPE:
         return open_window(run, cursor, NDJSON, speed=speed, parts=parts)
     if run.terminal and cursor == run.state_seq:
-        return Response(status=204, headers=VARY)  # the one answer after which an EventSource stays away
+        return no_content(VARY)  # the one answer after which an EventSource stays away
     return open_window(run, cursor, SSE if query["named"] == "1" else SSE_UNNAMED, speed=speed, parts=parts)
 
 

@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
-from marshmallow.validate import ContainsNoneOf, Length, OneOf, Range, Regexp
+from marshmallow.validate import Length, OneOf, Range, Regexp
 
+from app.api.cursors import CURSOR, CURSORS
 from app.protocol.timing import SPEED_MAX, SPEED_MIN
 
 STATUSES = ("pending", "running", "waiting", "completed", "failed", "cancelled")
@@ -23,8 +24,11 @@ TIMEOUT_MAX_SECONDS = 30 * 86_400
 SESSION_ID = Regexp(r"^[A-Za-z0-9_.:\-]{1,128}(?!\n)$", error="Must be 1 to 128 of A-Z a-z 0-9 _ . : -")
 IDEMPOTENCY_KEY = Regexp(r"^[\x21-\x7e]{1,255}(?!\n)$", error="Must be 1 to 255 visible ASCII characters.")
 RUN_ID = Regexp(r"^run_[0-9A-HJKMNP-TV-Z]{26}(?!\n)$", error="Must be a `next_cursor`.")
-APPROVALS_CURSOR = Regexp(r"^[0-9]{1,16}:[^:]+:[^:]+$", error="Must be a `next_cursor`.")
-TEXT = (Length(1, 100), ContainsNoneOf("\0", error="Must not hold NUL."))
+APPROVALS_CURSOR = Regexp(r"^[0-9]{1,16}:[^:\x00]+:[^:\x00]+$", error="Must be a `next_cursor`.")
+TEXT_MAX_CHARS = 100
+TEXT = (Length(1, TEXT_MAX_CHARS), Regexp(r"^[^\x00]+$", error="Must not hold NUL."))
+RUNS = r"^[^,]+(,[^,]+){0,19}$"
+LIKE_POLYFILLS = "The same, as EventSource polyfills call it."
 
 
 class Moment(fields.AwareDateTime):
@@ -38,6 +42,14 @@ class Moment(fields.AwareDateTime):
             raise ValidationError("Must be of the years 1 to 9999.") from error
 
 
+class Whole(fields.Integer):
+    """A number that is whole, also where it is written as 5.0: JSON Schema calls that an integer."""
+
+    def _validated(self, value: Any) -> Any:
+        whole = isinstance(value, float) and value.is_integer()
+        return super()._validated(int(value) if whole else value)
+
+
 class StartRunSchema(Schema):
     """Body of POST /runs."""
 
@@ -45,7 +57,7 @@ class StartRunSchema(Schema):
     input = fields.Dict(keys=fields.String(), load_default=dict)
     session_id = fields.String(load_default=None, allow_none=True, validate=SESSION_ID)
     on_disconnect = fields.String(load_default="continue", validate=OneOf(["continue", "cancel"]))
-    timeout_s = fields.Integer(load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS))
+    timeout_s = Whole(load_default=None, allow_none=True, strict=True, validate=Range(1, TIMEOUT_MAX_SECONDS))
     metadata = fields.Dict(keys=fields.String(), load_default=dict)
     client_run_id = fields.String(load_default=None, allow_none=True, validate=SESSION_ID)
 
@@ -66,7 +78,7 @@ class CancelNamedSchema(Schema):
 class NotedSchema(Schema):
     """Answer to POST /runs/cancel where there is no such run yet."""
 
-    status = fields.Constant("noted")
+    status = fields.Constant("noted", metadata={"type": "string", "enum": ["noted"]})
 
 
 class IdempotencyKeySchema(Schema):
@@ -81,7 +93,9 @@ class IdempotencyKeySchema(Schema):
 class StartHeadersSchema(IdempotencyKeySchema):
     """Headers of POST /runs."""
 
-    writer_later = fields.Boolean(data_key="Runtail-Writer", load_default=False, truthy={"later"}, falsy=set())
+    writer_later = fields.Boolean(
+        data_key="Runtail-Writer", truthy={"later"}, falsy=set(), metadata={"type": "string", "enum": ["later"]}
+    )
     lease_seconds = fields.Integer(data_key="Runtail-Lease", load_default=None, validate=Range(1, LEASE_MAX))
 
 
@@ -194,9 +208,11 @@ SNAPSHOT = fields.String(
 class EventsQuerySchema(Schema):
     """Query of GET /runs/{run_id}/events."""
 
-    since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
-    last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
-    lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
+    since_seq = fields.String(
+        metadata={"description": "Cursor: seq of the last event you have, or `latest`.", "pattern": CURSOR}
+    )
+    last_event_id = fields.String(metadata={"description": "As since_seq; wins over it.", "pattern": CURSOR})
+    lastEventId = fields.String(metadata={"description": LIKE_POLYFILLS, "pattern": CURSOR})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
     snapshot = SNAPSHOT
     watch_token = fields.String(metadata={"description": "Of an external run, in place of a key."})
@@ -211,10 +227,12 @@ class EventsQuerySchema(Schema):
 class SeveralEventsQuerySchema(Schema):
     """Query of GET /events."""
 
-    runs = fields.String(required=True, metadata={"description": "Ids of runs, with commas between them."})
-    since = fields.String(metadata={"description": "Cursor: `run:seq,run:seq`, or `latest`."})
-    last_event_id = fields.String(metadata={"description": "As since; wins over it."})
-    lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
+    runs = fields.String(
+        required=True, metadata={"description": "Ids of runs, with commas between them.", "pattern": RUNS}
+    )
+    since = fields.String(metadata={"description": "Cursor: `run:seq,run:seq`, or `latest`.", "pattern": CURSORS})
+    last_event_id = fields.String(metadata={"description": "As since; wins over it.", "pattern": CURSORS})
+    lastEventId = fields.String(metadata={"description": LIKE_POLYFILLS, "pattern": CURSORS})
     named = fields.String(validate=OneOf(["0", "1"]), load_default="1")
     snapshot = SNAPSHOT
 
@@ -222,9 +240,11 @@ class SeveralEventsQuerySchema(Schema):
 class WebSocketQuerySchema(Schema):
     """Query of GET /runs/{run_id}/ws."""
 
-    since_seq = fields.String(metadata={"description": "Cursor: seq of the last event you have, or `latest`."})
-    last_event_id = fields.String(metadata={"description": "As since_seq; wins over it."})
-    lastEventId = fields.String(metadata={"description": "The same, as EventSource polyfills call it."})
+    since_seq = fields.String(
+        metadata={"description": "Cursor: seq of the last event you have, or `latest`.", "pattern": CURSOR}
+    )
+    last_event_id = fields.String(metadata={"description": "As since_seq; wins over it.", "pattern": CURSOR})
+    lastEventId = fields.String(metadata={"description": LIKE_POLYFILLS, "pattern": CURSOR})
     snapshot = SNAPSHOT
 
 
@@ -234,7 +254,7 @@ class FeedQuerySchema(Schema):
     sample = fields.Float(
         load_default=1.0,
         validate=Range(0, 1, min_inclusive=False),
-        metadata={"description": "The share of events that are shown; `run.*` always are."},
+        metadata={"description": "The share of events that are shown; `run.*` always are.", "exclusiveMinimum": 0},
     )
 
 
@@ -267,7 +287,7 @@ class ApprovalsQuerySchema(Schema):
 
     status = fields.String(load_default=None, validate=OneOf(APPROVAL_STATUSES))
     run_id = fields.String(data_key="run", load_default=None, validate=TEXT)
-    cursor = fields.String(load_default=None, validate=(*TEXT, APPROVALS_CURSOR))
+    cursor = fields.String(load_default=None, validate=(Length(1, TEXT_MAX_CHARS), APPROVALS_CURSOR))
     limit = fields.Integer(load_default=LIST_LIMIT, validate=Range(1, LIST_LIMIT_MAX))
 
 
@@ -315,3 +335,9 @@ class ResolvedProblemSchema(ProblemSchema):
     """`approval_resolved`, with the outcome."""
 
     approval = fields.Nested(ApprovalSchema)
+
+
+class GapProblemSchema(ProblemSchema):
+    """`producer_gap`, with the number of the batch that is missing; other conflicts have none."""
+
+    expected = fields.Integer()
