@@ -1,22 +1,22 @@
-# One image for the web, the worker and the release step; the command chooses:
+# One image for the web, the workers and the release step; the command chooses:
 #   docker run -e DATABASE_URL -e REDIS_URL -e PORT IMAGE                      the web (default)
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE python -m workers            a worker
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE python -m workers --isolated one for isolated agents
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE runtail migrate              the migrations
 
-FROM python:3.12-slim AS build
+FROM python:3.13-slim-trixie AS build
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # The locked dependencies alone first: this layer changes only with the lock.
-COPY requirements.txt .
-RUN pip install -r requirements.txt
+COPY requirements.txt requirements-build.txt ./
+RUN pip install -r requirements.txt -r requirements-build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY workers workers
-RUN pip install --no-deps .
+RUN pip install --no-deps --no-build-isolation . && pip uninstall --yes setuptools
 
-FROM python:3.12-slim
+FROM python:3.13-slim-trixie
 RUN useradd --system --no-create-home --uid 10001 runtail
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PORT=8000
 COPY --from=build /venv /venv

@@ -11,7 +11,8 @@ DATA ?= .data
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
-# The lock is one list for every extra; what to install is said by the extras, at which version by the lock.
+# The lock is one list for every extra; what to install is said by the extras, at which version by the lock. What is
+# deployed has hashes besides: see `lock`.
 # setuptools warns of every editable install.
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation -c requirements-dev.txt -e
 BROWSER_FLAGS ?=
@@ -117,22 +118,18 @@ test-fresh-readme: $(DEV_STAMP)
 test-fresh: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/fresh --timeout 3600 $(ARGS)
 
-# requirements-dev.txt locks every extra; requirements.txt is the deployment's part of it (what Heroku installs).
-define PINS
-import json, sys
-header = "# Locked by `make lock` from pyproject.toml. Do not edit."
-found = (i["metadata"] for i in json.load(sys.stdin)["install"] if i["metadata"]["name"] != "runtail-server")
-print(header, *sorted(f"{m['name'].lower()}=={m['version']}" for m in found), sep="\n")
-endef
-export PINS
-RESOLVE := $(PIP) install --dry-run --ignore-installed --report -
+# requirements-dev.txt locks every extra, and is pip's constraints: those may have no hashes, because pip then asks for
+# the hash of our own folders too. requirements.txt is the deployment's part of it, with the hash of every file for all
+# supported Pythons and platforms (what Heroku and the image install), requirements-build.txt what builds the image.
+RESOLVE := $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --fork-strategy fewest
 
 lock: $(VENV_STAMP)
-	$(PIP) install --upgrade pip
-	$(RESOLVE) setuptools flit_core '.[embedded,dev,bench,browser]' | $(BIN)/python -c "$$PINS" > requirements-dev.txt.new
-	$(RESOLVE) -c requirements-dev.txt.new . | $(BIN)/python -c "$$PINS" > requirements.txt.new
-	mv requirements-dev.txt.new requirements-dev.txt
-	mv requirements.txt.new requirements.txt
+	$(PIP) install --upgrade pip uv
+	rm -f $(VENV)/pylock.*toml
+	printf 'setuptools\nflit_core\n' | $(RESOLVE) --all-extras -o $(VENV)/pylock.dev.toml pyproject.toml -
+	cp $(VENV)/pylock.dev.toml $(VENV)/pylock.toml  # uv keeps to the versions that it finds there
+	$(RESOLVE) -o $(VENV)/pylock.toml pyproject.toml
+	$(BIN)/python tools/lock.py $(VENV)/pylock.dev.toml $(VENV)/pylock.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import rfc8785
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from app.protocol.digest import digest
+from app.protocol.digest import LARGEST_INTEGER, _canonical, digest
 from app.protocol.reducer import State, fold, initial
 from app.protocol.state import output_of
 
@@ -58,6 +60,35 @@ def test_abandoned_messages_are_no_part_of_the_digest() -> None:
 def test_numbers_that_are_equal_have_one_digest() -> None:
     state = initial("run_1")
     assert digest(state, {"a": 1.0, "b": 2}) == digest(state, {"b": 2.0, "a": 1})
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-LARGEST_INTEGER, LARGEST_INTEGER)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+@example([0.0, -0.0, 1e-6, 9.999999999999999e-7, 1e-7, 1.5e-10, 5e-324, 1e15, 1e16, 1e20, 123456789012345680000.0])
+@example([1e21, -1e21, 1.7976931348623157e308, 333333333.33333329, 4.5, 2e-3, 1e23, -1.0, 100.0, 2.0**53, True])
+def test_what_is_sealed_is_the_canonical_json_of_the_reference(value: object) -> None:
+    assert "".join(_canonical(value)).encode() == rfc8785.dumps(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_is_read_back_as_the_same_number(value: float) -> None:
+    assert float("".join(_canonical(value))) == value
+
+
+@pytest.mark.parametrize("value", [2**53, -(2**53), float("nan"), float("inf"), float("-inf")])
+def test_a_number_without_a_canonical_form_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="canonical JSON has no"):
+        list(_canonical([value]))
 
 
 def test_a_run_that_has_ended_is_not_sealed_again() -> None:

@@ -4,14 +4,18 @@ docs/protocol.md gives the recipe, so that anybody can recompute it from the log
 """
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from json.encoder import encode_basestring as _quoted
 from typing import Any
 
-import rfc8785
-
 from app.protocol.state import ENDED
 from app.protocol.writing import Pace
+
+LARGEST_INTEGER = 2**53 - 1
+"""Beyond it RFC 8785 has no form for an integer: a double does not hold it exactly."""
 
 
 def digest(state: Mapping[str, Any], output: Any, pace: Pace = iter) -> str:
@@ -39,7 +43,10 @@ def digest(state: Mapping[str, Any], output: Any, pace: Pace = iter) -> str:
 
 
 def _canonical(value: Any) -> Iterator[str]:
-    """Pieces of the canonical JSON (RFC 8785). A text is as `dumps` has it, which takes a tenth of rfc8785's time."""
+    """Pieces of the canonical JSON (RFC 8785).
+
+    :raises ValueError: a number has no canonical form.
+    """
     if isinstance(value, str):
         yield _quoted(value)
     elif isinstance(value, dict):
@@ -53,8 +60,25 @@ def _canonical(value: Any) -> Iterator[str]:
             yield from _canonical(item)
         yield "]" if value else "[]"
     else:
-        yield rfc8785.dumps(value).decode()
+        yield _number(value) if isinstance(value, float) else _scalar(value)
 
 
 def _utf16(key: str) -> bytes:
     return key.encode("utf-16-be")
+
+
+def _scalar(value: int | bool | None) -> str:
+    if value is not None and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"canonical JSON has no integer {value}")
+    return json.dumps(value)
+
+
+def _number(value: float) -> str:
+    """As ECMAScript writes it: Python finds the same shortest digits, but uses an exponent for other magnitudes."""
+    if not math.isfinite(value):
+        raise ValueError(f"canonical JSON has no {value}")
+    if value == 0:
+        return "0"
+    if 1e-6 <= abs(value) < 1e21:
+        return format(Decimal(repr(value)), "f").removesuffix(".0")
+    return repr(value).replace("e-0", "e-")
