@@ -1,62 +1,21 @@
 """Redis over TLS: a certificate that nobody vouches for is refused, unless a setting says otherwise."""
 
 import contextlib
-import socket
-import ssl
-import threading
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import pytest
 
 from app.config import Config
 from app.errors import ConfigError, StoreUnavailable
 from app.wiring import Services
-from tests.harness import ROOT
+from tests.tls_relay import tls_relay
 
 
 @pytest.fixture(scope="module")
 def tls_url(environment: dict[str, str]) -> Iterator[str]:
     """The session's Redis behind TLS, with a certificate of its own making."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(ROOT / "tests" / "localhost.pem")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_accept, args=(server, context, environment["REDIS_URL"]), daemon=True).start()
-        credentials = urlsplit(environment["REDIS_URL"]).netloc.rpartition("@")[0]
-        yield f"rediss://{credentials}@localhost:{server.getsockname()[1]}/0"
-
-
-def _accept(server: socket.socket, context: ssl.SSLContext, url: str) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            client, _ = server.accept()
-            threading.Thread(target=_serve, args=(client, context, url), daemon=True).start()
-
-
-def _serve(client: socket.socket, context: ssl.SSLContext, url: str) -> None:
-    with (
-        contextlib.suppress(OSError),
-        context.wrap_socket(client, server_side=True) as outside,
-        _plain(url) as inside,
-    ):
-        threading.Thread(target=_copy, args=(inside, outside), daemon=True).start()
-        _copy(outside, inside)
-
-
-def _plain(url: str) -> socket.socket:
-    parts = urlsplit(url)
-    if parts.hostname:
-        return socket.create_connection((parts.hostname, parts.port or 6379))
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(parts.path)
-    return connection
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65_536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_RDWR)
+    with tls_relay(environment["REDIS_URL"]) as url:
+        yield url
 
 
 @contextlib.contextmanager
