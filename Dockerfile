@@ -4,6 +4,7 @@
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE python -m workers --isolated one for isolated agents
 #   docker run -e DATABASE_URL -e REDIS_URL IMAGE runtail migrate              the migrations
 
+# Debian 13 with the Python that it also packages: `make test-image` makes this base from its packages.
 FROM python:3.13-slim-trixie AS build
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

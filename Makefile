@@ -25,7 +25,7 @@ BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
 .PHONY: install run test test-chaos test-model test-soak test-redis test-fresh test-fresh-readme lint format bench lock \
-	test-browser test-proxy test-contract clean
+	test-browser test-proxy test-contract test-image clean
 .DEFAULT_GOAL := help
 
 help:
@@ -117,6 +117,10 @@ test-fresh-readme: $(DEV_STAMP)
 
 test-fresh: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/fresh --timeout 3600 $(ARGS)
+
+# The image, built by buildah on a base made from Debian's packages. Needs root, buildah and debootstrap.
+test-image: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/image --timeout 600 $(ARGS)
 
 # requirements-dev.txt locks every extra, and is pip's constraints: those may have no hashes, because pip then asks for
 # the hash of our own folders too. requirements.txt is the deployment's part of it, with the hash of every file for all

@@ -2,6 +2,7 @@
 # A machine that has nothing but Debian 13's Python, venv, make and CA certificates, in a folder.
 #
 #   machine.sh make DIR              make it, with an ordinary user "ann" and this checkout in her home. Takes a minute.
+#   machine.sh bare DIR SUITE        make one of that Debian, without ann and the checkout.
 #   machine.sh run DIR COMMAND ...   run a command there as ann, in the checkout. It shares the network of this machine,
 #                                    nothing else: what it started ends with it, and its mounts are gone.
 #
@@ -12,13 +13,19 @@ checkout=$(cd "$(dirname "$0")/../.." && pwd)
 user=1000
 home=/home/ann
 
-make_machine() {
-    local dir=$1 file
-    debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates trixie "$dir" > "$dir.log"
-    chroot "$dir" useradd --uid $user --create-home ann
+make_bare() {
+    local dir=$1 suite=$2 file
+    debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates "$suite" "$dir" > "$dir.log"
+    rm -rf "$dir"/var/lib/apt/lists/* "$dir"/var/cache/apt/archives/*.deb
     for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
         if [ -e "$file" ]; then cp -L "$file" "$dir$file"; fi
     done
+}
+
+make_machine() {
+    local dir=$1
+    make_bare "$dir" trixie
+    chroot "$dir" useradd --uid $user --create-home ann
     if [ -e ~/.config/pip/pip.conf ]; then install -D ~/.config/pip/pip.conf "$dir$home/.config/pip/pip.conf"; fi
     mkdir "$dir$home/runtail"
     git -C "$checkout" ls-files -z --cached --others --exclude-standard |
@@ -45,6 +52,7 @@ run_there() {
 
 case "${1-}" in
     make) make_machine "$2" ;;
+    bare) make_bare "$2" "$3" ;;
     run) run_there "${@:2}" ;;
-    *) sed -n 's/^# \{0,1\}//p' "$0" | head -n 9 >&2; exit 2 ;;
+    *) sed -n 's/^# \{0,1\}//p' "$0" | head -n 10 >&2; exit 2 ;;
 esac
