@@ -20,8 +20,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 OURS = {"runtail-server", "runtail-client"}
-# What deployments are asked to run on: Pythons from the oldest to the newest, a wheel's platforms.
-TARGETS = [("3.11", "manylinux_2_28_x86_64"), ("3.14", "manylinux_2_28_aarch64"), ("3.13", "macosx_14_0_arm64")]
+# A deployment's Python and its platform's wheels: the first is what Heroku has, and the others are the edges.
+TARGETS = [
+    ("3.14", "manylinux_2_28_x86_64"),
+    pytest.param("3.11", "manylinux_2_28_aarch64", marks=pytest.mark.thorough),
+    pytest.param("3.13", "macosx_14_0_arm64", marks=pytest.mark.thorough),
+]
 
 
 def normal(name: str) -> str:
@@ -125,13 +129,13 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
 @pytest.mark.parametrize(("python", "platform"), TARGETS)
 def test_the_deployments_lock_installs_as_wheels_alone(python: str, platform: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-input"]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--retries", "1"]
     target = ["--python-version", python, "--platform", platform, "--target", str(tmp_path)]
     wheels = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements.txt")]
     if platform.startswith("manylinux"):  # a newer one takes the older one's wheels, which pip has to be told
         machine = platform.removeprefix("manylinux_2_28_")
         target += ["--platform", f"manylinux_2_17_{machine}", "--platform", f"manylinux2014_{machine}"]
     done = subprocess.run([*command, *target, *wheels], capture_output=True, text=True, timeout=110)
-    if "Failed to establish a new connection" in done.stderr or "Name or service not known" in done.stderr:
+    if "connection broken by" in done.stderr:
         give_up("pip's index cannot be reached.")
     assert done.returncode == 0, done.stderr[-2000:]

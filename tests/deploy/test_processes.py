@@ -24,6 +24,8 @@ from tests.harness import ROOT, eventually, free_port
 from tests.tls_relay import tls_relay
 
 READY_SECONDS = 60
+IN_THE_GATE = {"heroku", "compose"}
+"""Of the platforms, whose commands are the same (test_manifests), two with unlike settings."""
 
 # What the platform would answer to the import of a package that it did not install.
 ONLY_LOCKED = """
@@ -91,7 +93,12 @@ class Deployed:
             process.wait(self.platform.stop_seconds)
 
 
-@pytest.fixture(scope="module", params=PLATFORMS, ids=lambda platform: platform.name)
+def played(platform: Platform) -> object:
+    marks = () if platform.name in IN_THE_GATE else pytest.mark.thorough
+    return pytest.param(platform, id=platform.name, marks=marks)
+
+
+@pytest.fixture(scope="module", params=map(played, PLATFORMS))
 def deployed(
     request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
