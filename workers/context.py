@@ -75,7 +75,7 @@ class RunContext(Waits):
         self._hooks = hooks
         self._shared: _Shared = within._shared if within else _Shared()
         self._steps: list[Step] = list(within._steps) if within else []
-        self._tools: Tools = Tools(calls, self.sleep, within._tools.running if within else ())
+        self._tools: Tools = Tools(calls, Waits(calls).sleep, within._tools.running if within else ())
 
     # Progress.
 

@@ -5,6 +5,7 @@ have done is in the journal, and is not done again.
 """
 
 import logging
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -67,6 +68,7 @@ class Stretches:
             return self._outcome(execution, emission, journal, reason)
         finally:
             self._emitter.close(emission)
+            execution.emission = None  # the two know each other: what the run holds is free as soon as it has ended
 
     def bring_inputs(self, emission: Emission, sent: int | None = None) -> None:
         """Write down the inputs that the log does not hold yet. May be done at any time, by several at once.
@@ -196,19 +198,26 @@ class Stretches:
             context = RunContext(input, calls, hooks)
             with context.active():
                 return context.conclude(call_named(run.id, agent.function, context))
-        except Suspended as suspended:
-            return suspended
-        except Interrupted:
-            if execution.interruption is None:
-                authors_log.exception("The agent of %s raised an interruption of its own.", run.id)
-                return Ending.failed(errors.AgentError())
-            return None  # whoever interrupted knows the ending
-        except RuntailError as error:
-            authors_log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
-            return Ending.failed(_shown(error))
         except BaseException as error:  # SystemExit among them: an agent must not end its worker
+            outcome = self._raised(execution, error)
+            _let_go(error)
+            return outcome
+
+    def _raised(self, execution: Execution, error: BaseException) -> Ending | Suspended | None:
+        """What becomes of a run whose agent has raised this. Called while it is handled."""
+        run = execution.run
+        if isinstance(error, Suspended):
+            return error
+        if isinstance(error, Interrupted):
+            if execution.interruption is not None:
+                return None  # whoever interrupted knows the ending
+            authors_log.exception("The agent of %s raised an interruption of its own.", run.id)
+            return Ending.failed(errors.AgentError())
+        if isinstance(error, RuntailError):
+            authors_log.warning("%s failed: %s: %s", run.id, error.code, error.detail, exc_info=True)
+        else:
             authors_log.exception("The agent of %s raised.", run.id)
-            return Ending.failed(_shown(error))
+        return Ending.failed(_shown(error))
 
     def _prepare(self, run: RunRecord) -> tuple[Agent, dict[str, Any]]:
         agent = self._agents.get(run.agent)
@@ -230,6 +239,13 @@ def _shown(error: BaseException) -> RuntailError:
         return errors.AgentError(f"The agent raised {type(error).__name__}.")
     # A tool or a library may have wrapped it.
     return next((cause for cause in _causes(error) if isinstance(cause, errors.NeedsIsolation)), errors.AgentError())
+
+
+def _let_go(error: BaseException) -> None:
+    """Of all that the frames hold which the error has left: it may be megabytes, and would wait for the collector."""
+    for one in _causes(error):
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

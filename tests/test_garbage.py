@@ -1,0 +1,82 @@
+"""What a run holds is free as soon as it has ended: megabytes of it would wait for the garbage collector."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+
+import gevent
+import pytest
+from marshmallow import Schema
+
+from app.storage.log_writer import LogWriter
+from app.wiring import Services
+from tests.harness import pending_run
+from workers.context import RunContext
+from workers.emission import Emission
+from workers.emitter import Emitter
+from workers.execution import Execution
+from workers.executor import Executor
+from workers.registry import Agent
+from workers.tools import ToolError
+
+HELD = (Emission, Execution, LogWriter, RunContext)
+
+
+def works(run: RunContext) -> object:
+    with run.step("Work"):
+        run.tool("add", lambda a: a + 1, 1)
+        run.parallel(lambda branch: branch.tool("left", str), lambda branch: branch.stream(["a text"]))
+    return {"done": True}
+
+
+def raises(run: RunContext) -> object:
+    with run.step("Work"), run.message() as message:
+        message.write("a text")
+        raise ZeroDivisionError
+
+
+def gives_what_is_refused(run: RunContext) -> object:
+    run.emit("custom." + "X" * 1_000_000, {})
+    return None
+
+
+def has_a_tool_that_fails(run: RunContext) -> object:
+    def fail() -> None:
+        raise ToolError("no_stock", "None is left.")
+
+    run.tool("fail", fail)
+    return None
+
+
+def waits(run: RunContext) -> object:
+    run.approve("May I?")
+    return None
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    logging.disable()  # pytest keeps what is logged, and so what was raised
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    logging.disable(logging.NOTSET)
+
+
+def held() -> list[object]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, HELD)]
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("function", [works, raises, gives_what_is_refused, has_a_tool_that_fails, waits])
+def test_nothing_of_a_run_that_has_ended_waits_for_the_collector(
+    apart: Services, function: Callable[[RunContext], object]
+) -> None:
+    emitter = Emitter(apart.ownership)
+    emitter.start()
+    executor = Executor(apart, emitter, {"held": Agent("held", function, Schema, "1")}, "w")
+    for _ in range(3):
+        executor.execute(pending_run(apart, "held").id)
+    with gevent.Timeout(5):
+        while held():
+            gevent.sleep(0.01)  # the emitter has to finish its turn
