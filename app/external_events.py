@@ -18,7 +18,7 @@ from app.errors import (
 )
 from app.hooks import Hooks
 from app.protocol.events import Outbound, dumps
-from app.storage.run_store import BYTES, NewApproval
+from app.storage.run_store import BYTES, CONTAINERS, NewApproval
 from app.turns import give_way
 
 MESSAGE_MAX_CHARS = 500
@@ -66,7 +66,7 @@ def outbound_of(events: Sequence[Any], hooks: Hooks) -> tuple[list[tuple[str, Ou
 
 
 def kept_of(outbound: Sequence[tuple[str, Payload]]) -> Counter[str]:
-    """What a run's state keeps of the events: items by their kind, and BYTES."""
+    """What a run's state keeps of the events: items by their kind, BYTES, and CONTAINERS."""
     kept: Counter[str] = Counter()
     for type, payload in outbound:
         if type == "message.delta":
@@ -75,10 +75,22 @@ def kept_of(outbound: Sequence[tuple[str, Payload]]) -> Counter[str]:
             kept[BYTES] += max(0, len(dumps(payload).encode()) - REPLACED_FREE_BYTES)
         elif not type.startswith(_NOT_KEPT):
             kept[BYTES] += len(dumps(payload).encode())
+            kept[CONTAINERS] += _containers_in(payload)
             if kind := _KINDS.get(type):
                 kept[kind] += 1
         give_way()
     return kept
+
+
+def _containers_in(value: Any) -> int:
+    """The lists and objects within a list or an object, at all levels."""
+    count, left = 0, [value]
+    while left:
+        one = left.pop()
+        found = [item for item in (one.values() if isinstance(one, dict) else one) if isinstance(item, dict | list)]
+        count += len(found)
+        left += found
+    return count
 
 
 def wanted_of(body: Any) -> Payload:

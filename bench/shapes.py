@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.protocol.events import dumps
-from app.storage.run_store import KEPT_BYTES_MAX, KEPT_MAX
+from app.storage.run_store import KEPT_BYTES_MAX, KEPT_CONTAINERS_MAX, KEPT_MAX
 
 BATCH_EVENTS = 1_000
 BATCH_BYTES = 900_000
@@ -58,11 +58,12 @@ def _tools(share: float) -> Iterator[Event]:
         yield "tool.completed", {"tool_call_id": f"c{n}", **result}
 
 
-def _errors(share: float, about: dict[str, Any]) -> Iterator[Event]:
-    """Steps that fail with a large error."""
+def _errors(share: float, about: dict[str, Any], containers: int = 1) -> Iterator[Event]:
+    """Steps that fail with a large error, of so many lists and objects."""
     payload = {"step_id": "s", "error": {"code": "c", "message": "m", **about}}
     each = len(dumps(payload)) + len(dumps(STEP))
-    for n in range(int((KEPT_BYTES_MAX - ROOM) * share) // each):
+    most = min((KEPT_BYTES_MAX - ROOM) // each, KEPT_CONTAINERS_MAX // containers)
+    for n in range(int(most * share)):
         yield "step.started", {**STEP, "step_id": f"s{n}"}
         yield "step.failed", {**payload, "step_id": f"s{n}"}
 
@@ -94,7 +95,7 @@ SHAPES: dict[str, Callable[[float], Iterator[Event]]] = {
     "messages": _messages,
     "tools": _tools,
     "keys": lambda share: _errors(share, {f"key{n}": n for n in range(KEYS)}),
-    "depth": lambda share: _errors(share, {"a": [_nested()] * CHAINS}),
+    "depth": lambda share: _errors(share, {"a": [_nested()] * CHAINS}, 2 + CHAINS * (LEVELS + 1)),
     "plan": _plan,
     "custom": _custom,
 }

@@ -15,7 +15,15 @@ from app.external_events import REPLACED_FREE_BYTES, kept_of
 from app.protocol.events import dumps
 from app.protocol.reducer import fold, initial
 from app.runs import StartRequest
-from app.storage.run_store import BYTES, KEPT_BYTES_MAX, KEPT_MAX, Principal, ending_seconds
+from app.storage.run_store import (
+    BYTES,
+    CONTAINERS,
+    KEPT_BYTES_MAX,
+    KEPT_CONTAINERS_MAX,
+    KEPT_MAX,
+    Principal,
+    ending_seconds,
+)
 from app.verification import Claim, verify
 from app.wiring import Services
 from tests.conftest import StackMaker
@@ -98,6 +106,25 @@ def test_a_run_keeps_so_many_bytes_whatever_they_are(web: Stack, kind: str) -> N
         assert taken <= KEPT_BYTES_MAX // 800_000
     assert "bytes" in problem(answer, 409, "too_many_items")["detail"]
     assert taken >= KEPT_BYTES_MAX // 801_000
+    writer.seq -= 1
+    assert writer.complete().status_code == 200
+
+
+def test_a_run_keeps_so_many_lists_and_objects_at_whatever_depth(web: Stack) -> None:
+    """Two bytes of JSON each: half a million of them made a web process stand still."""
+    deep: list[Any] = []
+    for _ in range(40):
+        deep = [deep]
+    error = {"code": "c", "message": "m", "flat": [{}] * 5_000, "deep": [deep] * 100}
+    each = sum((1, 1, 5_000, 1, 100 * 41))
+    line: Line = ("step.failed", {"step_id": "s", "error": error})
+    assert kept_of([line])[CONTAINERS] == each
+    writer = ExternalWriter.start(web.http)
+    taken = 0
+    while (answer := writer.append(line)).status_code == 200:
+        taken += each
+    assert CONTAINERS in problem(answer, 409, "too_many_items")["detail"]
+    assert KEPT_CONTAINERS_MAX - each < taken <= KEPT_CONTAINERS_MAX
     writer.seq -= 1
     assert writer.complete().status_code == 200
 

@@ -1,6 +1,15 @@
 """Postgres: the only package that imports peewee. Rows in, records out."""
 
-from app.storage.run_store.batches import BYTES, KEPT_BYTES_MAX, KEPT_MAX, Batch, BatchStore, Taken
+from app.storage.run_store.batches import (
+    BYTES,
+    CONTAINERS,
+    KEPT_BYTES_MAX,
+    KEPT_CONTAINERS_MAX,
+    KEPT_MAX,
+    Batch,
+    BatchStore,
+    Taken,
+)
 from app.storage.run_store.beats import Beats
 from app.storage.run_store.database import Database
 from app.storage.run_store.early import EarlyCancels
@@ -35,9 +44,11 @@ from app.storage.run_store.waits import Decision, SentInput, ToldRun, Waits
 
 __all__ = [
     "BYTES",
+    "CONTAINERS",
     "ENDING_SECONDS",
     "EXTERNAL",
     "KEPT_BYTES_MAX",
+    "KEPT_CONTAINERS_MAX",
     "KEPT_MAX",
     "AgentRecord",
     "ApprovalRecord",

@@ -35,8 +35,11 @@ KEPT_MAX = 10_000
 """Of each kind of item that one external run may keep in its state, which is read and written as a whole."""
 KEPT_BYTES_MAX = 8_000_000
 """Of the events that its state keeps, as JSON in UTF-8."""
-BYTES = "bytes"
-"""Their name beside those of the kinds."""
+KEPT_CONTAINERS_MAX = 200_000
+"""Of lists and objects within them: each is an object of its own while the state is in memory."""
+BYTES, CONTAINERS = "bytes", "containers"
+"""Their names beside those of the kinds."""
+_LIMITS = {BYTES: KEPT_BYTES_MAX, CONTAINERS: KEPT_CONTAINERS_MAX}
 INPUTS_AT_ONCE = 100
 """In one answer, and told to the log in one transaction."""
 STATE_EVENTS = 1_000
@@ -102,7 +105,7 @@ class Batch:
     token_hash: str | None = None
     """Of the token that it came with; None: it is known to be the epoch's."""
     keeps: Mapping[str, int] = field(default_factory=dict)
-    """What the run's state keeps of the events: how many of each kind, and BYTES."""
+    """What the run's state keeps of the events: how many of each kind, BYTES and CONTAINERS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class _Hold:
 
     def _too_much(self, keeps: Mapping[str, int]) -> TooManyItems | None:
         for kind, more in keeps.items():
-            if self.kept[kind] + more > (limit := KEPT_BYTES_MAX if kind == BYTES else KEPT_MAX):
+            if self.kept[kind] + more > (limit := _LIMITS.get(kind, KEPT_MAX)):
                 return TooManyItems(f"{kind}: at most {limit:,} in one run, and it has {self.kept[kind]:,}.")
         return None
 
