@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,9 +17,12 @@ from redis import Redis
 
 from app.devservices import EmbeddedServices
 from app.protocol import framing
+from app.protocol.events import Event
 from app.storage.event_log import stream_key
+from app.storage.history import History
+from app.storage.log_reader import Doorbell, LogReader
 from app.storage.run_store import migrate
-from app.streaming.tail_hub import CHARS_PER_TURN, EVENTS_PER_READ
+from app.streaming.tail_hub import CHARS_PER_TURN, EVENTS_PER_READ, TailHub
 from app.streaming.window import HEALING_SECONDS
 from tests.conftest import StackMaker
 from tests.harness import Stack, eventually, pending_run
@@ -109,6 +112,30 @@ def test_what_one_read_brings_is_bounded_in_bytes_too(web: Stack, author: LogAut
     assert client.body == b"\n" + b"".join(map(framing.ndjson, author.events))
     assert max(counts) == EVENTS_PER_READ, "small events are read many at a time"
     assert min(counts) * size <= CHARS_PER_TURN, "and large ones a few at a time"
+
+
+class LostAfterwards(LogReader):
+    """Its Redis is lost, and another one is there, as soon as it has answered."""
+
+    hub: TailHub
+
+    def read_many(self, cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
+        found = super().read_many(cursors, limit)
+        self.hub._reconnected()
+        return found
+
+
+def test_what_was_read_before_redis_was_lost_is_not_handed_out_after_it(web: Stack, author: LogAuthor) -> None:
+    """The other one may have lost these events: the head has to be proven first."""
+    author.append(2)
+    reader = LostAfterwards(web.env["REDIS_URL"])
+    reader.hub = hub = TailHub(reader, Doorbell(web.env["REDIS_URL"]), History(web.services.store, reader))
+    reader.connect()
+    tail = hub.tail(author.run_id)
+    tail.ready = True
+    hub._read([tail])
+    assert tail.head == 0
+    reader.close()
 
 
 def test_windows_of_every_format_on_one_run_get_every_event(web: Stack, author: LogAuthor) -> None:

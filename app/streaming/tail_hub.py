@@ -235,21 +235,25 @@ class TailHub:
             return
         expected = sum(tail.chars for tail in asked)
         limit = max(1, min(EVENTS_PER_READ, EVENTS_PER_TURN // len(asked), CHARS_PER_TURN // max(1, expected)))
+        links = self._links
         found = self._reader.read_many({tail.run_id: tail.head for tail in asked}, limit)
         for run_id, events in paced(found.items()):
             tail = self._tails.get(run_id)
             if tail is None:
                 continue
-            if not self._deliver_all(tail, events) and events[-1].seq > tail.head:
+            if not self._deliver_all(tail, events, links) and events[-1].seq > tail.head:
                 self._doubt(tail)  # Redis has it no more from where we are
             elif len(events) == limit:
                 self._hot.add(tail)
         if found:
             metrics.observe_delivery(events[-1])  # one of the turn's, the last to be sent
 
-    def _deliver_all(self, tail: Tail, events: Sequence[Event]) -> bool:
-        """As `_deliver`, bit by bit where they are large; others have their turn in between."""
-        links, delivered = self._links, False
+    def _deliver_all(self, tail: Tail, events: Sequence[Event], links: int) -> bool:
+        """As `_deliver`, bit by bit where they are large; others have their turn in between.
+
+        :param links: `_links` as it was before the events were read.
+        """
+        delivered = False
         for chunk in paced(in_chunks(events, weigh=_chars, most=CHARS_AT_ONCE)):
             if links != self._links:
                 break  # Redis was lost meanwhile, and may have other events by now
@@ -303,7 +307,7 @@ class TailHub:
         cursors = {tail.run_id: tail.head for tail in tails if tail.ready}
         for run_id, events in store.read_many(cursors, EVENTS_PER_READ).items():
             tail = self._tails.get(run_id)
-            if tail is not None and self._deliver_all(tail, events):
+            if tail is not None and self._deliver_all(tail, events, self._links):
                 self._hot.add(tail)
                 self._work.set()
                 self._doubted.add(tail)  # there may be more
