@@ -5,18 +5,19 @@ Responsible for naming what can go wrong. Not responsible for turning an error i
 """
 
 DETAIL_CHARS = 1_000
-"""Of a detail: it may quote what somebody has given, and goes into answers, rows and logs."""
+"""Of most details: one may quote what somebody has given, and goes into answers, rows and logs."""
 
 
 class RuntailError(Exception):
-    """Base of every error that has a stable code. `detail` says what happened in this instance, cut to DETAIL_CHARS."""
+    """Base of every error that has a stable code. `detail` says what happened here, cut to `detail_chars`."""
 
     code: str = "internal_error"
     status: int = 500
     title: str = "Internal error"
+    detail_chars: int = DETAIL_CHARS
 
     def __init__(self, detail: str = "") -> None:
-        self.detail = detail[:DETAIL_CHARS] or self.title
+        self.detail = detail[: self.detail_chars] or self.title
         super().__init__(self.detail)
 
 

@@ -14,6 +14,7 @@ from tests.conftest import StackMaker, execute
 from tests.external_writer import ExternalWriter
 from tests.harness import Process, Stack, eventually, problem
 from tests.stored import begin, ended, payloads, reach, row
+from workers.tools import ToolError
 
 CLEANED = list(WAYS)[: list(WAYS).index("random_is_fine") + 1]
 REFUSED = list(WAYS)[len(CLEANED) :]
@@ -163,6 +164,11 @@ def test_a_writers_batch_that_postgres_refuses_takes_no_other_writers_with_it(se
                 assert "hunter2" not in str(problem(answer, *code))
     for writer in writers:
         assert writer.complete().json()["status"] == "completed"
+
+
+def test_the_detail_of_a_tools_failure_is_cut_where_the_documentation_says() -> None:
+    failed = ToolError("long", "x" * 20_000)
+    assert str(failed) == failed.detail == ToolError.of(failed.public()).detail == "x" * 10_000
 
 
 def test_of_many_questions_only_those_that_are_refused_get_no_answer() -> None:

@@ -15,7 +15,6 @@ from workers.calls import Calls, as_result
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
 CODE_CHARS = 100
-DETAIL_CHARS = 10_000
 PAUSE_MAX_DOUBLINGS = 30
 """Of the pause between two tries; it stays below SECONDS_MAX in any case."""
 
@@ -23,17 +22,18 @@ PAUSE_MAX_DOUBLINGS = 30
 class ToolError(RuntailError):
     """Raise it in a tool to say in public what went wrong.
 
-    What is no text is made one, and cut to CODE_CHARS or DETAIL_CHARS.
+    What is no text is made one, and cut to CODE_CHARS or `detail_chars`.
 
     :param code: a short stable word.
     :param retryable: the same call may succeed later.
     """
 
     detail = "The tool failed."
+    detail_chars = 10_000
     retryable = False
 
     def __init__(self, code: str, detail: str, *, retryable: bool = False) -> None:
-        super().__init__(clean_text(str(detail))[:DETAIL_CHARS])
+        super().__init__(clean_text(str(detail)))
         self.code = clean_text(str(code))[:CODE_CHARS]
         self.retryable = bool(retryable)
 
