@@ -75,6 +75,8 @@ LARGE: dict[str, Any] = {
     "many texts": {"messages": [{"id": f"m{n}", "text": "some words " * 70} for n in range(5_000)]},
     "many small keys": {f"k{n}": n for n in range(200_000)},
     "many keys in one item": {"steps": [{"id": "a"}, {"error": {f"k{n}": [n] for n in range(50_000)}}, {"id": "b"}]},
+    "objects under many keys": {f"item {n:05}": {"n": n} for n in range(5_000)},
+    "an object under one long key": {"k" * 40_000: {"n": 1}},
     "small items, then large ones": [*[{"n": n} for n in range(20_000)], *[{"a": list(range(15_000))}] * 20],
     "depth": {"a": [_deep(60)] * 3_000},
     "deep and wide": {"a": {"b": {"c": {"d": [{"e": list(range(90_000))}]}}}},

@@ -74,7 +74,7 @@ def _weight(value: Any, most: int) -> int:
         weight += sum(map(len, islice(value, most)))
         value = value.values()
     for member in value:
-        weight += _weight(member, most - weight)
         if weight >= most:
             break
+        weight += _weight(member, most - weight)
     return weight
