@@ -68,15 +68,26 @@ def held() -> list[object]:
 
 
 @pytest.mark.usefixtures("without_collector")
-@pytest.mark.parametrize("function", [works, raises, gives_what_is_refused, has_a_tool_that_fails, waits])
+@pytest.mark.parametrize(
+    ("function", "status"),
+    [
+        (works, "completed"),
+        (raises, "failed"),
+        (gives_what_is_refused, "failed"),
+        (has_a_tool_that_fails, "failed"),
+        (waits, "waiting"),
+    ],
+)
 def test_nothing_of_a_run_that_has_ended_waits_for_the_collector(
-    apart: Services, function: Callable[[RunContext], object]
+    apart: Services, function: Callable[[RunContext], object], status: str
 ) -> None:
     emitter = Emitter(apart.ownership)
     emitter.start()
     executor = Executor(apart, emitter, {"held": Agent("held", function, Schema, "1")}, "w")
-    for _ in range(3):
-        executor.execute(pending_run(apart, "held").id)
+    run_ids = [pending_run(apart, "held").id for _ in range(3)]
+    for run_id in run_ids:
+        executor.execute(run_id)
+    assert {getattr(apart.store.get(run_id), "status", None) for run_id in run_ids} == {status}
     with gevent.Timeout(5):
         while held():
             gevent.sleep(0.01)  # the emitter has to finish its turn
