@@ -17,7 +17,9 @@ from app.errors import (
     TooDeep,
 )
 from app.hooks import Hooks
-from app.protocol.events import Outbound, dumps
+from app.pace import paced
+from app.protocol.events import Outbound, dumps, exceeds
+from app.protocol.sizes import OUTPUT_BYTES
 from app.storage.run_store import BYTES, CONTAINERS, NewApproval
 from app.turns import give_way
 
@@ -113,6 +115,9 @@ def wanted_of(body: Any) -> Payload:
 def _output(body: Mapping[str, Any]) -> dict[str, Any]:
     output = body.get("output")
     if "output_is" not in body:
+        # A text is written in pieces, if it was not streamed. What else is too large could never be written.
+        if not isinstance(output, str) and exceeds({"output": output}, OUTPUT_BYTES, paced):
+            raise InvalidRequest(f"output: at most {OUTPUT_BYTES:,} bytes of JSON, unless it is a text.")
         return {"output": output}
     if output is not None or body["output_is"] != "answer":
         raise InvalidRequest("output_is: answer, with an output that is null.")

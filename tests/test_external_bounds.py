@@ -14,6 +14,7 @@ from app.external import External
 from app.external_events import REPLACED_FREE_BYTES, kept_of
 from app.protocol.events import dumps
 from app.protocol.reducer import fold, initial
+from app.protocol.sizes import OUTPUT_BYTES
 from app.runs import StartRequest
 from app.storage.run_store import (
     BYTES,
@@ -179,6 +180,17 @@ def test_an_output_is_named_alone_or_not_at_all(web: Stack, body: dict[str, Any]
     writer = ExternalWriter.start(web.http)
     problem(writer.complete(**body), 422, "invalid_request")
     assert writer.complete().status_code == 200
+
+
+@pytest.mark.parametrize("item", ["x" * 100, "\u2028" * 100, {"a": "x" * 100}])
+def test_an_output_that_could_never_be_written_is_refused_where_it_is_given(web: Stack, item: Any) -> None:
+    """U+2028 is twice as large where it is sent."""
+    each = len(dumps(item).replace("\u2028", "\\u2028").encode()) + 1
+    writer = ExternalWriter.start(web.http)
+    problem(writer.complete(output=[item] * (OUTPUT_BYTES // each + 1)), 422, "invalid_request")
+    output = [item] * (OUTPUT_BYTES // each - 10)
+    answer = writer.complete(output=output)
+    assert (answer.status_code, answer.json()["status"], answer.json()["output"] == output) == (200, "completed", True)
 
 
 # Ends that fail.

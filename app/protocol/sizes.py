@@ -5,6 +5,8 @@ from typing import Final
 PAYLOAD_BYTES: Final = 1_000_000
 """Of the payload of an event, as it is sent. With its envelope it stays below 1 MiB, more than which many WebSocket
 clients do not take."""
+OUTPUT_BYTES: Final = 990_000
+"""Of an output that is not a text, as it is given: usage and digest stand beside it in the payload."""
 DELTA_CHARS: Final = 65_536
 """Of one `message.delta`: a longer text is written in several."""
 LONG_OUTPUT_BYTES: Final = 256_000
