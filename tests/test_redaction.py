@@ -1,6 +1,7 @@
 """Secrets by their names: in objects, in texts, on command lines; and what only looks like one is kept."""
 
 import time
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from app.protocol.secret_names import is_secret
 from workers.journal import ARGUMENTS_CHARS, fingerprint, stored_arguments
 
 SECRET_NAMES = [
+    "oauth2Token", "OAUTH2TOKEN", "db2Password", "PASSWORD2", "s3Secret", "2faToken", "userPW", "dbPw2",
     "pwd", "PGPWD", "userPwd", "dbpwd", "pwdHash", "auth",
     "x-auth", "basicAuth", "authHeader", "auth_code", "oauth", "jwt",
     "idJwt", "jwtToken", "JWTToken", "otp", "otpCode", "totp",
@@ -80,6 +82,18 @@ def test_a_name_of_a_secret_is_one_however_it_is_spelled(name: str) -> None:
 def test_a_name_that_only_looks_like_one_is_kept(name: str) -> None:
     assert redact({name: "value"}) == {name: "value"}
     assert redact_text(f"{name}=value") == f"{name}=value"
+
+
+@pytest.mark.parametrize("within", ["PW", "PWD", "JWT", "PASS", "KEY", "7PW9", "9JWT0", "0PWD1"])
+def test_no_id_names_a_secret_whatever_letters_it_has(within: str) -> None:
+    """Keys of idempotency are such: a run's id, a colon, and a number."""
+    randomly = Random(within)
+    for _ in range(500):
+        id = list("".join(randomly.choices("0123456789ABCDEFGHJKMNPQRSTVWXYZ", k=24)))
+        start = randomly.randrange(len(id) - len(within))
+        id[start : start + len(within)] = within
+        text = f"run_01{''.join(id)}:8"
+        assert redact_text(text) == text
 
 
 @pytest.mark.parametrize("count", [12, 1.5, None, {"input": 1, "output": 2}, [1, 2]])

@@ -320,6 +320,19 @@ def test_what_redis_has_trimmed_comes_from_the_archive(web: Stack, author: LogAu
         assert client.until(b'"seq":22,').seqs == list(range(1, 23))
 
 
+@pytest.mark.parametrize("in_redis", [1, 10, 40])
+def test_a_page_goes_on_in_the_archive_where_redis_does_not_have_everything_yet(
+    web: Stack, author: LogAuthor, in_redis: int
+) -> None:
+    """As after a batch that was committed while Redis was away."""
+    author.append(in_redis)
+    author.make(30)
+    author.archive()
+    page = web.http.get(f"{author.path}?since_seq=1", headers={"Accept": "application/json"}).json()
+    assert [event["seq"] for event in page["events"]] == list(range(2, author.head + 1))
+    assert page["next_since_seq"] == page["head"] == author.head
+
+
 def test_where_nobody_has_the_events_any_more_there_is_a_snapshot(web: Stack, author: LogAuthor) -> None:
     author.append(20)
     with Redis.from_url(web.env["REDIS_URL"]) as redis:

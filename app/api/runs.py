@@ -188,7 +188,7 @@ def _page(run: RunPosition, cursor: int | None, limit: int) -> Response:
     history = runtail().services.history
     head = run.state_seq if run.terminal else history.head(run.id)
     since = head if cursor is FROM_SNAPSHOT else cursor
-    found: list[Event] = history.after(run.id, since, limit)
+    found: list[Event] = history.after(run.id, since, limit, known_head=head)
     if found and found[0].seq != since + 1:
         lost = (
             f"Events {since + 1} to {found[0].seq - 1} are lost; those after them are at since_seq={found[0].seq - 1}."

@@ -42,12 +42,15 @@ class History:
     store: RunStore
     log: LiveLog
 
-    def after(self, run_id: str, seq: int, limit: int, most_bytes: int = PAGE_BYTES) -> list[Event]:
+    def after(
+        self, run_id: str, seq: int, limit: int, most_bytes: int = PAGE_BYTES, known_head: int = 0
+    ) -> list[Event]:
         """Consecutive events after `seq`, at most `limit`; empty at the head.
 
         The first is `seq` + 1, unless that is lost: callers check.
 
         :param most_bytes: of their texts together; one event alone may have more.
+        :param known_head: so far the log goes at least: Redis may not have been brought all of it yet.
         """
         found: list[Event] = []
         size, asked = 0, min(limit, FIRST_READ)
@@ -57,7 +60,7 @@ class History:
                 if found and size > most_bytes:
                     return found
                 found.append(event)
-            if len(page) < asked or len(found) == limit:
+            if len(found) == limit or (len(page) < asked and found[-1].seq >= known_head):
                 break
             seq, fitting = found[-1].seq, (most_bytes - size) * len(found) // max(1, size)
             asked = max(1, min(limit - len(found), 4 * asked, fitting))
