@@ -280,7 +280,9 @@ def new_run(
 ) -> tuple[NewRun, Event]:
     """What is asked for as a run of its own, with its first event."""
     run_id, session_id = new_id("run"), request.session_id or new_id("ses")
+    give_way()
     shown = preview(request.input)["preview"]
+    give_way()
     payload = {"agent": request.agent, "input_preview": shown, "session_id": session_id}
     created = encode(run_id, 1, "run.created", hooks("run.created", payload))
     new = NewRun(

@@ -49,6 +49,8 @@ THOROUGH = (
     "test_hanging_redis.py",
     "test_store_errors.py",
     "test_long_folds.py",
+    "client/test_repetitions.py",
+    "deploy/test_processes.py",
 )
 """Files whose tests are marked `thorough`: each takes minutes, and `make test` plays them all."""
 LONGEST_FIRST = (
@@ -60,7 +62,6 @@ LONGEST_FIRST = (
     "test_recovery.py",
     "test_durable.py",
     "client/test_job_alone.py",
-    "client/test_repetitions.py",
     "test_devservices.py",
     "test_external_bounds.py",
     "test_isolated.py",

@@ -9,6 +9,7 @@ from app.api.bodies import read_body
 from app.errors import UnsupportedMediaType
 from app.protocol.events import Json, clean
 from app.protocol.reading import loads
+from app.turns import give_way
 
 
 class StrictParser(FlaskParser):
@@ -25,4 +26,8 @@ def parse(body: bytes) -> Json:
     :raises TooManyElements, InvalidJson, TooDeep: as `loads`.
     :raises TooDeep: nested deeper than the limit, too.
     """
-    return clean(loads(body))
+    value = loads(body)
+    give_way()
+    cleaned = clean(value, give_way)
+    give_way()
+    return cleaned

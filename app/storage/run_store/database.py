@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
+from gevent import monkey
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 from app.errors import Refused, StoreFailed, StoreUnavailable
@@ -37,7 +38,8 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
 
         :raises Refused: one of the texts holds NUL or a lone surrogate, which psycopg2 does not even send.
         """
-        give_way()
+        if monkey.is_module_patched("threading"):  # elsewhere the connection is that of all greenlets of the thread
+            give_way()
         try:
             return super().execute_sql(sql, params)
         except ValueError as error:
