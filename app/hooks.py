@@ -14,7 +14,7 @@ from app.pace import paced
 from app.protocol.events import Json, Outbound, clean, exceeds, validate
 from app.protocol.payloads import SUMMARY_MAX_CHARS
 from app.protocol.redaction import preview, redact, redact_text
-from app.protocol.sizes import DELTA_CHARS, PAYLOAD_BYTES, pieces
+from app.protocol.sizes import DELTA_MAX_CHARS, PAYLOAD_BYTES, pieces
 from app.turns import give_way
 
 ENTRY_POINTS = "runtail.hooks"
@@ -70,7 +70,7 @@ class Hooks:
 
     def deltas(self, message_id: str, text: str) -> list[Outbound]:
         """As `__call__`, payloads of `message.delta` for a clean text of any length. User hooks alone change it."""
-        payloads = [Outbound({"message_id": message_id, "text": piece}) for piece in pieces(text, DELTA_CHARS)]
+        payloads = [Outbound({"message_id": message_id, "text": piece}) for piece in pieces(text, DELTA_MAX_CHARS)]
         return [self._hooked("message.delta", payload) for payload in payloads] if self._hooks else payloads
 
     def _hooked(self, type: str, payload: Outbound) -> Outbound:

@@ -15,7 +15,6 @@ T = TypeVar("T")
 
 ITEMS_AT_ONCE = 1_000
 """Of a list that goes through one call."""
-SLICE_CHARS = 65_536
 
 _decode = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -42,11 +41,6 @@ def in_chunks(
         chunk.append(item)
     if chunk:
         yield chunk
-
-
-def slices(text: str, size: int = SLICE_CHARS) -> Iterator[str]:
-    """The text, at most so many characters at a time."""
-    return (text[start : start + size] for start in range(0, len(text), size))
 
 
 def dumps_paced(value: Any) -> str:

@@ -11,7 +11,7 @@ from app.hooks import Hooks, text_of
 from app.protocol.events import clean, dumps, validate
 from app.protocol.payloads import PREVIEW_MAX_BYTES, SUMMARY_MAX_CHARS
 from app.protocol.redaction import REDACTED, preview, redact
-from app.protocol.sizes import DELTA_CHARS, PAYLOAD_BYTES
+from app.protocol.sizes import DELTA_MAX_CHARS, PAYLOAD_BYTES
 
 SECRET_KEYS = [
     "password",
@@ -209,9 +209,9 @@ def test_a_text_passes_the_hooks_too_in_pieces() -> None:
     assert Hooks().deltas("msg_1", "Ms Doe") == [{"message_id": "msg_1", "text": "Ms Doe"}]
     hooks = Hooks([lambda type, payload: {**payload, "text": payload["text"].replace("Doe", "X")}])
     assert [delta["text"] for delta in hooks.deltas("msg_1", "Ms Doe")] == ["Ms X"]
-    deltas = hooks.deltas("msg_1", "Doe" + "y" * (2 * DELTA_CHARS))
-    assert [len(delta["text"]) for delta in deltas] == [DELTA_CHARS - 2, DELTA_CHARS, 3]
-    assert text_of(deltas) == "X" + "y" * (2 * DELTA_CHARS)
+    deltas = hooks.deltas("msg_1", "Doe" + "y" * (2 * DELTA_MAX_CHARS))
+    assert [len(delta["text"]) for delta in deltas] == [DELTA_MAX_CHARS - 2, DELTA_MAX_CHARS, 3]
+    assert text_of(deltas) == "X" + "y" * (2 * DELTA_MAX_CHARS)
 
 
 def test_the_payload_that_was_given_is_left_as_it_is() -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.protocol.events import snapshot_parts
-from app.protocol.sizes import DELTA_CHARS
+from app.protocol.sizes import DELTA_MAX_CHARS
 from tests.conftest import StackMaker
 from tests.harness import Stack, problem
 from tests.log_author import LogAuthor
@@ -44,8 +44,8 @@ def author(web: Stack) -> LogAuthor:
 def write_message(author: LogAuthor, text: str) -> None:
     """A message of that text, in pieces."""
     author.write("message.started", {"message_id": "m", "role": "assistant"})
-    for start in range(0, len(text), DELTA_CHARS):
-        author.write("message.delta", {"message_id": "m", "text": text[start : start + DELTA_CHARS]})
+    for start in range(0, len(text), DELTA_MAX_CHARS):
+        author.write("message.delta", {"message_id": "m", "text": text[start : start + DELTA_MAX_CHARS]})
 
 
 def over_sse(web: Stack, author: LogAuthor, query: str) -> list[bytes]:

@@ -9,8 +9,12 @@ from flask import Response
 from app.api.context import runtail
 from app.api.negotiation import JSON_TYPE
 from app.api.schemas import RunSchema
-from app.pace import paced, slices
+from app.pace import paced
+from app.protocol.sizes import pieces
 from app.storage.run_store import RunRecord
+
+PIECE_CHARS = 65_536
+"""Of what is encoded, hashed and sent at a time."""
 
 _LIGHT = RunSchema(exclude=("output",))
 
@@ -34,7 +38,7 @@ def _head(run: RunRecord, **more: object) -> str:
 def answer(text: str, status: int = 200, headers: Mapping[str, str] | None = None, *, tagged: bool = False) -> Response:
     """The response. `tagged`: with an ETag of its content."""
     content, seal = [], hashlib.sha256()
-    for piece in paced(map(str.encode, slices(text))):
+    for piece in paced(map(str.encode, pieces(text, PIECE_CHARS))):
         content.append(piece)
         seal.update(piece)
     response = Response(paced(content), status, headers, mimetype=JSON_TYPE)

@@ -104,7 +104,8 @@ def snapshot(run_id: str, seq: int, state: str) -> str:
 
 def snapshot_parts(run_id: str, seq: int, state: str) -> Iterator[str]:
     """The texts of the `stream.snapshot.part` that are a snapshot together. Parameters as of `snapshot`."""
-    texts = pieces(_one_line(state), PART_CHARS)  # on one line before: so what is escaped is escaped within the bound
+    # On one line before: so what is escaped is escaped within the bound.
+    texts = list(pieces(_one_line(state), PART_CHARS))
     about = {"seq": seq, "parts": len(texts)}
     for n, text in enumerate(texts, 1):
         yield control(run_id, "stream.snapshot.part", {**about, "part": n, "text": text})

@@ -7,7 +7,8 @@ from typing import Any, Final, Self
 
 from psycopg2.extensions import QuotedString
 
-from app.pace import paced, slices
+from app.pace import paced
+from app.protocol.sizes import pieces
 
 LONG_CHARS: Final = 1_000_000
 PIECE_CHARS: Final = 262_144
@@ -35,7 +36,7 @@ def long_text(db: Any, text: str | None) -> list[Any] | None:
     """The value of a LONG_TEXT; may let others run. NULL for None."""
     if text is None or len(text) <= PIECE_CHARS:
         return None if text is None else [text]
-    return [_quoted(db.connection(), piece) for piece in paced(slices(text, PIECE_CHARS))]
+    return [_quoted(db.connection(), piece) for piece in paced(pieces(text, PIECE_CHARS))]
 
 
 def _quoted(connection: Any, text: str) -> _Quoted:
