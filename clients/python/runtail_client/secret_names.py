@@ -16,9 +16,11 @@ _HINT = re.compile(
     re.IGNORECASE,
 )
 """Most names have none of these, and a payload may have very many."""
-_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+"""Between words. No word begins after the digits of an id: `run_01M8NM2PW9` has none that is `PW9`."""
 _ANYWHERE = re.compile(
-    r"(?:^|_)(?:[a-z]*(?:pass(?:word|wd|phrase|code)s?|pwds?|secrets?|tokens?|credentials?|cookies?)|pw|jwts?|t?otps?"
+    r"(?:^|_)(?:[a-z0-9]*(?:pass(?:word|wd|phrase|code)s?|secrets?|tokens?|credentials?|cookies?)|[a-z]*pwds?|pw|jwts?"
+    r"|t?otps?"
     r"|authorization|bearer|api_?keys?|card_?numbers?|(?:access|private|encryption|signing|master|account|service|ssh"
     r"|session|shared|deploy|subscription|stripe|license)_?keys?)\d*(?=_|$)"
 )
