@@ -138,14 +138,15 @@ def test_following_survives_a_restarted_server_and_prints_every_event_once(stack
     server = stack()
     web = server.start_web()
     server.start_worker()
-    run_id = server.start("emit", {"count": 60, "interval_ms": 50, "type": "custom.tick"})
+    # It goes on while the follower and the second server start: ten seconds are enough on a busy machine.
+    run_id = server.start("emit", {"count": 200, "interval_ms": 50, "type": "custom.tick"})
     with Follower(tmp_path, server.url, "tail", run_id) as follower:
         eventually(lambda: '"n": 10,' in follower.out)
         web.kill()
         eventually(lambda: follower.err.endswith("Trying again.\n"))
         server.start_web()
         assert follower.process.wait(30) == 0
-    assert ticks(follower.out) == list(range(60))
+    assert ticks(follower.out) == list(range(200))
     assert follower.err.count("\n") == 2
     assert follower.err.endswith("Connected again.\n")
 
