@@ -27,6 +27,7 @@ class Config:
     """Workers have the agents `emit` and `support`, with its tables; always so in development."""
     web_concurrency: int = 2
     workers: int = 1
+    isolated_workers: int = 1
     worker_concurrency: int = 100
     """Runs that one worker process executes at the same time."""
     db_pool_size: int = 4
@@ -85,6 +86,7 @@ class Config:
             demo_agents=dev or _flag(environ, "DEMO_AGENTS"),
             web_concurrency=number("WEB_CONCURRENCY", 2, 1),
             workers=number("RUNTAIL_WORKERS", 1, 1),
+            isolated_workers=number("RUNTAIL_ISOLATED_WORKERS", 1, 1),
             worker_concurrency=number("RUNTAIL_WORKER_CONCURRENCY", 100, 1),
             db_pool_size=number("DB_POOL_SIZE", 4, 1),
             trusted_proxy_hops=number("TRUSTED_PROXY_HOPS", 0, 0),

@@ -190,7 +190,7 @@ class _Installation:
         await supervisor.start([self._web(), self._worker("worker", self._config.workers)])
         agents = await self._wait_for_app(supervisor)
         # Last, and not waited for: the runs that it takes wait for it instead.
-        await supervisor.start([self._worker("isolated", 1, "--isolated")])
+        await supervisor.start([self._worker("isolated", self._config.isolated_workers, "--isolated")])
         agent = "support" if "support" in agents else agents[0]
         return GREETING.format(url=self._url, data=self._data, agent=agent)
 

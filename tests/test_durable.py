@@ -37,7 +37,7 @@ class Play:
 
     def reached(self) -> None:
         """Wait until the agent is held."""
-        eventually(lambda: self._lines("reached"), 30, f"the point of {self.run_id}")
+        self._reached(1)
 
     def take_away(self) -> None:
         """As when its worker is lost: the run is pending again, and another stretch begins."""
@@ -45,6 +45,12 @@ class Play:
         assert self.stack.services.store.release(self.run_id, row.epoch, "worker_lost")
         self.stack.services.queue.enqueue(self.run_id, row.epoch, row.queue)
         eventually(lambda: self.row.epoch > row.epoch, what=f"the next owner of {self.run_id}")
+
+    def hand_over(self) -> None:
+        """Take it away where the agent is held; let it go on once only the next stretch is held there."""
+        self.take_away()
+        self._reached(2)
+        self.gate.touch()
 
     def effects(self) -> list[str]:
         """The names of what its tools did, in order."""
@@ -89,6 +95,10 @@ class Play:
     def types(self) -> list[str]:
         return [event["type"] for event in self.stack.events(self.run_id)]
 
+    def _reached(self, times: int) -> None:
+        what = f"point {times} of {self.run_id}"
+        eventually(lambda: len(self._lines("reached")) >= times, 30, what)
+
     def _lines(self, where: str) -> list[str]:
         file = Path(f"{self.gate}.{where}")
         return file.read_text().splitlines() if file.exists() else []
@@ -119,8 +129,7 @@ def disturbed(played: Stack) -> dict[str, Play]:
     for play in plays.values():
         play.reached()
     for play in plays.values():
-        play.take_away()
-        play.gate.touch()
+        play.hand_over()
     return plays
 
 
@@ -276,8 +285,7 @@ class TestApprovals:
             play.waits()
             play.decide("approved")
         play.reached()
-        play.take_away()
-        play.gate.touch()
+        play.hand_over()
         if hold == "before":
             play.waits()
             play.decide("approved")

@@ -4,6 +4,7 @@ Responsible for its processes and for killing them. Not responsible for when (`s
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -35,7 +36,9 @@ SETTINGS = {
     "STREAM_HEARTBEAT_SECONDS": "3",
 }
 WORKERS_SHARE = 0.6
-COUNTS = {"web": 1 + 2, "worker": 2, "isolated": 1, "redis": 1, "postgres": 1}
+RUNS_PER_ISOLATED = 25
+"""Every fourth of the runs, say, has lost two workers in a row and then waits for an isolated one."""
+COUNTS = {"web": 1 + 2, "worker": 2, "redis": 1, "postgres": 1}
 """Processes of each kind; those of a web are its master and what that has forked."""
 STUCK_SECONDS = 14.0
 """How long backends of PostgreSQL stand still."""
@@ -49,6 +52,8 @@ class Installation:
     def __init__(self, data: Path, runs: int) -> None:
         """:param runs: in flight; neither of the two workers can have all of them."""
         self.data = data
+        isolated = math.ceil(runs / RUNS_PER_ISOLATED)
+        self._counts = {**COUNTS, "isolated": isolated}
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._output = data.with_suffix(".out")
@@ -56,7 +61,9 @@ class Installation:
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [*command, "--port", str(self.port), "--data", str(data)],
-                env=_environment(RUNTAIL_WORKER_CONCURRENCY=str(round(runs * WORKERS_SHARE))),
+                env=_environment(
+                    RUNTAIL_WORKER_CONCURRENCY=str(round(runs * WORKERS_SHARE)), RUNTAIL_ISOLATED_WORKERS=str(isolated)
+                ),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -135,7 +142,7 @@ class Installation:
                 processes += processes[0].children()
             up = [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
             up.sort(key=psutil.Process.create_time)
-            return up if len(up) == COUNTS[kind] else []
+            return up if len(up) == self._counts[kind] else []
         return []
 
     def _pids(self) -> dict[str, Any]:
