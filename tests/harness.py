@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 60
+POLL_SHARE = 0.05
+"""Of what was waited for so far, until the next look."""
+POLL_MOST_SECONDS = 0.2
 AGENTS = ROOT / "tests" / "agents_for_tests"
 """A distribution of agents that misbehave; workers find it on PYTHONPATH as they would find any other."""
 DEV = Principal("dev", "dev", admin=True)
@@ -33,10 +36,12 @@ DEV = Principal("dev", "dev", admin=True)
 
 def eventually(condition: Callable[[], T], seconds: float = 10, what: str = "the condition") -> T:
     """The first true value of the condition; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
-        time.sleep(0.01)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"{what} did not come true within {seconds} s"
+        # A condition is often a request: asked all the time, it takes the processor from what it waits for.
+        time.sleep(min(0.01 + waited * POLL_SHARE, POLL_MOST_SECONDS))
     return value
 
 
