@@ -8,6 +8,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PORT ?= 8000
 DATA ?= .data
 
+# The suite starts hundreds of processes: what they import is compiled once, also where the caller's own Python is told
+# to leave nothing behind.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet

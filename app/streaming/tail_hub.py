@@ -35,8 +35,10 @@ CHARS_AT_ONCE = 500_000
 """Of one run, framed and handed out in one go, but one event in any case."""
 READERS = 4
 """Greenlets that read for windows which are behind: as many as there are database connections."""
-TICK_SECONDS, TICKS = 0.025, 40
-"""The timer goes through all windows and all runs in so many ticks: once a second."""
+ROUND_SECONDS = 1.0
+"""In which the timer goes through all windows and all runs."""
+TICKS, IDLE_TICKS = 40, 4
+"""Parts of a round; the second: where there is nothing to go through."""
 SWEEP_SECONDS = 1.0
 """A run so long without an event is asked for, in case a ring was lost."""
 IDLE_SECONDS = 15.0
@@ -357,21 +359,22 @@ class TailHub:
     def _round(self) -> None:
         """Once through everything, in slices, so that no tick holds up the events."""
         tails, windows, kept = list(self._tails.values()), self.windows(), 0
-        for number in range(TICKS):
+        ticks = TICKS if tails or windows else IDLE_TICKS
+        for number in range(ticks):
             now = time.monotonic()
             if self._connected and (self._reader.is_lost(now) or self._doorbell.is_silent(now)):
                 self._lost(StoreUnavailable("Redis does not answer."))
-            for tail in tails[number::TICKS]:
+            for tail in tails[number::ticks]:
                 if not tail.count:
                     self._drop(tail)
                 elif now - tail.active_at >= SWEEP_SECONDS:
                     self._sweep(tail, now)
                 kept += tail.size
-            for window in windows[number::TICKS]:
+            for window in windows[number::ticks]:
                 if now >= window.look_at:
                     _visit(window, now)
             self._work.set()
-            gevent.sleep(max(0.0, TICK_SECONDS - (time.monotonic() - now)))
+            gevent.sleep(max(0.0, ROUND_SECONDS / ticks - (time.monotonic() - now)))
         if kept > RINGS_BYTES:
             for tail in tails:
                 tail.cool()

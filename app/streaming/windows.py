@@ -34,6 +34,8 @@ DRAIN_RETRY_MS = (100, 1_000)
 DRAIN_SECONDS = 1.0
 """Time that windows get to take their last bytes; then they are reset."""
 POLL_SECONDS = 0.02
+WATCH_SECONDS = 0.1
+"""Between two looks whether the process is to end. Most processes do nothing else most of the time."""
 KEYS_SECONDS = 3.0
 """Between two looks whether the keys of the open windows still open doors. A window that does not end in order at the
 first is cut off at the second."""
@@ -262,7 +264,7 @@ class Windows:
     def _drain(self) -> None:
         """Wait until the process is to end; then end every window in order, also those that still come."""
         while not self.draining():
-            time.sleep(POLL_SECONDS)
+            time.sleep(WATCH_SECONDS)
         deadline = time.monotonic() + DRAIN_SECONDS
         while (windows := self._hub.windows()) or self._connections:
             if time.monotonic() >= deadline:
