@@ -63,8 +63,8 @@ install: $(RUN_STAMP)
 run: $(RUN_STAMP)
 	@$(BIN)/runtail dev --port $(PORT) --data $(DATA)
 
-# Most tests wait for something to happen: several files at a time take half the time.
-TEST_JOBS ?= 4
+# Most tests wait for something to happen: several files at a time take a third of the time.
+TEST_JOBS ?= 6
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

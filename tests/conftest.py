@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 THOROUGH = (
+    "chaos/test_chaos.py",
+    "test_window_fuzz.py",
+    "test_external_machine.py",
     "test_outages.py",
     "test_bench.py",
     "test_heartbeat.py",
@@ -51,22 +54,43 @@ THOROUGH = (
     "test_long_folds.py",
     "client/test_repetitions.py",
     "deploy/test_processes.py",
+    "model/test_exploration.py",
+    "model/test_external_exploration.py",
 )
 """Files whose tests are marked `thorough`: each takes minutes, and `make test` plays them all."""
 LONGEST_FIRST = (
-    "chaos/test_chaos.py",
-    "test_window_fuzz.py",
-    "test_external_machine.py",
     *THOROUGH,
-    "test_limits.py",
-    "test_recovery.py",
-    "test_durable.py",
-    "client/test_job_alone.py",
     "test_devservices.py",
-    "test_external_bounds.py",
+    "client/test_job_alone.py",
     "test_isolated.py",
+    "test_limits.py",
+    "test_cli.py",
+    "test_external_bounds.py",
+    "test_external_recovery.py",
+    "test_agents_page.py",
+    "test_door.py",
+    "test_tail_hub.py",
+    "test_legacy_examples.py",
+    "test_cancel.py",
+    "test_watchdog.py",
+    "test_authors.py",
+    "test_recovery.py",
+    "websocket/test_window.py",
+    "test_export.py",
+    "test_feed.py",
+    "test_playback.py",
+    "test_poison.py",
+    "test_early_cancel.py",
+    "test_pace.py",
+    "test_stopping.py",
+    "test_other_servers.py",
+    "test_multi_window.py",
+    "client/test_jobs.py",
+    "test_external_attacks.py",
+    "test_worker.py",
+    "test_durable.py",
 )
-"""Files that take a minute or more by few tests: begun last, one of them would keep everybody waiting."""
+"""Files that take a minute or so: begun last, one of them would keep everybody waiting."""
 
 
 @pytest.hookimpl(tryfirst=True)
