@@ -1,13 +1,14 @@
 """What becomes of a run that this worker stops executing: it has ended, or it goes back to pending."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import gevent
 
 from app.errors import StoreUnavailable
 from app.protocol.ending import Ending
+from app.protocol.events import Event
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import OwnedRun, RunRecord
 from app.wiring import Services
@@ -34,12 +35,12 @@ class Settlement:
         """
         self.reach(lambda: self._ownership.end(writer, ending))
         self.reach(lambda: self._ownership.commit_end(writer))
-        self.publish(writer.run_id, writer.epoch)
+        self.publish(writer.run_id, writer.epoch, writer.appendable())
 
-    def publish(self, run_id: str, epoch: int) -> None:
-        """Append what is left of a run that has ended."""
+    def publish(self, run_id: str, epoch: int, rest: Sequence[Event] = ()) -> None:
+        """Append what is left of a run that has ended; `rest`: its last events, if they are known."""
         try:
-            self._ownership.publish(run_id, epoch)
+            self._ownership.publish(run_id, epoch, rest)
         except StoreUnavailable as error:
             log.warning("The end of %s is committed; the janitor will publish it. %s", run_id, error.detail)
 

@@ -22,7 +22,7 @@ from app.errors import Behind, EpochTaken, Fenced, Refused, StoreUnavailable
 from app.hooks import Hooks
 from app.pace import dumps_paced, paced
 from app.protocol.ending import Ending, closing, terminal_payload
-from app.protocol.events import Event, Outbound
+from app.protocol.events import TERMINAL, Event, Outbound
 from app.protocol.reducer import ENDED, advance
 from app.storage.event_log import Append, EventLog
 from app.storage.log_writer import LogWriter
@@ -60,10 +60,13 @@ class Ownership:
         :raises Fenced: the run was taken over meanwhile, or its log has its end, which its row has lost.
         """
         losses = self.store.losses
-        run = self.fence(run)
-        self.sync(run.id, run.epoch)
-        self.archive_rest(run)
-        writer = self.open_archived(run)
+        run, head = self.fence(run)
+        archived = self.store.archived_head(run.id)
+        if head < archived:
+            head = self.sync(run.id, run.epoch, head)
+        if head != archived:
+            archived = self.archive_rest(run, archived)
+        writer = self.open_archived(run, archived)
         writer.losses = losses
         if writer.state["status"] in ENDED:
             self.commit_end(writer)
@@ -71,8 +74,8 @@ class Ownership:
             raise Fenced(f"{run.id} had ended: Postgres has lost that, its log has not.")
         return run, writer
 
-    def fence(self, run: RunRecord) -> RunRecord:
-        """Raise the run's epoch in Redis; the run as it is after that.
+    def fence(self, run: RunRecord) -> tuple[RunRecord, int]:
+        """Raise the run's epoch in Redis. Returns the run as it is after that, and Redis' head.
 
         Where Redis has the epoch as another owner's, or a later one, Postgres has lost claims. Where it has none at
         all, it may have lost one: then nobody else shall have this one either.
@@ -82,8 +85,7 @@ class Ownership:
         known = True
         while True:
             try:
-                self.log.raise_epoch(run.id, run.epoch, run.owner or "", known=known)
-                return run
+                return run, self.log.raise_epoch(run.id, run.epoch, run.owner or "", known=known)
             except EpochTaken as taken:
                 raised = self.store.raise_epoch(run, taken.epoch)
                 if raised is None:
@@ -105,9 +107,13 @@ class Ownership:
             self.log.delete(run.id)
             return self.adopt(run)
 
-    def open_archived(self, run: RunRecord) -> LogWriter:
-        """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive."""
-        state = advance(run.state, (e.envelope() for e in paced(self._archive_after(run.id, run.state_seq))))
+    def open_archived(self, run: RunRecord, archived: int | None = None) -> LogWriter:
+        """The log of a run whose epoch is the caller's, without Redis: of a log that is all in the archive.
+
+        :param archived: where the archive ends; None: that is not known.
+        """
+        later = () if run.state_seq == archived else self._archive_after(run.id, run.state_seq)
+        state = advance(run.state, (e.envelope() for e in paced(later)))
         head = state["last_seq"]
         return LogWriter(run.id, run.epoch, state, appended=head, archived=head, owner=run.owner or "")
 
@@ -147,7 +153,7 @@ class Ownership:
         if head > writer.head:
             raise Fenced(f"Somebody else has written event {head} of {writer.run_id}.")
         if not writer.remembers(head):
-            head = self.sync(writer.run_id, writer.epoch)
+            head = self.sync(writer.run_id, writer.epoch, head)
         writer.level(head)
 
     def refill(self, writer: LogWriter, head: int) -> None:
@@ -264,10 +270,13 @@ class Ownership:
         except Fenced:
             log.info("%s was claimed by somebody else, who sees the request.", run.id)
 
-    def publish(self, run_id: str, epoch: int) -> None:
-        """Append what is left of a finished run, the terminal event last."""
+    def publish(self, run_id: str, epoch: int, rest: Sequence[Event] = ()) -> None:
+        """Append what is left of a finished run, the terminal event last.
+
+        :param rest: its last events, if they are known: they need not be read then.
+        """
         try:
-            head = self.sync(run_id, epoch)
+            head = self._append_rest(run_id, epoch, rest) if rest else self.sync(run_id, epoch)
         except EpochTaken as taken:
             # Only a claim raises the epoch, and nobody can claim a finished run: another one was erased, or Postgres
             # has lost that claim.
@@ -285,14 +294,22 @@ class Ownership:
         """
         self.end(writer, ending)
         self.commit_end(writer)
-        self.publish(writer.run_id, writer.epoch)
+        self.publish(writer.run_id, writer.epoch, writer.appendable())
 
-    def sync(self, run_id: str, epoch: int) -> int:
+    def _append_rest(self, run_id: str, epoch: int, rest: Sequence[Event]) -> int:
+        try:
+            return self.log.append(Append(run_id, epoch, rest, archived=rest[-1].seq))
+        except Behind as behind:
+            return self.sync(run_id, epoch, behind.head)
+
+    def sync(self, run_id: str, epoch: int, head: int | None = None) -> int:
         """Append the archived events above Redis' head. Returns the head.
 
+        :param head: where it is; None: that is not known.
         :raises Fenced: a later epoch owns the run.
         """
-        head = self.log.head(run_id)
+        if head is None:
+            head = self.log.head(run_id)
         while events := self.store.events(run_id, head, CHUNK):
             if events[0].seq != head + 1:
                 log.error("Events %d to %d of %s are lost.", head + 1, events[0].seq - 1, run_id)
@@ -301,21 +318,24 @@ class Ownership:
                 head = self.log.append(Append(run_id, epoch, events, archived=events[-1].seq))
             except Behind as behind:  # somebody else is bringing the same events, or Redis lost its own
                 head = behind.head
+            if events[-1].type in TERMINAL and head == events[-1].seq:
+                break  # none follows
         return head
 
-    def archive_rest(self, run: RunRecord) -> None:
+    def archive_rest(self, run: RunRecord, archived: int) -> int:
         """Archive what Redis holds beyond the archive: the earlier owner's last events, or what Postgres has lost.
 
+        :param archived: where the archive ends. Returns where it ends then.
         :raises Fenced: the run was taken over meanwhile.
         """
-        archived = self.store.archived_head(run.id)
         while events := self.log.read(run.id, archived, CHUNK):
             if events[0].seq != archived + 1:
                 log.error("Events %d to %d of %s are lost.", archived + 1, events[0].seq - 1, run.id)
                 self.log.raise_epoch(run.id, run.epoch, run.owner or "", anew=True)
                 self.sync(run.id, run.epoch)
-                return
+                break
             archived = self._taken_in(run.id, run.epoch, events)
+        return archived
 
     def _taken_in(self, run_id: str, epoch: int, events: Sequence[Event]) -> int:
         head = self.store.take_in(run_id, events, epoch=epoch)

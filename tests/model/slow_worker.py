@@ -66,7 +66,7 @@ class SlowWorker:
             return
         self.epoch = run.epoch
         yield "claim"
-        run = self.services.ownership.fence(run)
+        run, _ = self.services.ownership.fence(run)
         self.epoch = run.epoch
         yield "fence"
         run, self.writer = self.services.ownership.adopt(run)

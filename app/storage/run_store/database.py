@@ -1,6 +1,7 @@
 """The connection pool, and sessions on it. Knows no table."""
 
 import logging
+import threading
 from _socket import socket as NativeSocket  # gevent has not patched it: it never waits here
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,19 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
 
     losses = 0
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._sessions = threading.local()
+
+    @property
+    def is_beginning(self) -> bool:
+        """This session's transaction begins with its first statement, in the same round trip."""
+        return getattr(self._sessions, "is_beginning", False)
+
+    @is_beginning.setter
+    def is_beginning(self, value: bool) -> None:
+        self._sessions.is_beginning = value
+
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """As peewee's. To make the statement may have taken long, and to send it may.
 
@@ -40,6 +54,8 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
         """
         if monkey.is_module_patched("threading"):  # elsewhere the connection is that of all greenlets of the thread
             give_way()
+        if self.is_beginning:
+            self.is_beginning, sql = False, f"{BEGIN}; {sql}"
         try:
             return super().execute_sql(sql, params)
         except ValueError as error:
@@ -79,10 +95,9 @@ class Database:
         try:
             self.peewee.connect()
             try:
-                if atomic:
-                    self.peewee.execute_sql(BEGIN)
+                self.peewee.is_beginning = atomic
                 yield self.peewee
-                if atomic:
+                if atomic and not self.peewee.is_beginning:
                     self.peewee.commit()
             except BaseException:
                 # A connection that saw an exception, a greenlet kill among them, may be in the middle of its

@@ -334,7 +334,7 @@ class RunStore:
 
         :param owner: whose they have to be; None: anybody's.
         """
-        with self._database.session(atomic=True) as db:
+        with self._database.session() as db:
             return _lock_owned(db, [(id, epoch, owner) for id, epoch in epochs.items()])
 
     def archive(self, checkpoints: Sequence[Checkpoint], losses: int | None = None) -> dict[str, bool | Behind]:
