@@ -14,7 +14,7 @@ from app.errors import StoreUnavailable
 from app.storage.run_queue import QUEUE
 from workers.executor import Executor
 from workers.heartbeat import SILENCE_SECONDS
-from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
+from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintQueue, HintWorker
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ class GeventWorker(HintWorker):
 
     def __init__(self, connection: Redis, executor: Executor, slots: int) -> None:
         super().__init__(connection, QUEUE)
+        (queue,) = self.queues
+        assert isinstance(queue, HintQueue)
+        self._queue = queue
         self._executor = executor
         self._pool = Pool(slots)
         self._fetcher: gevent.Greenlet[..., Any] | None = None
@@ -34,6 +37,8 @@ class GeventWorker(HintWorker):
         while not self._stopping:
             self._fetcher = gevent.spawn(self.work, logging_level="WARNING")
             self._fetcher.join()
+            with suppress(RedisError):  # else a janitor finds them
+                self._queue.put_back()
             if not self._stopping:
                 # RQ's loop gives up on some errors of Redis. Its name stays taken until the record expires.
                 self.name = uuid.uuid4().hex
@@ -57,6 +62,7 @@ class GeventWorker(HintWorker):
                 self.heartbeat()
         while not self._executor.gets_through():
             gevent.sleep(SILENCE_SECONDS)
+        self._queue.room = self._pool.free_count()
         return super().dequeue_job_and_maintain_ttl(*args, **kwargs)
 
     def execute_run(self, run_id: str) -> None:

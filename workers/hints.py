@@ -7,6 +7,9 @@ decides.
 """
 
 import logging
+import math
+import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -24,9 +27,24 @@ WORKER_TTL_SECONDS = 30
 """Of RQ's own record of a worker; its blocking pop returns every WORKER_TTL_SECONDS - 15."""
 HEARTBEAT_SECONDS = 30
 """How often a worker that fetches nothing keeps its record from expiring."""
+RECORD_SECONDS = 10.0
+"""RQ's loop writes its record several times for each job; here it is written at most so often."""
+SUSPENSION_SECONDS = 1.0
+"""Likewise how often it asks whether somebody has suspended all workers."""
+HINTS_PER_TAKE = 10
+"""Most hints that are taken at a time: others' slots may be free too."""
 RESTART_SECONDS = 1.0
 SHOWN_CHARS = 100
 """Of an id that is no run's, in the log."""
+
+_TAKE = """
+local ids = ARGV[2] == '0' and {} or redis.call('LPOP', KEYS[1], ARGV[2])
+if not ids then ids = {} end
+for _, id in ipairs(ids) do redis.call('DEL', ARGV[1] .. id) end
+if ARGV[3] then redis.call('DEL', ARGV[1] .. ARGV[3]) end
+return ids
+"""
+"""ARGV: what the keys of jobs begin with, how many to take, the id of a job that was taken before."""
 
 log = logging.getLogger(__name__)
 
@@ -34,21 +52,55 @@ log = logging.getLogger(__name__)
 class HintQueue(Queue):
     """RQ's queue, of which a worker reads ids only."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.room = 1
+        """How many hints there are slots for."""
+        self._taken: deque[bytes] = deque()
+        self._has_more = False
+
+    def take(self, timeout: int | None) -> bytes | None:
+        """The next id. What it leaves in Redis is deleted.
+
+        If this process dies now, a janitor enqueues the run again.
+
+        :raises DequeueTimeout: there was none for so many seconds.
+        """
+        room = min(self.room, HINTS_PER_TAKE)
+        if not self._taken and self._has_more:
+            self._take(room)
+        if self._taken:
+            return self._taken.popleft()
+        popped: tuple[bytes, bytes] | None = self.lpop([self.key], timeout, self.connection)
+        if popped is None:
+            return None
+        self._take(room - 1, popped[1])
+        return popped[1]
+
+    def put_back(self) -> None:
+        """Leave to others what was taken and not given out."""
+        if self._taken:
+            self.connection.lpush(self.key, *reversed(self._taken))
+            self._taken.clear()
+
+    def _take(self, count: int, *before: bytes) -> None:
+        """:param before: the id that was popped before, if one was."""
+        ids = self.connection.eval(_TAKE, 1, self.key, Job.redis_job_namespace_prefix, count, *before)
+        self._taken.extend(ids)
+        self._has_more = 0 < count == len(ids)
+
     @classmethod
     def dequeue_any(
         cls, queues: Iterable[Queue], timeout: int | None, connection: Redis, *_: Any, **__: Any
     ) -> tuple[Job, Queue] | None:
-        """The next hint, and its queue; what it leaves in Redis is deleted. An id that is no run's is dropped.
-
-        The job is made here, not fetched. If this process dies now, a janitor enqueues the run again.
+        """The next hint, and its queue. An id that is no run's is dropped. The job is made here, not fetched.
 
         :raises DequeueTimeout: there was none for so many seconds.
         """
         queue = next(iter(queues))
-        while (taken := cls.lpop([queue.key], timeout, connection)) is not None:
-            job_id = taken[1]
+        assert isinstance(queue, HintQueue)
+        while (job_id := queue.take(timeout)) is not None:
             if run_of(job_id) is not None:
-                connection.delete(Job.key_for(job_id.decode()))
                 return Job(job_id.decode(), connection), queue
             log.warning("Dropped a job of the queue %r: %r is no run's.", queue.name, job_id[:SHOWN_CHARS])
         return None
@@ -62,6 +114,7 @@ class HintWorker(BaseWorker):
 
     def __init__(self, connection: Redis, queue: str) -> None:
         super().__init__([queue], connection=connection, worker_ttl=WORKER_TTL_SECONDS, log_job_description=False)
+        self._done_at: dict[str, float] = {}
 
     def execute_run(self, run_id: str) -> None:
         """Execute a run that is pending, or have it executed."""
@@ -70,6 +123,30 @@ class HintWorker(BaseWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """What RQ's loop calls with what HintQueue has given it."""
         self.execute_run(job.id.rpartition("-")[0])
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        """Whether it was not done for so long; it then counts as done."""
+        now = time.monotonic()
+        due = now - self._done_at.get(what, -math.inf) >= seconds
+        if due:
+            self._done_at[what] = now
+        return due
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """As RQ's, every RECORD_SECONDS, and with the state."""
+        if self._is_due("heartbeat", RECORD_SECONDS):
+            super().heartbeat(timeout, pipeline)
+            super().set_state(self.get_state(), pipeline)
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        """As RQ's, where it is another one."""
+        if state != self.get_state():
+            super().set_state(state, pipeline)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """As RQ's, every SUSPENSION_SECONDS."""
+        if self._is_due("suspension", SUSPENSION_SECONDS):
+            super().check_for_suspension(burst)
 
     def subscribe(self) -> None:
         """Not: anybody who can publish could stop this worker."""

@@ -7,8 +7,11 @@ workers change their pool's socket timeout.
 import re
 from typing import Any
 
+from redis import Redis
 from rq import Queue
-from rq.job import Job
+from rq.job import Job, JobStatus
+from rq.utils import now as utcnow
+from rq.utils import utcformat
 
 from app.storage.breaker import Breaker
 from app.storage.event_log import connect
@@ -19,7 +22,7 @@ ISOLATED_QUEUE = "isolated"
 """Of runs that have a process of their own."""
 NO_ISOLATED = "Runs wait for an isolated worker, and there is none: start `python -m workers --isolated`."
 JOB = "workers.executor.execute"
-"""What workers of the version before call, with the run's id. Nobody else reads it: it can go with the next release."""
+"""What RQ's own tools show of a job. Nobody calls it."""
 NO_TIMEOUT = -1
 
 _DROP_JOB = "if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('DEL', KEYS[2]) end"
@@ -38,6 +41,12 @@ def run_of(job_id: bytes) -> str | None:
     return match[1].decode() if match else None
 
 
+def _job(redis: Redis) -> dict[str, Any]:
+    """What RQ stores of a job, but for what is each job's own: RQ itself takes long over it."""
+    options: dict[str, Any] = {"timeout": NO_TIMEOUT, "result_ttl": 0, "failure_ttl": 60}
+    return Job.create(JOB, connection=redis, status=JobStatus.QUEUED, **options).to_dict(include_meta=False)
+
+
 class RunQueue:
     """Enqueue runs by id."""
 
@@ -46,22 +55,26 @@ class RunQueue:
         self._breaker = breaker
         self.redis = connect(url, max_connections)
         self._queues = {name: Queue(name, connection=self.redis) for name in (QUEUE, ISOLATED_QUEUE)}
+        self._job = _job(self.redis)
 
     def enqueue(self, run_id: str, epoch: int, queue: str) -> None:
         """Tell the workers that the run is pending. A second hint for the same epoch is harmless.
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
-        with self._breaker.asking():
-            self._queues[queue].enqueue(
-                JOB,
-                run_id,
-                job_id=f"{run_id}-{epoch}",
-                job_timeout=NO_TIMEOUT,
-                result_ttl=0,
-                failure_ttl=60,
-                description=run_id,
-            )
+        job_id, key, now = f"{run_id}-{epoch}", self._queues[queue].key, utcformat(utcnow())
+        job: dict[Any, Any] = {
+            **self._job,
+            "origin": queue,
+            "description": run_id,
+            "created_at": now,
+            "enqueued_at": now,
+        }
+        with self._breaker.asking(), self.redis.pipeline() as pipeline:
+            pipeline.sadd(Queue.redis_queues_keys, key)
+            pipeline.hset(Job.key_for(job_id), mapping=job)
+            pipeline.rpush(key, job_id)
+            pipeline.execute()
 
     def drop(self, run_id: str, epoch: int, queue: str) -> None:
         """Remove the hint that the run was pending, unless a worker has taken it.
