@@ -37,7 +37,7 @@ HELP = {
     "processes": "web processes",
     "rate": "events a second over all runs",
     "rounds": "workers to kill, one after the other",
-    "runs": "runs that the windows follow, that stream, or that wait",
+    "runs": "runs that the windows follow, that stream, that wait, or that do nothing",
     "sample": "share of the events that the feed is to show",
     "seconds": "how long it is measured",
     "shapes": "names with commas between, or all",

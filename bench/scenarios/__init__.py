@@ -12,6 +12,7 @@ from bench.scenarios.load_client import LoadClient
 from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
 from bench.scenarios.replay import Replay
+from bench.scenarios.short_runs import ShortRuns
 from bench.scenarios.slow import Slow
 from bench.scenarios.standstill import Standstill
 from bench.scenarios.streaming import Streaming
@@ -41,6 +42,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "sigterm": Sigterm,
     "load-client": LoadClient,
     "runs": Streaming,
+    "short-runs": ShortRuns,
     "cancel": Cancel,
     "approval": Approval,
     "waiting": Waiting,
