@@ -34,6 +34,7 @@ from bench.scenarios.first_event import FirstEvent
 from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
 from bench.scenarios.replay import Replay
+from bench.scenarios.short_runs import ShortRuns
 from bench.scenarios.slow import Slow
 from bench.scenarios.standstill import ROUTES, Standstill
 from bench.scenarios.streaming import Streaming
@@ -159,6 +160,14 @@ def test_slow_readers_are_closed_and_come_back_complete(stage: Stage) -> None:
     assert figures["stalled"] == figures["stalled_closed"] == figures["complete"] == 2
     assert figures["gaps"] == figures["repeats"] == figures["snapshots"] == 0
     assert figures["delivered"] == 1
+
+
+def test_short_runs_are_started_and_executed_and_weighed_against_an_empty_job(stage: Stage) -> None:
+    document = played(stage, ShortRuns(runs=20, warm_up=4))
+    figures = document["figures"]["runtail"]
+    assert all(figures[f"{part}_per_s"] > 0 for part in ("start", "execute"))
+    ratio = figures["execute_worker_cpu_ms"] / document["figures"]["SimpleWorker"]["execute_worker_cpu_ms"]
+    assert figures["execute_worker_cpu_by_empty_job"] == pytest.approx(ratio)
 
 
 def test_websockets_are_weighed_and_followed_beside_sse(stage: Stage) -> None:
