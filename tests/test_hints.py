@@ -1,0 +1,72 @@
+"""What a worker takes from RQ's queue: several hints at a time, as far as it has room, and none is lost with it."""
+
+from collections.abc import Iterator
+
+import pytest
+from rq.job import Job
+from rq.queue import Queue
+
+from app.identifiers import new_id
+from app.storage.run_queue import QUEUE
+from app.wiring import Services
+from workers.hints import HINTS_PER_TAKE, HintQueue
+
+
+@pytest.fixture
+def queue(apart: Services) -> Iterator[HintQueue]:
+    """The queue as a worker has it, empty."""
+    apart.queue.redis.flushdb()
+    yield HintQueue(QUEUE, connection=apart.queue.redis)
+    apart.queue.redis.flushdb()
+
+
+def hints(services: Services, count: int) -> list[str]:
+    """Ids of so many jobs that were just enqueued, in order."""
+    runs = [new_id("run") for _ in range(count)]
+    for run_id in runs:
+        services.queue.enqueue(run_id, 0, QUEUE)
+    return [f"{run_id}-0" for run_id in runs]
+
+
+def given(queue: HintQueue, count: int) -> list[str]:
+    """The ids of the next jobs that RQ's loop is given."""
+    found = [HintQueue.dequeue_any([queue], 1, queue.connection) for _ in range(count)]
+    return [job.id for job, _ in filter(None, found)]
+
+
+def test_hints_come_in_their_order_and_their_jobs_are_gone(apart: Services, queue: HintQueue) -> None:
+    ids = hints(apart, 3 * HINTS_PER_TAKE + 2)
+    queue.room = 100
+    assert given(queue, len(ids)) == ids
+    assert apart.queue.redis.keys("rq:job:*") == []
+    assert apart.queue.waiting() == set()
+
+
+@pytest.mark.parametrize(("room", "taken"), [(1, 1), (3, 3), (100, HINTS_PER_TAKE)])
+def test_a_worker_takes_no_more_at_a_time_than_it_has_room_for(
+    apart: Services, queue: HintQueue, room: int, taken: int
+) -> None:
+    ids = hints(apart, 2 * HINTS_PER_TAKE)
+    queue.room = room
+    assert given(queue, 1) == ids[:1]
+    assert len(apart.queue.waiting()) == len(ids) - taken
+
+
+def test_what_was_taken_and_not_given_out_goes_back_before_all_others(apart: Services, queue: HintQueue) -> None:
+    ids = hints(apart, HINTS_PER_TAKE + 1)
+    queue.room = HINTS_PER_TAKE
+    given(queue, 2)
+    queue.put_back()
+    queue.put_back()
+    other = HintQueue(QUEUE, connection=apart.queue.redis)
+    assert given(other, len(ids) - 2) == ids[2:]
+
+
+def test_rq_shows_the_jobs_that_wait(apart: Services, queue: HintQueue) -> None:
+    (id,) = hints(apart, 1)
+    (shown,) = Queue(QUEUE, connection=queue.connection).jobs
+    assert isinstance(shown, Job)
+    assert (shown.id, shown.origin, shown.get_status().value) == (id, QUEUE, "queued")
+    assert shown.description == id.removesuffix("-0")
+    assert shown.enqueued_at is not None
+    assert [q.name for q in Queue.all(connection=queue.connection)] == [QUEUE]
