@@ -56,6 +56,10 @@ THOROUGH = (
     "deploy/test_processes.py",
     "model/test_exploration.py",
     "model/test_external_exploration.py",
+    "test_watchdog.py",
+    "test_early_cancel.py",
+    "test_legacy_examples.py",
+    "client/test_celery.py",
 )
 """Files whose tests are marked `thorough`: each takes minutes, and `make test` plays them all."""
 LONGEST_FIRST = (
@@ -70,9 +74,7 @@ LONGEST_FIRST = (
     "test_agents_page.py",
     "test_door.py",
     "test_tail_hub.py",
-    "test_legacy_examples.py",
     "test_cancel.py",
-    "test_watchdog.py",
     "test_authors.py",
     "test_recovery.py",
     "websocket/test_window.py",
@@ -80,7 +82,6 @@ LONGEST_FIRST = (
     "test_feed.py",
     "test_playback.py",
     "test_poison.py",
-    "test_early_cancel.py",
     "test_pace.py",
     "test_stopping.py",
     "test_other_servers.py",
