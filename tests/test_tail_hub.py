@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -32,6 +33,7 @@ from tests.raw_client import RawClient
 NDJSON = "application/x-ndjson"
 UNLIMITED = {"STREAM_MAX_PER_USER": "0", "STREAM_MAX_PER_ADDRESS": "0"}
 LONG = "🚚" * 25_000
+READING = ("xread", "xrange", "xrevrange")
 """100 KB in characters of four bytes: more than the kernel takes at once."""
 SMALL_BUFFER = 8_192
 
@@ -564,6 +566,30 @@ def test_a_redis_that_has_lost_everything_is_made_up_for_by_the_archive(
             window.until(b'"seq":12,')
         assert client.body == expected(author)
         assert late.body == expected(author, 4)
+
+
+def test_what_the_archive_has_is_not_lost_however_long_redis_takes_until_it_answers(
+    own_servers: tuple[EmbeddedServices, Stack],
+) -> None:
+    servers, web = own_servers
+    author = LogAuthor(web)
+    with RawClient(web.port) as client:
+        client.ask(author.path).until(b"run.created")
+        servers.kill("redis")
+        author.make(3)
+        author.archive()
+        client.until(b'"seq":4,')
+        with (servers.data / "redis" / "auth.conf").open("a") as settings:  # as one that loads its data for long
+            password = urlsplit(servers.redis_url).password
+            settings.write(f"user default on >{password} ~* &* +@all {' '.join(f'-{word}' for word in READING)}\n")
+        servers.start("redis")
+        time.sleep(HEALING_SECONDS + 1)  # nothing may happen in that time
+        with Redis.from_url(servers.redis_url) as redis:
+            redis.execute_command("ACL", "SETUSER", "default", *(f"+{word}" for word in READING))
+        time.sleep(1)  # nor may it be taken for lost because Redis does not have it yet
+        web.services.ownership.sync(author.run_id, 0)
+        author.append(1)
+        assert client.until(b'"seq":5,').body == expected(author)
 
 
 def test_windows_are_told_of_events_that_were_lost_and_written_anew(

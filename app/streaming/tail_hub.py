@@ -86,8 +86,9 @@ class TailHub:
         """Tails to read: they have rung."""
         self._quiet: set[Tail] = set()
         """Tails to read, a few at a time, because they have not rung for long."""
-        self._unproven: dict[Tail, float] = {}
-        """Tails whose head may have been lost with the last connection, and since when. They are not read."""
+        self._unproven: dict[Tail, float | None] = {}
+        """Tails whose head may have been lost with the last connection, and since when both stores say that they do
+        not have it (None: one of them has not answered yet). They are not read."""
         self._doubted: set[Tail] = set()
         """Tails to look up in the archive."""
         self._work = Flag()
@@ -169,9 +170,8 @@ class TailHub:
 
     def _reconnected(self) -> None:
         """Redis may be another one than before: what each tail has seen must still be there."""
-        now = time.monotonic()
         self._links += 1
-        self._unproven = {tail: self._unproven.get(tail, now) for tail in self._tails.values() if tail.ready}
+        self._unproven = {tail: None for tail in self._tails.values() if tail.ready}
         self._connected = True
         self._doubts.set()
         self._work.set()
@@ -325,24 +325,26 @@ class TailHub:
         """See that the event at each tail's head is the one that its windows have."""
         heads = {tail.run_id: tail.head for tail in tails}
         found = self._reader.entries(heads)
-        self._judge(tails, heads, found)
-        if missing := {run_id: head - 1 for run_id, head in heads.items() if run_id not in found}:
-            archived = self._history.store.read_many(missing, 1)
-            self._judge(tails, heads, {run_id: events[0] for run_id, events in archived.items()})
+        self._judge([tail for tail in tails if tail.run_id in found], heads, found)
+        if rest := [tail for tail in tails if tail.run_id not in found]:
+            archived = self._history.store.read_many({tail.run_id: heads[tail.run_id] - 1 for tail in rest}, 1)
+            self._judge(rest, heads, {run_id: events[0] for run_id, events in archived.items()})
 
     def _judge(self, tails: Sequence[Tail], heads: Mapping[str, int], found: Mapping[str, Event]) -> None:
         now = time.monotonic()
         for tail in tails:
-            since, event = self._unproven.get(tail), found.get(tail.run_id)
-            if since is None or tail.head != heads[tail.run_id]:
+            if tail not in self._unproven or tail.head != heads[tail.run_id]:
                 continue
+            since, event = self._unproven[tail], found.get(tail.run_id)
             here = event is not None and event.seq == tail.head
             if tail.head == 0 or (event is not None and here and mark_of(event) == tail.mark):
                 del self._unproven[tail]
                 tail.uncertain = False
                 self._hot.add(tail)
-            elif here or now - since > HEALING_SECONDS:
+            elif here or (since is not None and now - since > HEALING_SECONDS):
                 self._rewind(tail)
+            elif since is None:
+                self._unproven[tail] = now
 
     def _rewind(self, tail: Tail) -> None:
         """What the run's windows have seen last is lost: each is told of the gap, and gets a snapshot."""

@@ -254,6 +254,8 @@ def _skipped(window: Window, seq: int) -> bool:
 def _digest_after_snapshot(window: Window) -> str:
     seq, state = window.snapshots[-1]
     rest = [json.loads(text) for n, text in sorted(window.texts.items()) if n > seq]
+    if not rest:
+        return str(state["digest"])
     before = fold(rest[:-1], state or initial(window.run_id))
     return digest(before, output_of(before, rest[-1]["payload"]))
 

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Final
 
 from app.protocol.events import TERMINAL
+from app.protocol.reducer import ENDED
 from tests.chaos.schedule import NDJSON
 from tests.raw_client import Incoming, RawClient
 
@@ -160,6 +161,7 @@ class Window:
         match envelope["type"]:
             case "stream.snapshot":
                 self.cursor = envelope["payload"]["seq"]
+                self.done |= envelope["payload"]["state"]["status"] in ENDED
                 self.snapshots.append((self.cursor, envelope["payload"]["state"]))
             case "stream.gap":
                 self.gaps += 1
