@@ -592,6 +592,25 @@ def test_what_the_archive_has_is_not_lost_however_long_redis_takes_until_it_answ
         assert client.until(b'"seq":5,').body == expected(author)
 
 
+def test_what_a_client_has_and_redis_has_not_is_not_lost_while_the_archive_cannot_be_asked(
+    own_servers: tuple[EmbeddedServices, Stack],
+) -> None:
+    servers, web = own_servers
+    author = LogAuthor(web)
+    author.make(3)
+    author.archive()
+    with RawClient(web.port) as client:
+        client.ask(f"{author.path}?since_seq=4").until(b"retry:")
+        servers.kill("postgres")  # before a sweep asks it
+        time.sleep(HEALING_SECONDS + 1)  # nothing may happen in that time
+        servers.start("postgres")
+        time.sleep(1)  # nor now
+        web.services.database.close()  # whose connections are lost
+        web.services.ownership.sync(author.run_id, 0)
+        author.append(1)
+        assert client.until(b'"seq":5,').body == expected(author, 4)
+
+
 def test_windows_are_told_of_events_that_were_lost_and_written_anew(
     own_servers: tuple[EmbeddedServices, Stack],
 ) -> None:

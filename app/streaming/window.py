@@ -75,6 +75,7 @@ class Window:
     __slots__ = (
         "_ahead_since",
         "_limits",
+        "_presumed",
         "_replayed",
         "closed",
         "cursor",
@@ -101,6 +102,8 @@ class Window:
         self.ticket = ticket
         self.gap: int | None = None
         """The cursor that the log has lost."""
+        self._presumed = False
+        """That it is lost is concluded from its absence, which both stores have yet to confirm."""
         self.over = False
         """The client has the whole log."""
         self.farewell: tuple[Closing, bytes] | None = None
@@ -137,7 +140,7 @@ class Window:
             self._ahead_since = now
         if now - self._ahead_since < HEALING_SECONDS:
             return Place.WAITING
-        self.gap = self.cursor
+        self.gap, self._presumed = self.cursor, True
         return Place.BEHIND
 
     @property
@@ -147,7 +150,7 @@ class Window:
 
     def lose(self) -> None:
         """The log has lost events that the client has, or is about to get."""
-        self.gap = self.cursor
+        self.gap, self._presumed = self.cursor, False
         self.stir()
 
     def levelled(self) -> None:
@@ -226,7 +229,11 @@ class Window:
 
     def _gap(self, history: History) -> list[bytes]:
         run_id, lost = self.tail.run_id, self.gap
-        text = control(run_id, "stream.gap", {"requested": lost, "earliest": 1, "head": history.head(run_id)})
+        head = history.head(run_id)
+        if self._presumed and lost is not None and head >= lost:
+            self.gap = self._ahead_since = None  # the archive has it, and could not be asked before
+            return []
+        text = control(run_id, "stream.gap", {"requested": lost, "earliest": 1, "head": head})
         return [self.wire.format.control("stream.gap", text, None), *self._snapshot(history, "gap")]
 
     def _snapshot(self, history: History, reason: str) -> list[bytes]:
