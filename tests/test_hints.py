@@ -7,7 +7,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from app.identifiers import new_id
-from app.storage.run_queue import QUEUE
+from app.storage.run_queue import JOB, NO_TIMEOUT, QUEUE
 from app.wiring import Services
 from workers.hints import HINTS_PER_TAKE, HintQueue
 
@@ -60,6 +60,17 @@ def test_what_was_taken_and_not_given_out_goes_back_before_all_others(apart: Ser
     queue.put_back()
     other = HintQueue(QUEUE, connection=apart.queue.redis)
     assert given(other, len(ids) - 2) == ids[2:]
+
+
+def test_a_job_is_what_rq_makes_of_it_so_that_older_workers_can_read_it(apart: Services, queue: HintQueue) -> None:
+    (id,) = hints(apart, 1)
+    ours = apart.queue.redis.hgetall(Job.key_for(id))
+    options = {"job_timeout": NO_TIMEOUT, "result_ttl": 0, "failure_ttl": 60, "description": id[:-2]}
+    Queue(QUEUE, connection=queue.connection).enqueue(JOB, id[:-2], job_id=id, **options)
+    theirs = apart.queue.redis.hgetall(Job.key_for(id))
+    passing = {b"created_at", b"enqueued_at"}
+    assert ours.keys() == theirs.keys()
+    assert {k: v for k, v in ours.items() if k not in passing} == {k: v for k, v in theirs.items() if k not in passing}
 
 
 def test_rq_shows_the_jobs_that_wait(apart: Services, queue: HintQueue) -> None:
