@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.harness import ROOT, eventually
+from tests.programs import needed
 from tests.test_devservices import READY_SECONDS, Dev, running
 from workers.context import RunContext
 
@@ -139,6 +140,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterat
 @pytest.mark.parametrize("example", list(examples()), ids=lambda example: example.shell.splitlines()[0])
 def test_the_shell_lines_print_what_the_page_says(desk: Desk, example: Example) -> None:
     shell = example.shell.replace("http://127.0.0.1:8000", desk.dev.url)
+    if "curl " in shell:
+        needed("curl")
     printed = flat(desk.call("bash", "-c", shell))
     assert says(example.printed).fullmatch(printed), f"{shell}\nprinted:\n{printed}\nnot:\n{example.printed}"
 

@@ -226,6 +226,11 @@ running = [start("sleep", "60") for _ in range(3)]
 for way in ("true", "false") * 10:
     start(way).wait()
     assert len(leftovers._programs) <= len(running) + 1, leftovers._programs
+for _ in range(10):  # these have ended before it is told of them
+    ended = gevent.subprocess.Popen(["true"])
+    ended.wait()
+    leftovers.add_program(ended.pid)
+    assert len(leftovers._programs) <= len(running) + 1, leftovers._programs
 leftovers.end_programs()
 assert [program.wait() for program in running] == [-9] * 3
 """

@@ -26,8 +26,10 @@ class Leftovers:
 
     def add_program(self, pid: int) -> None:
         """A child process that gevent watches."""
-        # A run may start any number, one after the other: those that have ended are forgotten.
-        self._programs = [*self._running(), (pid, _watched().get(pid))]
+        self._programs = self._running()  # a run may start any number: those that have ended are forgotten
+        watcher = _watched().get(pid)
+        if watcher is not None:  # else it has ended already
+            self._programs.append((pid, watcher))
 
     def add_greenlet(self, greenlet: "gevent.Greenlet[..., Any]") -> None:
         """A thread or a greenlet."""
@@ -52,9 +54,10 @@ class Leftovers:
 
 
 def _watched() -> dict[int, object]:
-    """gevent's child processes: a number has its watcher until the process has ended."""
-    watched: dict[int, object] = gevent.os._watched_children  # type: ignore[attr-defined]
-    return watched
+    """The watchers of gevent's child processes that have not ended, by number."""
+    known: dict[int, object] = gevent.os._watched_children  # type: ignore[attr-defined]
+    # Of one that has ended gevent keeps what its end was, a tuple, for a while.
+    return {pid: watcher for pid, watcher in known.items() if not isinstance(watcher, tuple)}
 
 
 def _tree(pid: int) -> Iterator[int]:
