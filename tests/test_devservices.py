@@ -397,7 +397,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
+        pytest.skip("Mounting a file system needs root.")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
@@ -450,7 +450,7 @@ def test_a_store_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> No
         os.umask(before)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root could change the folders of others")
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root could change the folders of others.")
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o710])
 def test_the_folders_above_the_data_folder_are_left_as_they_are(tmp_path: Path, mode: int) -> None:
     above = tmp_path / "above"
@@ -462,7 +462,7 @@ def test_the_folders_above_the_data_folder_are_left_as_they_are(tmp_path: Path, 
         assert above.stat().st_mode & 0o777 == mode
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root starts PostgreSQL as somebody else.")
 def test_an_installation_below_a_folder_that_is_roots_alone_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,7 +478,7 @@ def test_an_installation_below_a_folder_that_is_roots_alone_runs(
     assert above.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root starts PostgreSQL as somebody else.")
 def test_a_folder_that_keeps_postgresql_out_is_refused_where_no_capability_is_to_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
