@@ -33,8 +33,9 @@ from tests.raw_client import RawClient
 NDJSON = "application/x-ndjson"
 UNLIMITED = {"STREAM_MAX_PER_USER": "0", "STREAM_MAX_PER_ADDRESS": "0"}
 LONG = "🚚" * 25_000
-READING = ("xread", "xrange", "xrevrange")
 """100 KB in characters of four bytes: more than the kernel takes at once."""
+READING = ("xread", "xrange", "xrevrange")
+"""The commands by which a web process reads logs."""
 SMALL_BUFFER = 8_192
 
 

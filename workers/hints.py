@@ -38,8 +38,7 @@ SHOWN_CHARS = 100
 """Of an id that is no run's, in the log."""
 
 _TAKE = """
-local ids = ARGV[2] == '0' and {} or redis.call('LPOP', KEYS[1], ARGV[2])
-if not ids then ids = {} end
+local ids = ARGV[2] ~= '0' and redis.call('LPOP', KEYS[1], ARGV[2]) or {}
 for _, id in ipairs(ids) do redis.call('DEL', ARGV[1] .. id) end
 if ARGV[3] then redis.call('DEL', ARGV[1] .. ARGV[3]) end
 return ids
