@@ -1,15 +1,53 @@
 """What a worker takes from RQ's queue: several hints at a time, as far as it has room, and none is lost with it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 from rq.job import Job
 from rq.queue import Queue
 
 from app.identifiers import new_id
 from app.storage.run_queue import JOB, NO_TIMEOUT, QUEUE
 from app.wiring import Services
+from workers.gevent_worker import GeventWorker
 from workers.hints import HINTS_PER_TAKE, HintQueue
+
+
+class Executor:
+    """What a worker asks of its executor. Whether its heartbeat gets through follows a script."""
+
+    def __init__(self, *answers: Callable[[], bool]) -> None:
+        self.executed: list[str] = []
+        self._answers = iter(answers)
+
+    def gets_through(self) -> bool:
+        return next(self._answers)()
+
+    def execute(self, run_id: str) -> None:
+        self.executed.append(run_id)
+
+
+def worked(services: Services, *answers: Callable[[], bool]) -> list[str]:
+    """The runs that a worker has executed until it was stopped: when it asks more than there are answers."""
+
+    def stop() -> bool:
+        worker.stop()
+        return False
+
+    executor = Executor(*answers, stop)
+    worker = GeventWorker(services.queue.redis, executor, slots=3)  # type: ignore[arg-type]
+    worker.run()
+    worker.join()
+    return executor.executed
+
+
+def yes() -> bool:
+    return True
+
+
+def redis_breaks() -> bool:
+    raise redis.ConnectionError
 
 
 @pytest.fixture
@@ -60,6 +98,20 @@ def test_what_was_taken_and_not_given_out_goes_back_before_all_others(apart: Ser
     queue.put_back()
     other = HintQueue(QUEUE, connection=apart.queue.redis)
     assert given(other, len(ids) - 2) == ids[2:]
+
+
+def test_a_worker_that_is_stopped_before_it_may_claim_leaves_the_hints_to_others(
+    apart: Services, queue: HintQueue
+) -> None:
+    ids = hints(apart, 4)
+    assert worked(apart, yes) == [ids[0].removesuffix("-0")]
+    assert given(queue, 3) == ids[1:]
+
+
+def test_a_worker_whose_loop_was_given_up_by_rq_begins_it_anew(apart: Services, queue: HintQueue) -> None:
+    ids = hints(apart, 4)
+    assert worked(apart, yes, redis_breaks, yes, yes) == [id.removesuffix("-0") for id in ids[:3]]
+    assert given(queue, 1) == ids[3:]
 
 
 def test_a_job_is_what_rq_makes_of_it_so_that_older_workers_can_read_it(apart: Services, queue: HintQueue) -> None:

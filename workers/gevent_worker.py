@@ -14,7 +14,7 @@ from app.errors import StoreUnavailable
 from app.storage.run_queue import QUEUE
 from workers.executor import Executor
 from workers.heartbeat import SILENCE_SECONDS
-from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintQueue, HintWorker
+from workers.hints import RECORD_SECONDS, RESTART_SECONDS, HintQueue, HintWorker
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,8 @@ class GeventWorker(HintWorker):
     def dequeue_job_and_maintain_ttl(self, *args: Any, **kwargs: Any) -> Any:
         """As RQ's, once a slot is free and runs may be claimed: a job that waits here could run elsewhere."""
         while self._pool.full():
-            self._pool.wait_available(HEARTBEAT_SECONDS)
-            with suppress(RedisError):  # RQ's own record of this worker, which decides nothing
-                self.heartbeat()
+            self._pool.wait_available(RECORD_SECONDS)
+            self.keep_record()
         while not self._executor.gets_through():
             gevent.sleep(SILENCE_SECONDS)
         self._queue.room = self._pool.free_count()

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 from rq import worker_registration
 from rq.job import Job
 from rq.queue import Queue
@@ -25,10 +25,8 @@ from app.storage.run_queue import run_of
 
 WORKER_TTL_SECONDS = 30
 """Of RQ's own record of a worker; its blocking pop returns every WORKER_TTL_SECONDS - 15."""
-HEARTBEAT_SECONDS = 30
-"""How often a worker that fetches nothing keeps its record from expiring."""
 RECORD_SECONDS = 10.0
-"""RQ's loop writes its record several times for each job; here it is written at most so often."""
+"""RQ's loop writes its record several times for each job; here so often, also while nothing is fetched."""
 SUSPENSION_SECONDS = 1.0
 """Likewise how often it asks whether somebody has suspended all workers."""
 HINTS_PER_TAKE = 10
@@ -136,6 +134,13 @@ class HintWorker(BaseWorker):
         if self._is_due("heartbeat", RECORD_SECONDS):
             super().heartbeat(timeout, pipeline)
             super().set_state(self.get_state(), pipeline)
+
+    def keep_record(self) -> None:
+        """Keep RQ's record of this worker, which decides nothing, from expiring while nothing is fetched."""
+        try:
+            self.heartbeat()
+        except RedisError:
+            log.warning("RQ could not keep its record of this worker.", exc_info=True)
 
     def set_state(self, state: str, pipeline: Any = None) -> None:
         """As RQ's, where it is another one."""

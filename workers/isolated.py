@@ -14,7 +14,6 @@ from functools import partial
 from threading import Thread
 from typing import Any, NoReturn
 
-from redis import RedisError
 from rq.exceptions import StopRequested
 
 from app.config import Config
@@ -23,7 +22,7 @@ from app.storage.run_queue import ISOLATED_QUEUE
 from app.storage.run_store import Beats
 from app.wiring import Services
 from workers.heartbeat import SILENCE_SECONDS, Heartbeat
-from workers.hints import HEARTBEAT_SECONDS, RESTART_SECONDS, HintWorker
+from workers.hints import RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
 from workers.lifetime import adopt_orphans, children_of, live_no_longer_than
@@ -109,7 +108,6 @@ class IsolatedWorker(HintWorker):
         self._gets_through = gets_through
         self._fetching = False
         self._stopping = False
-        self._kept_alive = 0.0
         self._install_signal_handlers()
 
     def run(self) -> None:
@@ -145,9 +143,8 @@ class IsolatedWorker(HintWorker):
         self._wait_for_heartbeat()  # the pop may have taken long
         self._fetching = False
         try:
-            self._kept_alive = time.monotonic()
             self._fork(run_id)
-            self._keeper.watch(self._keep_alive)
+            self._keeper.watch(self.keep_record)
         finally:
             self._fetching = True
 
@@ -181,16 +178,6 @@ class IsolatedWorker(HintWorker):
             log.exception("%s could not be executed.", run_id)
         finally:
             os._exit(code)
-
-    def _keep_alive(self) -> None:
-        """RQ's own record of this worker, which decides nothing."""
-        if time.monotonic() - self._kept_alive < HEARTBEAT_SECONDS:
-            return
-        self._kept_alive = time.monotonic()
-        try:
-            self.heartbeat()
-        except RedisError:
-            log.warning("RQ could not keep its record of this worker.", exc_info=True)
 
     def _install_signal_handlers(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
