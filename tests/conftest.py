@@ -60,8 +60,10 @@ THOROUGH = (
     "test_early_cancel.py",
     "test_legacy_examples.py",
     "client/test_celery.py",
+    "test_pace.py",
+    "test_playback.py",
 )
-"""Files whose tests are marked `thorough`: each takes minutes, and `make test` plays them all."""
+"""Files whose tests are marked `thorough`: each takes a minute or more, and `make test` plays them all."""
 LONGEST_FIRST = (
     *THOROUGH,
     "test_devservices.py",
@@ -80,9 +82,7 @@ LONGEST_FIRST = (
     "websocket/test_window.py",
     "test_export.py",
     "test_feed.py",
-    "test_playback.py",
     "test_poison.py",
-    "test_pace.py",
     "test_stopping.py",
     "test_other_servers.py",
     "test_multi_window.py",
