@@ -129,7 +129,7 @@ class External:
                 return started
 
     def _begin(self, principal: Principal, request: StartRequest) -> Started | None:
-        new, created = new_run(principal, request, EXTERNAL, None, self._services.hooks)
+        new, created = new_run(principal, request, self._services.hooks)
         payload = self._services.hooks.fact("run.started", {"attempt": 1, "worker": EXTERNAL})
         started = encode(new.id, 2, "run.started", payload)
         new.state.update(reduce(new.state, started.envelope()))

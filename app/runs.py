@@ -4,20 +4,16 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.validators import extend
-
+from app.agents import KnownAgents
 from app.errors import (
     Fenced,
     IdempotencyConflict,
-    InvalidInput,
     NotTerminal,
     StoreUnavailable,
-    UnknownAgent,
 )
 from app.external_ends import Ends
 from app.hooks import Hooks
@@ -40,42 +36,6 @@ FOLLOW_EVENTS = 500
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-_check_type = Draft202012Validator.VALIDATORS["type"]
-
-
-def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Any:
-    """The keyword `type`, which stands at nearly every value of a schema: a long check gives way here."""
-    give_way()
-    return _check_type(validator, types, instance, schema)
-
-
-def _unique_items(validator: Any, unique: bool, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    """The keyword `uniqueItems`; the library's own compares each item with each other one."""
-    if not unique or not validator.is_type(instance, "array"):
-        return
-    if len({json.dumps(_plain(item), sort_keys=True) for item in instance}) < len(instance):
-        yield ValidationError("has non-unique elements")
-
-
-def _plain(value: Any) -> Any:
-    """Of values that are equal in JSON Schema, such as 1 and 1.0, one and the same; true and 1 are not equal."""
-    give_way()
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-# JSON Schema calls 5.0 an integer; the agents' own schemas do not.
-_Validator = extend(
-    Draft202012Validator,
-    {"type": _type, "uniqueItems": _unique_items},
-    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +64,12 @@ class StartRequest:
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
 class Runs:
     """Verbs on runs. Every one that needs Postgres may raise StoreUnavailable."""
 
-    services: Services
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self._agents = KnownAgents(services.registry)
 
     def start(self, principal: Principal, request: StartRequest) -> RunRecord:
         """Commit a run, then tell the log and the workers. A repeated key or client's id gives the earlier run.
@@ -121,11 +82,14 @@ class Runs:
         """
         run = self.started_before(principal, request)
         while run is None:
-            agent = self._agent(request)
-            new, created = new_run(principal, request, queue_of(agent.isolation), agent.version, self.services.hooks)
+            agent = self._agents.that_takes(request.agent, request.input)
+            new, created = new_run(principal, request, self.services.hooks, agent)
             made = self.services.store.create(new, created)
-            # None: the same key or id, at the same time.
-            run = self._announce(made, created) if made else self.started_before(principal, request)
+            if made is not None:
+                return self._announce(made, created)
+            # The same key or id was used at the same time, or the agent was registered anew.
+            self._agents.forget(agent.name)
+            run = self.started_before(principal, request)
         return run
 
     def find(self, principal: Principal, run_id: str) -> RunRecord:
@@ -225,16 +189,6 @@ class Runs:
             raise IdempotencyConflict(f"{run.id} was started with another idempotency key, or none.")
         return run
 
-    def _agent(self, request: StartRequest) -> AgentRecord:
-        """The agent that is asked for, which takes the input."""
-        agent = self.services.registry.agent(request.agent)
-        if agent is None:
-            raise UnknownAgent(f"There is no agent {request.agent!r}.")
-        error = next(iter(_Validator(agent.input_schema).iter_errors(request.input)), None)
-        if error is not None:
-            raise InvalidInput(f"{error.json_path}: {error.message}"[:500])
-        return agent
-
     def _announce(self, run: RunRecord, created: Event) -> RunRecord:
         """Tell the log, and the workers, or end what was cancelled before it was there. The row as it is after that.
 
@@ -276,9 +230,12 @@ def _found(run: T | None, run_id: str) -> T:
 
 
 def new_run(
-    principal: Principal, request: StartRequest, queue: str, agent_version: str | None, hooks: Hooks
+    principal: Principal, request: StartRequest, hooks: Hooks, agent: AgentRecord | None = None
 ) -> tuple[NewRun, Event]:
-    """What is asked for as a run of its own, with its first event."""
+    """What is asked for as a run of its own, with its first event.
+
+    :param agent: that of a worker; None: the run is external.
+    """
     run_id, session_id = new_id("run"), request.session_id or new_id("ses")
     give_way()
     shown = preview(request.input)["preview"]
@@ -297,8 +254,9 @@ def new_run(
         idempotency_key=request.idempotency_key,
         request_hash=request.hash,
         client_run_id=request.client_run_id,
-        queue=queue,
-        agent_version=agent_version,
+        queue=queue_of(agent.isolation) if agent else EXTERNAL,
+        agent_version=agent.version if agent else None,
+        registered_at=agent.registered_at if agent else None,
         state=reduce(initial(run_id), created.envelope()),
     )
     return new, created

@@ -20,6 +20,11 @@ NOTED_MAX = 1_000
 
 _REMEMBERED = f"created_at > now() - interval '{REMEMBERED_HOURS} hours'"
 _NAMED = "tenant_id = %s AND user_id = %s AND (kind, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+CANCELLED = f"EXISTS (SELECT FROM early_cancels WHERE {_NAMED} AND {_REMEMBERED})"
+"""Whether a run was cancelled before it came."""
+FORGET = f"DELETE FROM early_cancels WHERE {_NAMED}"
+_LOCK = "SELECT pg_advisory_xact_lock(%s)"
+"""A statement of its own: only those after it see what was waited for."""
 _FIND = {
     "client_run_id": "SELECT id FROM runs WHERE tenant_id = %s AND user_id = %s AND client_run_id = %s",
     "idempotency_key": "SELECT id FROM runs WHERE tenant_id = %s AND user_id = %s AND idempotency_key = %s",
@@ -55,7 +60,7 @@ class EarlyCancels:
 
 def _check_room(db: Any, principal: Principal, kind: str, key: str) -> None:
     """One after the other for each user, or several at once would find the same room."""
-    db.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_lock_number(principal, "room", ""),))
+    db.execute_sql(_LOCK, (_lock_number(principal, "room", ""),))
     sql = f"""SELECT count(*) FROM early_cancels
               WHERE tenant_id = %s AND user_id = %s AND (kind, key) <> (%s, %s) AND {_REMEMBERED}"""
     (others,) = db.execute_sql(sql, (principal.tenant_id, principal.user_id, kind, key)).fetchone()
@@ -63,19 +68,16 @@ def _check_room(db: Any, principal: Principal, kind: str, key: str) -> None:
         raise TooManyCancels(f"{NOTED_MAX:,} cancels of yours wait for runs that have not come.")
 
 
-def cancelled_early(db: Any, new: NewRun) -> bool:
-    """Within the transaction that creates the run: was it cancelled before?"""
+def locking(new: NewRun) -> tuple[str, list[int]]:
+    """Statements that lock the names of a run, for those that are appended to them, and their values."""
+    numbers = _numbers(new.principal, _names(new))
+    return f"{_LOCK}; " * len(numbers), numbers
+
+
+def named(new: NewRun) -> tuple[Any, ...]:
+    """The values of CANCELLED, and of FORGET."""
     names = _names(new)
-    if not names:
-        return False
-    _lock(db, new.principal, names)
-    sql = f"SELECT FROM early_cancels WHERE {_NAMED} AND {_REMEMBERED} LIMIT 1"
-    return db.execute_sql(sql, _named(new.principal, names)).fetchone() is not None
-
-
-def forget_early_cancels(db: Any, new: NewRun) -> None:
-    """Within that transaction: the run is there, and knows."""
-    db.execute_sql(f"DELETE FROM early_cancels WHERE {_NAMED}", _named(new.principal, _names(new)))
+    return (new.principal.tenant_id, new.principal.user_id, list(names), list(names.values()))
 
 
 def _names(new: NewRun) -> dict[str, str]:
@@ -84,15 +86,15 @@ def _names(new: NewRun) -> dict[str, str]:
     return {kind: key for kind, key in names.items() if key is not None}
 
 
-def _named(principal: Principal, names: Mapping[str, str]) -> tuple[Any, ...]:
-    return (principal.tenant_id, principal.user_id, list(names), list(names.values()))
-
-
 def _lock(db: Any, principal: Principal, names: Mapping[str, str]) -> None:
-    """Until the end of the transaction. A statement of its own: only those after it see what was waited for."""
-    numbers = sorted(_lock_number(principal, kind, key) for kind, key in names.items())  # in one order for everybody
-    for number in numbers:
-        db.execute_sql("SELECT pg_advisory_xact_lock(%s)", (number,))
+    """Until the end of the transaction."""
+    for number in _numbers(principal, names):
+        db.execute_sql(_LOCK, (number,))
+
+
+def _numbers(principal: Principal, names: Mapping[str, str]) -> list[int]:
+    """Of the locks, in one order for everybody."""
+    return sorted(_lock_number(principal, kind, key) for kind, key in names.items())
 
 
 def _lock_number(principal: Principal, kind: str, key: str) -> int:

@@ -11,9 +11,10 @@ from typing import Any
 
 from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch, StoreUnavailable
 from app.protocol.events import Event, Outbound, dumps, encode
+from app.storage.run_store.creation import insert_run
 from app.storage.run_store.database import Database
 from app.storage.run_store.records import RUN_COLUMNS, NewRun, Principal, RunRecord
-from app.storage.run_store.store import insert_events, insert_run
+from app.storage.run_store.store import insert_events
 from app.storage.together import Together
 
 EXTERNAL = "external"
@@ -144,9 +145,8 @@ class ExternalStore:
     def create(self, new: NewRun, events: Sequence[Event], hashes: Hashes) -> RunRecord | None:
         """Commit a run that is running, with its first events and its writer; None, as by `RunStore.create`."""
         with self._database.session(atomic=True) as db:
-            if insert_run(db, new) is None:
+            if insert_run(db, new, events) is None:
                 return None
-            insert_events(db, [(new.id, event) for event in events])
             _insert_writer(db, new.id, 1, len(events), 0, hashes=hashes)
             return RunRecord(*db.execute_sql(_BEGIN, (new.id,)).fetchone())
 

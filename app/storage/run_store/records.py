@@ -44,6 +44,8 @@ class NewRun:
     client_run_id: str | None = None
     queue: str = "runs"
     agent_version: str | None = None
+    registered_at: datetime | None = None
+    """Of the agent: the run is only created while this is its latest registration. None: it is no worker's."""
 
 
 @dataclass(frozen=True, slots=True)

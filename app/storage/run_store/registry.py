@@ -4,7 +4,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from app.storage.run_store.database import Database, rows
 from app.storage.run_store.records import Principal
 
 KEY_PREFIX = "rt_"
+_AGENTS = "SELECT name, input_schema, isolation, version, updated_at AS registered_at FROM agents"
 _GOOD = "(expires_at IS NULL OR expires_at > now())"
 WORKER_GONE_SECONDS = 20
 """A worker without a heartbeat for so long is gone."""
@@ -29,6 +30,8 @@ class AgentRecord:
     input_schema: dict[str, Any]
     isolation: str
     version: str
+    registered_at: datetime | None = field(default=None, compare=False)
+    """Of its latest registration; None: it is to be registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,11 @@ class Registry:
 
     def agents(self) -> list[AgentRecord]:
         """Every registered agent, by name."""
-        sql = "SELECT name, input_schema, isolation, version FROM agents ORDER BY name"
-        return [AgentRecord(**row) for row in self._select(sql)]
+        return [AgentRecord(**row) for row in self._select(f"{_AGENTS} ORDER BY name")]
 
     def agent(self, name: str) -> AgentRecord | None:
         """One agent, or None."""
-        sql = "SELECT name, input_schema, isolation, version FROM agents WHERE name = %s"
-        found = self._select(sql, name)
+        found = self._select(f"{_AGENTS} WHERE name = %s", name)
         return AgentRecord(**found[0]) if found else None
 
     def put_broken(self, worker_id: str, broken: dict[str, str]) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from app.errors import Behind, Fenced, StoreUnavailable
 from app.pace import dumps_paced, in_chunks
 from app.protocol.ending import NOT_DECIDED
-from app.protocol.events import Event, dumps, unbroken
+from app.protocol.events import Event, unbroken
 from app.storage.run_store import losses
+from app.storage.run_store.creation import insert_run
 from app.storage.run_store.database import Database
-from app.storage.run_store.early import cancelled_early, forget_early_cancels
 from app.storage.run_store.journal import insert_journal
 from app.storage.run_store.long_texts import LONG_CHARS, LONG_TEXT, long_text
 from app.storage.run_store.records import (
@@ -38,14 +38,6 @@ INSERTED_CHARS = 1_000_000
 LISTED_BYTES = 1_000_000
 """Of inputs, outputs and the like of runs that are listed at once."""
 
-
-_INSERT_RUN = f"""
-INSERT INTO runs (id, tenant_id, user_id, session_id, agent, input, metadata, on_disconnect, timeout_s,
-                  idempotency_key, request_hash, client_run_id, queue, agent_version, status, state, state_seq,
-                  cancel_requested, cancel_reason)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'pending', %s, %s, %s, %s)
-ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
-"""
 # The lengths are known without reading the texts.
 _EVENTS = """
 SELECT seq, type, e, op FROM (
@@ -164,13 +156,10 @@ class RunStore:
     def create(self, new: NewRun, created: Event) -> RunRecord | None:
         """Commit a run together with its `run.created`. A cancel that came before it is requested in the same commit.
 
-        None: the principal has a run with its idempotency key, or its client's id.
+        None: the principal has a run with its idempotency key, or its client's id; or the agent was registered anew.
         """
-        with self._database.session(atomic=True) as db:
-            run = insert_run(db, new)
-            if run is not None:
-                insert_events(db, [(new.id, created)])
-            return run
+        with self._database.session() as db:
+            return insert_run(db, new, [created])
 
     # Read.
 
@@ -572,27 +561,6 @@ class RunStore:
     def _write(self, sql: str, *values: Any) -> None:
         with self._database.session() as db:
             db.execute_sql(sql, values)
-
-
-def insert_run(db: Any, new: NewRun) -> RunRecord | None:
-    """Within a transaction: a pending run. A cancel that came before it is requested with it.
-
-    None: the principal has a run with its idempotency key, or its client's id.
-    """
-    who = new.principal
-    early = cancelled_early(db, new)
-    values = (
-        *(new.id, who.tenant_id, who.user_id, new.session_id, new.agent, dumps(new.input), dumps(new.metadata)),
-        *(new.on_disconnect, new.timeout_s, new.idempotency_key, new.request_hash, new.client_run_id),
-        *(new.queue, new.agent_version, dumps(new.state), new.state["last_seq"]),
-        *(early, "requested" if early else None),
-    )
-    inserted = db.execute_sql(_INSERT_RUN, values).fetchone()
-    if inserted is None:
-        return None
-    if early:
-        forget_early_cancels(db, new)
-    return RunRecord(*inserted)
 
 
 def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Behind]:
