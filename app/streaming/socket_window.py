@@ -3,9 +3,11 @@
 All methods but `read` run in callbacks of the event loop and never block.
 """
 
+import fcntl
 import logging
 import socket
 import struct
+import termios
 import time
 from _socket import socket as NativeSocket  # what gevent's sockets wrap; itself it is not patched
 from collections.abc import Callable
@@ -322,6 +324,15 @@ def tune(sock: NativeSocket | socket.socket, limits: Limits) -> None:
     with suppress(OSError, AttributeError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
+
+def untaken(sock: NativeSocket | socket.socket) -> int:
+    """Bytes that were sent and that the client's system has not taken. 0 where this system does not tell."""
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return 0
+    return int(count)
 
 
 def hand_out(tail: Tail, wire: Wire, chunk: bytes) -> None:

@@ -16,7 +16,7 @@ import gevent
 from app.protocol.framing import websocket_boundary, websocket_close
 from app.storage.history import History
 from app.streaming.dialogue import Dialogue, Violation, is_pong
-from app.streaming.socket_window import SocketWindow
+from app.streaming.socket_window import SocketWindow, untaken
 from app.streaming.window import Closing
 from app.streaming.wire import NORMAL_CLOSURE
 
@@ -29,7 +29,7 @@ CODES = {
 }
 """Of the close frame, by why it is sent."""
 CLOSE_SECONDS = 3.0
-"""Time that a client gets to take a close frame and to hang up; less than the kernel gives it (`tune`)."""
+"""Time that a client gets to hang up after a close frame, longer only while it still takes what was before that."""
 
 CarryOut = Callable[["WebSocketWindow", str], str]
 """Carries out one command, and returns the text of its answer. May block; does not raise."""
@@ -120,9 +120,15 @@ class WebSocketWindow(SocketWindow):
         """As in `SocketWindow`."""
         if self._why is None:
             super().visit(now)
-        elif now >= self._close_by:
+        elif now >= self._close_by and not self._is_taking(now):
             done = self._rest is None and self._why is not Closing.LAGGED
             self.close(self._why) if done else self.reset(self._why)
+
+    def _is_taking(self, now: float) -> bool:
+        """The client is still at what the kernel has for it, which would be lost if it said something after a close."""
+        too_late = self._close_by + self._limits.max_lag_seconds
+        told = self._rest is None and self._why not in (Closing.LAGGED, Closing.REVOKED)
+        return told and now < too_late and untaken(self._socket) > 0
 
     def close(self, why: Closing) -> None:
         """As in `Window`; what its close frame says counts."""

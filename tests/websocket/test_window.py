@@ -333,9 +333,22 @@ def test_an_event_of_a_megabyte_arrives_whole_whatever_the_client_reads_at_a_tim
 
 def test_a_client_that_reads_byte_by_byte_gets_everything(web: Stack, author: LogAuthor, connect: Connect) -> None:
     client = connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)
-    author.append(3, LONG)
+    author.append(3, LONG[:5_000])
     author.end()
     assert client.to_the_end(1).texts == texts(author)
+    assert client.code == 1000
+
+
+def test_a_client_that_takes_its_time_over_the_end_and_says_something_meanwhile_loses_nothing(
+    web: Stack, author: LogAuthor, connect: Connect
+) -> None:
+    client = connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)
+    author.append(1, LONG[:6_000])
+    author.end()
+    time.sleep(CLOSE_SECONDS + 1.5)  # the server has nothing left to send, and the kernel has
+    client.socket.sendall(masked(0x8A, b"still here"))  # a pong: were the connection closed, this would reset it
+    time.sleep(0.5)
+    assert client.to_the_end().texts == texts(author)
     assert client.code == 1000
 
 
