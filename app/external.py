@@ -123,7 +123,7 @@ class External:
         while True:
             earlier = self._runs.started_before(principal, request)
             if earlier is not None and earlier.terminal:
-                return self._ended(earlier, request)
+                return self._ended(self._ends.publish(earlier), request)
             started = self._claim(earlier, request) if earlier is not None else self._begin(principal, request)
             if started is not None:  # None: somebody else did something to the run, or with its name
                 return started
@@ -305,7 +305,7 @@ class External:
         if token and external.epoch_of(writer.run_id, token) != writer.epoch:  # Postgres may have lost it since
             raise no_run(writer.run_id)
         run = external.begin_end(writer.run_id, writer.epoch, producer_seq, wanted)
-        return run if run.terminal else self._ends.end(run, wanted)
+        return self._ends.publish(run) if run.terminal else self._ends.end(run, wanted)
 
 
 def _weigh_batch(batch: Batch) -> tuple[str, int]:

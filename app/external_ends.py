@@ -66,7 +66,6 @@ class Ends:
 
         :raises StoreUnavailable: somebody else is at it, too.
         """
-        ownership = self.services.ownership
         self.services.recovery.level([run.id])
         try:
             self._commit_end(run, wanted)
@@ -79,10 +78,15 @@ class Ends:
             raise no_run(run.id)
         if not ended.terminal:
             raise StoreUnavailable(f"{run.id} is about to end.")
+        return self.publish(ended)
+
+    def publish(self, ended: RunRecord) -> RunRecord:
+        """Bring the end of the run into Redis, where that is still to be done."""
         try:
-            ownership.publish(ended.id, ended.epoch)
+            if not ended.published:
+                self.services.ownership.publish(ended.id, ended.epoch)
         except StoreUnavailable as error:
-            log.warning("The end of %s is committed; a janitor will publish it. %s", run.id, error.detail)
+            log.warning("The end of %s is committed; a janitor will publish it. %s", ended.id, error.detail)
         return ended
 
     def _commit_end(self, run: RunRecord, wanted: Wanted) -> None:

@@ -21,9 +21,10 @@ from app.identifiers import askable, new_id, no_run
 from app.protocol.events import TERMINAL, Event, encode
 from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
-from app.storage.event_log import Append
+from app.storage.event_log import Append, Outcome
 from app.storage.run_queue import queue_of
 from app.storage.run_store import EXTERNAL, AgentRecord, ListedRun, NewRun, Principal, RunPosition, RunRecord
+from app.storage.together import Together
 from app.turns import give_way
 from app.wiring import Services
 
@@ -32,6 +33,7 @@ CANCEL_WAIT_SECONDS = 2.0
 WAIT_MS = 1_000
 """How long one wait for events may block: well below a Redis connection's timeout."""
 FOLLOW_EVENTS = 500
+ANNOUNCED_AT_ONCE = 100
 
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ class Runs:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._agents = KnownAgents(services.registry)
+        self._announcements = Together(self._announce_all, ANNOUNCED_AT_ONCE)
 
     def start(self, principal: Principal, request: StartRequest) -> RunRecord:
         """Commit a run, then tell the log and the workers. A repeated key or client's id gives the earlier run.
@@ -195,15 +198,28 @@ class Runs:
         All of it is repaired where it fails: a claim levels the log, the janitor enqueues.
         """
         try:
-            self.services.log.append(Append(run.id, 0, [created], archived=created.seq))
+            outcome = self._announcements.ask((run, created))
+            if not isinstance(outcome, int):
+                raise outcome
             if not run.cancel_requested:
-                self.services.queue.enqueue(run.id, run.epoch, run.queue)
                 return run
             self.services.ownership.end_unowned(run)
             return self.services.store.get(run.id) or run
         except (StoreUnavailable, Fenced) as error:
             log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
             return run
+
+    def _announce_all(self, made: Sequence[tuple[RunRecord, Event]]) -> list[Outcome]:
+        """What is announced at the same time, in two round trips: to the log, and to the queue."""
+        outcomes = self.services.log.append_all([Append(run.id, 0, [event], archived=event.seq) for run, event in made])
+        pending = [
+            (run.id, run.epoch, run.queue)
+            for (run, _), outcome in zip(made, outcomes, strict=True)
+            if isinstance(outcome, int) and not run.cancel_requested
+        ]
+        if pending:
+            self.services.queue.enqueue_all(pending)
+        return outcomes
 
     def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:
         """Follow the log to its end, for at most so long. With `ring`, tell the owner first, and expect one."""

@@ -171,6 +171,6 @@ class Janitor:
         for run in ended:
             if run.overdue:
                 self._ownership.log.delete(run.id)  # it would have expired by now, had it got its end
-        self._store.mark_published([run.id for run in ended if run not in behind])
+        self._store.mark_all_published([(run.id, None) for run in ended if run not in behind])
         for run in behind:
             self._ownership.publish(run.id, run.epoch)

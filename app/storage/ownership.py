@@ -284,7 +284,7 @@ class Ownership:
             if run is None or not run.terminal:
                 return
             head = self.sync(run_id, taken.epoch)
-        if run_id not in self.store.mark_published([run_id], head):
+        if not self.store.mark_published(run_id, head):
             self.log.delete(run_id)  # it was erased while its last events were on their way
 
     def finish(self, writer: LogWriter, ending: Ending) -> None:

@@ -44,8 +44,8 @@ class Recovery:
             except StoreUnavailable:
                 return losses
             archived = self.store.archived_heads(todo)
-            for run_id, head in zip(todo, heads, strict=True):
-                if head <= archived.get(run_id, 0) or self._take_in(run_id, archived.get(run_id, 0)):
+            for run_id, head, end in zip(todo, heads, archived, strict=True):
+                if head <= end or self._take_in(run_id, end):
                     self._remember(run_id, losses)
         return losses
 

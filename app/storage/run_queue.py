@@ -6,6 +6,7 @@ workers change their pool's socket timeout.
 
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
@@ -64,14 +65,23 @@ class RunQueue:
 
         :raises StoreUnavailable: Redis cannot be reached.
         """
-        job_id, key, now = f"{run_id}-{epoch}", self._queues[queue].key, utcformat(utcnow())
-        data = zlib.compress(DefaultSerializer.dumps((JOB, None, (run_id,), {})))
-        job: dict[Any, Any] = {**self._job, "data": data, "origin": queue, "description": run_id}
-        job |= {"created_at": now, "enqueued_at": now}
+        self.enqueue_all([(run_id, epoch, queue)])
+
+    def enqueue_all(self, pending: Sequence[tuple[str, int, str]]) -> None:
+        """As `enqueue`, of many runs in one round trip.
+
+        :param pending: of each its id, its epoch and its queue.
+        """
+        now = utcformat(utcnow())
         with self._breaker.asking(), self.redis.pipeline() as pipeline:
-            pipeline.sadd(Queue.redis_queues_keys, key)
-            pipeline.hset(Job.key_for(job_id), mapping=job)
-            pipeline.rpush(key, job_id)
+            pipeline.sadd(Queue.redis_queues_keys, *{self._queues[queue].key for _, _, queue in pending})
+            for run_id, epoch, queue in pending:
+                job_id = f"{run_id}-{epoch}"
+                data = zlib.compress(DefaultSerializer.dumps((JOB, None, (run_id,), {})))
+                job: dict[Any, Any] = {**self._job, "data": data, "origin": queue, "description": run_id}
+                job |= {"created_at": now, "enqueued_at": now}
+                pipeline.hset(Job.key_for(job_id), mapping=job)
+                pipeline.rpush(self._queues[queue].key, job_id)
             pipeline.execute()
 
     def drop(self, run_id: str, epoch: int, queue: str) -> None:

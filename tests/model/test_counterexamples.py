@@ -52,7 +52,7 @@ def test_an_end_that_redis_loses_before_it_is_marked_published_is_published_agai
     with Redis.from_url(apart.config.events_redis_url) as redis:
         redis.delete(stream_key(run.id), meta_key(run.id))
     janitor.publish_ends()  # over a new connection: it doubts what is published; this end is not yet
-    apart.store.mark_published([run.id])
+    apart.store.mark_published(run.id)
 
     def published_again() -> bool:
         janitor.publish_ends()

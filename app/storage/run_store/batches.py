@@ -23,7 +23,7 @@ from app.errors import (
     TooManyItems,
 )
 from app.protocol.events import Event, Outbound, dumps, encode, timestamp
-from app.storage.run_store.database import BEGIN, Database
+from app.storage.run_store.database import BEGIN, Database, columns
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
 from app.storage.run_store.store import INSERT_EVENTS
@@ -318,7 +318,7 @@ def _inputs(
     wanted = [(run_id, after) for run_id, after in asked if after < sent[run_id]]
     found: dict[tuple[str, int], list[InputRecord]] = {}
     if wanted:
-        for run_id, after, *input in db.execute_sql(_INPUTS, (*_columns(wanted), INPUTS_AT_ONCE)).fetchall():
+        for run_id, after, *input in db.execute_sql(_INPUTS, (*columns(wanted), INPUTS_AT_ONCE)).fetchall():
             found.setdefault((run_id, after), []).append(InputRecord(*input))
     return found
 
@@ -329,16 +329,12 @@ def _commit(db: Any, holds: Sequence[_Hold]) -> None:
         for new in hold.new_approvals:
             insert_approval(db, hold.run_id, new)
     if told := [(hold.run_id, id, told) for hold in holds for id, told in hold.told.items()]:
-        db.execute_sql(_TOLD, _columns(told))
+        db.execute_sql(_TOLD, columns(told))
     events = [(hold.run_id, e.seq, e.type, e.op, e.text) for hold in holds for e in hold.events]
     writers = [(h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told, dumps(h.kept)) for h in holds]
     statements = [(INSERT_EVENTS, events)] * bool(events) + [(_UPDATE_WRITERS, writers)] * bool(writers)
-    values = [column for _, rows in statements for column in _columns(rows)]
+    values = [column for _, rows in statements for column in columns(rows)]
     db.execute_sql("; ".join([*(sql for sql, _ in statements), "COMMIT"]), values)
-
-
-def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _answer(

@@ -3,7 +3,7 @@
 import logging
 import threading
 from _socket import socket as NativeSocket  # gevent has not patched it: it never waits here
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
@@ -148,3 +148,8 @@ def rows(cursor: Any) -> list[dict[str, Any]]:
     """The rows of a cursor as dictionaries by column name."""
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """The columns of some rows, one list each: what `unnest` takes."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -19,10 +19,11 @@ NOTED_MAX = 1_000
 """Of one user."""
 
 _REMEMBERED = f"created_at > now() - interval '{REMEMBERED_HOURS} hours'"
-_NAMED = "tenant_id = %s AND user_id = %s AND (kind, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
-CANCELLED = f"EXISTS (SELECT FROM early_cancels WHERE {_NAMED} AND {_REMEMBERED})"
-"""Whether a run was cancelled before it came."""
-FORGET = f"DELETE FROM early_cancels WHERE {_NAMED}"
+_NAMED = """c.tenant_id = {run}.tenant_id AND c.user_id = {run}.user_id
+AND (kind, key) IN (('client_run_id', {run}.client_run_id), ('idempotency_key', {run}.idempotency_key))"""
+CANCELLED = f"EXISTS (SELECT FROM early_cancels c WHERE {_NAMED} AND {_REMEMBERED})"
+"""Whether a run was cancelled before it came; to be formatted with the name of its table."""
+FORGET = f"DELETE FROM early_cancels c USING {{run}} WHERE {_NAMED}"
 _LOCK = "SELECT pg_advisory_xact_lock(%s)"
 """A statement of its own: only those after it see what was waited for."""
 _FIND = {
@@ -69,18 +70,12 @@ def _check_room(db: Any, principal: Principal, kind: str, key: str) -> None:
 
 
 def locking(new: NewRun) -> tuple[str, list[int]]:
-    """Statements that lock the names of a run, for those that are appended to them, and their values."""
-    numbers = _numbers(new.principal, _names(new))
+    """Statements that lock the names of a run, for one that is appended to them, and their values."""
+    numbers = _numbers(new.principal, names_of(new))
     return f"{_LOCK}; " * len(numbers), numbers
 
 
-def named(new: NewRun) -> tuple[Any, ...]:
-    """The values of CANCELLED, and of FORGET."""
-    names = _names(new)
-    return (new.principal.tenant_id, new.principal.user_id, list(names), list(names.values()))
-
-
-def _names(new: NewRun) -> dict[str, str]:
+def names_of(new: NewRun) -> dict[str, str]:
     """Kind → key."""
     names = {"client_run_id": new.client_run_id, "idempotency_key": new.idempotency_key}
     return {kind: key for kind, key in names.items() if key is not None}

@@ -11,8 +11,8 @@ from typing import Any
 
 from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch, StoreUnavailable
 from app.protocol.events import Event, Outbound, dumps, encode
-from app.storage.run_store.creation import insert_run
-from app.storage.run_store.database import Database
+from app.storage.run_store.creation import Creation, insert_runs
+from app.storage.run_store.database import Database, columns
 from app.storage.run_store.records import RUN_COLUMNS, NewRun, Principal, RunRecord
 from app.storage.run_store.store import insert_events
 from app.storage.together import Together
@@ -145,7 +145,7 @@ class ExternalStore:
     def create(self, new: NewRun, events: Sequence[Event], hashes: Hashes) -> RunRecord | None:
         """Commit a run that is running, with its first events and its writer; None, as by `RunStore.create`."""
         with self._database.session(atomic=True) as db:
-            if insert_run(db, new, events) is None:
+            if insert_runs(db, [Creation.of(new, events)]) == [None]:
                 return None
             _insert_writer(db, new.id, 1, len(events), 0, hashes=hashes)
             return RunRecord(*db.execute_sql(_BEGIN, (new.id,)).fetchone())
@@ -199,7 +199,7 @@ class ExternalStore:
 
     def _find_watchers(self, asked: Sequence[tuple[str, str]]) -> list[Principal | None]:
         with self._database.session() as db:
-            found = db.execute_sql(_WATCHERS, [list(column) for column in zip(*asked, strict=True)]).fetchall()
+            found = db.execute_sql(_WATCHERS, columns(asked)).fetchall()
         owners = {(run_id, hash): Principal(tenant, user) for run_id, hash, tenant, user in found}
         return [owners.get(one) for one in asked]
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.protocol.events import dumps
-from app.storage.run_store.database import Database, rows
+from app.storage.run_store.database import Database, columns, rows
 from app.storage.run_store.records import ApprovalRecord, Checkpoint, NewApproval, OpRecord
 
 _INSERT_OPS = """
@@ -71,7 +71,7 @@ def insert_journal(db: Any, checkpoints: Sequence[Checkpoint]) -> None:
         for o in c.ops
     ]
     if recorded:
-        db.execute_sql(_INSERT_OPS, [list(column) for column in zip(*recorded, strict=True)])
+        db.execute_sql(_INSERT_OPS, columns(recorded))
     for checkpoint in checkpoints:
         for new in checkpoint.approvals:
             insert_approval(db, checkpoint.run_id, new)

@@ -15,6 +15,7 @@ from app.protocol.events import Event
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import NewApproval
 
+_TELLING = ("input.received", "approval.required", "approval.resolved")
 _INPUT = "INSERT INTO run_inputs (run_id, n, text) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 _DECISION = """
 UPDATE approvals SET decision = %s, decided_by = %s, comment = %s, decided_at = coalesce(decided_at, now()), told = true
@@ -27,10 +28,15 @@ WHERE run_id = %s AND epoch = (SELECT epoch FROM runs WHERE id = run_id)
 """
 
 
+def tells_of_rows(events: Sequence[Event]) -> bool:
+    """Whether `restore_rows` has something to do."""
+    return any(event.type in _TELLING for event in events)
+
+
 def restore_rows(db: Any, run_id: str, events: Sequence[Event]) -> None:
     """Within a transaction that has locked the run: write down again what the events tell of."""
     for event in events:
-        if event.type in ("input.received", "approval.required", "approval.resolved"):
+        if event.type in _TELLING:
             payload = event.envelope()["payload"]
             if event.type == "input.received":
                 db.execute_sql(_INPUT, (run_id, _number(payload), payload["text"]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from app.errors import Behind, Fenced, StoreUnavailable
@@ -9,8 +10,9 @@ from app.pace import dumps_paced, in_chunks
 from app.protocol.ending import NOT_DECIDED
 from app.protocol.events import Event, unbroken
 from app.storage.run_store import losses
-from app.storage.run_store.creation import insert_run
-from app.storage.run_store.database import Database
+from app.storage.run_store.creation import Creation, insert_runs
+from app.storage.run_store.database import Database, columns
+from app.storage.run_store.early import names_of
 from app.storage.run_store.journal import insert_journal
 from app.storage.run_store.long_texts import LONG_CHARS, LONG_TEXT, long_text
 from app.storage.run_store.records import (
@@ -25,12 +27,15 @@ from app.storage.run_store.records import (
     RunPosition,
     RunRecord,
 )
-from app.storage.run_store.restoring import restore_rows, restore_writer
+from app.storage.run_store.restoring import restore_rows, restore_writer, tells_of_rows
 from app.storage.run_store.retention import erase_runs
-from app.storage.together import Together
+from app.storage.together import Bounded, Together
 from app.turns import give_way
 
 POSITIONS_PER_QUERY = 100
+CREATED_PER_QUERY = 100
+HEADS_PER_QUERY = 100
+PUBLISHED_PER_QUERY = 100
 READ_BYTES = 4_000_000
 """Of events that are read at once, whatever they were asked for: each may have megabytes."""
 INSERTED_CHARS = 1_000_000
@@ -61,7 +66,7 @@ SELECT {", ".join(_LIGHT)}, {", ".join(_HEAVY)}, found FROM (
     ) AS page WINDOW newer AS (ORDER BY id DESC)
 ) AS counted WHERE bytes <= %s OR n = 1 ORDER BY id DESC
 """
-INSERT_EVENTS = """
+_INSERT = """
 WITH new AS (
     SELECT * FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
 ), archive AS (
@@ -71,10 +76,11 @@ WITH new AS (
 ), inserted AS (
     INSERT INTO run_events (run_id, seq, type, ts, op, e)
     SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
-    FROM new JOIN archive USING (run_id) WHERE first <= head + 1
+    FROM new JOIN archive USING (run_id) WHERE first <= head + 1{}
     ON CONFLICT DO NOTHING
 ) SELECT run_id, head FROM archive WHERE first > head + 1
 """
+INSERT_EVENTS = _INSERT.format("")
 """Inserts what follows each run's archive; the answer is the runs whose archive ends before, which get nothing.
 
 A conflict is a commit that was repeated because its outcome was unknown: same owner, same events.
@@ -85,6 +91,15 @@ JOIN unnest(%s::text[], %s::int[], %s::text[]) AS mine (id, epoch, owner)
 ON r.id = mine.id AND r.epoch = mine.epoch AND coalesce(mine.owner, r.owner) IS NOT DISTINCT FROM r.owner
 WHERE r.status = 'running' ORDER BY r.id FOR NO KEY UPDATE OF r
 """
+_OWNED = """
+SELECT FROM runs WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
+"""
+_LOCK = f"{_OWNED} FOR NO KEY UPDATE"
+_HEAD = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
+_HEADS = """
+SELECT (SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = asked.run_id)
+FROM unnest(%s::text[]) WITH ORDINALITY AS asked (run_id, n) ORDER BY n
+"""
 _UPDATE_STATES = """
 UPDATE runs SET state = due.state::json, state_seq = due.seq
 FROM unnest(%s::text[], %s::text[], %s::int[]) AS due (id, state, seq) WHERE runs.id = due.id
@@ -94,6 +109,10 @@ _FINISH = f"""
 UPDATE runs SET status = %s, output = {LONG_TEXT}::json, error = %s, usage = %s, state = {LONG_TEXT}::json,
                 state_seq = %s, digest = %s, owner = NULL, finished_at = now()
 WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
+"""
+# The statements are carried out one after the other: each sees what the one before it has waited for and done.
+_FINISH_AT_ONCE = f"""
+{_LOCK}; {_INSERT.format(f" AND EXISTS ({_OWNED})")}; {_FINISH} AND ({_HEAD}) >= %s RETURNING id
 """
 _SET_OUTPUT = f"UPDATE runs SET output = {LONG_TEXT}::json WHERE id = %s"
 _CLOSE_APPROVALS = """
@@ -125,11 +144,6 @@ _SET_VERSION = """
 UPDATE runs SET agent_version = %s, generation = %s
 WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running' RETURNING id
 """
-_LOCK = """
-SELECT FROM runs WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
-FOR NO KEY UPDATE
-"""
-_HEAD = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
 _LOCK_ANY = "SELECT FROM runs WHERE id = %s AND epoch = coalesce(%s, epoch) AND status = 'running' FOR NO KEY UPDATE"
 # A statement of its own: one that had to wait for the lock would look at the rows as they were before it waited.
 _HAS_ARRIVED = """
@@ -150,16 +164,26 @@ class RunStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._positions = Together(self._find_positions, POSITIONS_PER_QUERY)
+        self._archived = Together(self.archived_heads, HEADS_PER_QUERY)
+        self._published = Together(self.mark_all_published, PUBLISHED_PER_QUERY)
+        by_size: Bounded[Creation] = Bounded(lambda creation: (creation.new.id, creation.chars), INSERTED_CHARS)
+        self._creations = Together(self._create_all, CREATED_PER_QUERY, by_size)
 
     # Created by the API.
 
     def create(self, new: NewRun, created: Event) -> RunRecord | None:
         """Commit a run together with its `run.created`. A cancel that came before it is requested in the same commit.
 
+        Runs that are created at the same time share a round trip, but for those with names.
+
         None: the principal has a run with its idempotency key, or its client's id; or the agent was registered anew.
         """
+        creation = Creation.of(new, [created])
+        return self._create_all([creation])[0] if names_of(new) else self._creations.ask(creation)
+
+    def _create_all(self, creations: Sequence[Creation]) -> list[RunRecord | None]:
         with self._database.session() as db:
-            return insert_run(db, new, [created])
+            return insert_runs(db, creations)
 
     # Read.
 
@@ -188,7 +212,7 @@ class RunStore:
                  JOIN unnest(%s::text[], %s::text[], %s::text[]) AS wanted (id, tenant_id, user_id)
                  USING (id, tenant_id, user_id)"""
         with self._database.session() as db:
-            found = db.execute_sql(sql, [list(column) for column in zip(*wanted, strict=True)]).fetchall()
+            found = db.execute_sql(sql, columns(wanted)).fetchall()
         positions = {tuple(row[:3]): RunPosition(row[0], *row[3:]) for row in found}
         return [positions.get(key) for key in wanted]
 
@@ -264,15 +288,13 @@ class RunStore:
             return db.execute_sql(sql, (run_id, seq)).fetchone() is None
 
     def archived_head(self, run_id: str) -> int:
-        """Seq of the last archived event, 0 where there is none."""
-        with self._database.session() as db:
-            return int(db.execute_sql(_HEAD, (run_id,)).fetchone()[0])
+        """Seq of the last archived event, 0 where there is none. Who asks at the same time shares a round trip."""
+        return self._archived.ask(run_id)
 
-    def archived_heads(self, run_ids: Sequence[str]) -> dict[str, int]:
-        """As `archived_head`, of many runs; those of which nothing is archived are missing."""
-        sql = "SELECT run_id, max(seq) FROM run_events WHERE run_id = ANY (%s) GROUP BY run_id"
+    def archived_heads(self, run_ids: Sequence[str]) -> list[int]:
+        """As `archived_head`, of many runs, in order."""
         with self._database.session() as db:
-            return dict(db.execute_sql(sql, (list(run_ids),)).fetchall())
+            return [head for (head,) in db.execute_sql(_HEADS, (list(run_ids),)).fetchall()]
 
     # Owned: every write is under an epoch.
 
@@ -371,6 +393,8 @@ class RunStore:
         told = (state["output"], state["error"], state["usage"])
         output, error, usage = (None if value is None else dumps_paced(value) for value in told)
         text = dumps_paced(state)
+        if self._finished_at_once((run_id, epoch, owner), (status, output, error, usage, text), state, events, losses):
+            return
         with self._database.session(atomic=True) as db:
             self._check(losses)
             later = output is not None and len(output) > LONG_CHARS  # one statement with both would be very long
@@ -382,6 +406,30 @@ class RunStore:
                 db.execute_sql(_SET_OUTPUT, (long_text(db, output), run_id))
             _insert_following(db, run_id, events)
             restore_rows(db, run_id, events)
+
+    def _finished_at_once(
+        self,
+        owned: tuple[str, int, str | None],
+        row: tuple[str, str | None, str | None, str | None, str],
+        state: Mapping[str, Any],
+        events: Sequence[Event],
+        losses: int | None,
+    ) -> bool:
+        """In one round trip, if the end is short and Postgres as expected; False: nothing was done.
+
+        :param row: status, output, error, usage and state.
+        """
+        size = sum(len(text) for text in (*row, *(event.text for event in events)) if text)
+        if not events or size > LONG_CHARS or tells_of_rows(events):
+            return False
+        run_id = owned[0]
+        inserted = columns((run_id, e.seq, e.type, e.op, e.text) for e in events)
+        with self._database.session() as db:
+            self._check(losses)
+            status, output, error, usage, text = row
+            end = (status, long_text(db, output), error, usage, long_text(db, text), state["last_seq"], state["digest"])
+            values = (*owned, *inserted, *owned, *end, *owned, run_id, state["last_seq"])
+            return db.execute_sql(_FINISH_AT_ONCE, values).fetchone() is not None
 
     def suspend(
         self,
@@ -425,16 +473,26 @@ class RunStore:
             if db.execute_sql(_SET_VERSION, (version, generation, run_id, epoch, owner)).fetchone() is None:
                 raise Fenced(f"{run_id} is not running under epoch {epoch}.")
 
-    def mark_published(self, run_ids: Sequence[str], head: int | None = None) -> set[str]:
-        """Nothing of these finished runs is left to append. Returns those that there are.
+    def mark_published(self, run_id: str, head: int | None = None) -> bool:
+        """Nothing of this finished run is left to append. False: there is no such run.
 
-        :param head: up to which it was appended; None: up to the end. Postgres may have lost that they had ended, and
-            they another end since.
+        Runs that are marked at the same time share a round trip.
+
+        :param head: up to which it was appended; None: up to the end. Postgres may have lost that it had ended, and
+            it another end since.
         """
+        return self._published.ask((run_id, head))
+
+    def mark_all_published(self, ended: Sequence[tuple[str, int | None]]) -> list[bool]:
+        """As `mark_published`, of many runs in one round trip."""
+        sql = """UPDATE runs SET published = finished_at IS NOT NULL AND state_seq <= coalesce(head, state_seq)
+                 FROM unnest(%s::text[], %s::int[]) AS ended (run_id, head) WHERE id = run_id RETURNING id"""
+        if not ended:
+            return []
         with self._database.session() as db:
-            sql = """UPDATE runs SET published = finished_at IS NOT NULL AND state_seq <= coalesce(%s, state_seq)
-                     WHERE id = ANY (%s) RETURNING id"""
-            return {run_id for (run_id,) in db.execute_sql(sql, (head, list(run_ids))).fetchall()}
+            # In one order for everybody, so that no two wait for each other.
+            found = {run_id for (run_id,) in db.execute_sql(sql, columns(sorted(ended, key=itemgetter(0)))).fetchall()}
+        return [run_id in found for run_id, _ in ended]
 
     def release(
         self, run_id: str, epoch: int, reason: str | None, queue: str | None = None, *, owner: str | None = None
@@ -579,7 +637,7 @@ def _archive(db: Any, checkpoints: Sequence[Checkpoint]) -> dict[str, bool | Beh
 def _update_states(db: Any, due: Sequence[Checkpoint]) -> None:
     small = [(c.run_id, c.state, c.state_seq) for c in due if c.state and len(c.state) <= LONG_CHARS]
     if small:
-        db.execute_sql(_UPDATE_STATES, [list(column) for column in zip(*small, strict=True)])
+        db.execute_sql(_UPDATE_STATES, columns(small))
     for checkpoint in due:
         if checkpoint.state and len(checkpoint.state) > LONG_CHARS:
             values = (long_text(db, checkpoint.state), checkpoint.state_seq, checkpoint.run_id)
@@ -588,8 +646,7 @@ def _update_states(db: Any, due: Sequence[Checkpoint]) -> None:
 
 def _lock_owned(db: Any, claims: Sequence[tuple[str, int, str | None]]) -> dict[str, bool]:
     """:param claims: id, epoch and owner of each run; None: whoever has it."""
-    columns = [list(column) for column in zip(*claims, strict=True)] or [[], [], []]
-    return dict(db.execute_sql(_LOCK_OWNED, columns).fetchall())
+    return dict(db.execute_sql(_LOCK_OWNED, columns(claims) or [[], [], []]).fetchall())
 
 
 def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> dict[str, int]:
@@ -600,8 +657,7 @@ def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> dict[str, int
     behind: dict[str, int] = {}
     rows = ((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events)
     for chunk in in_chunks(rows, weigh=lambda row: len(row[4]), most=INSERTED_CHARS):
-        columns = [list(column) for column in zip(*chunk, strict=True)]
-        behind |= db.execute_sql(INSERT_EVENTS, columns).fetchall()
+        behind |= db.execute_sql(INSERT_EVENTS, columns(chunk)).fetchall()
     return behind
 
 
