@@ -68,12 +68,15 @@ class KnownAgents:
         :raises StoreUnavailable: Postgres cannot be reached.
         """
         known = self._known.get(name)
-        if known is not None and _error(known, input) is None:
+        error = _error(known, input) if known else None
+        if known is not None and error is None:
             return known
         agent = self._registry.agent(name)
         if agent is None:
             raise UnknownAgent(f"There is no agent {name!r}.")
-        if (error := _error(agent, input)) is not None:
+        if agent != known:
+            error = _error(agent, input)
+        if error is not None:
             raise InvalidInput(f"{error.json_path}: {error.message}"[:500])
         self._known[name] = agent
         return agent

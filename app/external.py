@@ -25,7 +25,7 @@ from app.external_events import kept_of, outbound_of
 from app.identifiers import askable, no_run
 from app.protocol.events import encode
 from app.protocol.reducer import reduce
-from app.runs import Runs, StartRequest, new_run
+from app.runs import StartRequest, new_run, started_before
 from app.storage.event_log import Append
 from app.storage.run_store import (
     EXTERNAL,
@@ -96,7 +96,6 @@ class External:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._runs = Runs(services)
         self._ends = Ends(services)
         self._batches = Together(self._take, BATCHES_PER_COMMIT, Bounded(_weigh_batch, BYTES_PER_COMMIT))
         self._appends = Together(self._append, BATCHES_PER_COMMIT, Bounded(_weigh, BYTES_PER_COMMIT))
@@ -121,9 +120,9 @@ class External:
             raise InvalidRequest("timeout_s: an external run ends when its writer finishes it, or falls silent.")
         self._warn_without_janitor()
         while True:
-            earlier = self._runs.started_before(principal, request)
+            earlier = started_before(self._services.store, principal, request)
             if earlier is not None and earlier.terminal:
-                return self._ended(self._ends.publish(earlier), request)
+                return self._ended(earlier, request)
             started = self._claim(earlier, request) if earlier is not None else self._begin(principal, request)
             if started is not None:  # None: somebody else did something to the run, or with its name
                 return started

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from app.agents import KnownAgents
 from app.errors import (
+    Behind,
     Fenced,
     IdempotencyConflict,
     NotTerminal,
@@ -23,7 +24,7 @@ from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
 from app.storage.event_log import Append, Outcome
 from app.storage.run_queue import queue_of
-from app.storage.run_store import EXTERNAL, AgentRecord, ListedRun, NewRun, Principal, RunPosition, RunRecord
+from app.storage.run_store import EXTERNAL, AgentRecord, ListedRun, NewRun, Principal, RunPosition, RunRecord, RunStore
 from app.storage.together import Together
 from app.turns import give_way
 from app.wiring import Services
@@ -83,7 +84,7 @@ class Runs:
         :raises InvalidInput: the input does not fit the agent's schema.
         :raises IdempotencyConflict: the key, or the client's id, was used with another request.
         """
-        run = self.started_before(principal, request)
+        run = started_before(self.services.store, principal, request)
         while run is None:
             agent = self._agents.that_takes(request.agent, request.input)
             new, created = new_run(principal, request, self.services.hooks, agent)
@@ -92,7 +93,7 @@ class Runs:
                 return self._announce(made, created)
             # The same key or id was used at the same time, or the agent was registered anew.
             self._agents.forget(agent.name)
-            run = self.started_before(principal, request)
+            run = started_before(self.services.store, principal, request)
         return run
 
     def find(self, principal: Principal, run_id: str) -> RunRecord:
@@ -174,24 +175,6 @@ class Runs:
             raise NotTerminal(f"{run.id} is {run.status}; cancel it first.")
         self.services.erasure.erase(run)
 
-    def started_before(self, principal: Principal, request: StartRequest) -> RunRecord | None:
-        """The run that an earlier request, equal to this one, has started under one of its names.
-
-        :raises IdempotencyConflict: the key, or the client's id, was used with another request.
-        """
-        run = None
-        if request.client_run_id is not None:
-            run = self.services.store.find_by_client_id(principal, request.client_run_id)
-        if run is None and request.idempotency_key is not None:
-            run = self.services.store.find_by_key(principal, request.idempotency_key)
-        if run is None:
-            return None
-        if run.request_hash != request.hash:
-            raise IdempotencyConflict(f"{run.id} was started with another body.")
-        if request.idempotency_key not in (None, run.idempotency_key):
-            raise IdempotencyConflict(f"{run.id} was started with another idempotency key, or none.")
-        return run
-
     def _announce(self, run: RunRecord, created: Event) -> RunRecord:
         """Tell the log, and the workers, or end what was cancelled before it was there. The row as it is after that.
 
@@ -205,20 +188,23 @@ class Runs:
                 return run
             self.services.ownership.end_unowned(run)
             return self.services.store.get(run.id) or run
-        except (StoreUnavailable, Fenced) as error:
+        except (StoreUnavailable, Fenced, Behind) as error:
             log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
             return run
 
     def _announce_all(self, made: Sequence[tuple[RunRecord, Event]]) -> list[Outcome]:
         """What is announced at the same time, in two round trips: to the log, and to the queue."""
         outcomes = self.services.log.append_all([Append(run.id, 0, [event], archived=event.seq) for run, event in made])
-        pending = [
-            (run.id, run.epoch, run.queue)
-            for (run, _), outcome in zip(made, outcomes, strict=True)
-            if isinstance(outcome, int) and not run.cancel_requested
-        ]
-        if pending:
-            self.services.queue.enqueue_all(pending)
+        pending = {
+            n: (run.id, run.epoch, run.queue)
+            for n, (run, _) in enumerate(made)
+            if isinstance(outcomes[n], int) and not run.cancel_requested
+        }
+        try:
+            if pending:
+                self.services.queue.enqueue_all(list(pending.values()))
+        except StoreUnavailable as error:
+            outcomes = [error if n in pending else outcome for n, outcome in enumerate(outcomes)]
         return outcomes
 
     def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:
@@ -242,6 +228,25 @@ class Runs:
 def _found(run: T | None, run_id: str) -> T:
     if run is None:
         raise no_run(run_id)
+    return run
+
+
+def started_before(store: RunStore, principal: Principal, request: StartRequest) -> RunRecord | None:
+    """The run that an earlier request, equal to this one, has started under one of its names.
+
+    :raises IdempotencyConflict: the key, or the client's id, was used with another request.
+    """
+    run = None
+    if request.client_run_id is not None:
+        run = store.find_by_client_id(principal, request.client_run_id)
+    if run is None and request.idempotency_key is not None:
+        run = store.find_by_key(principal, request.idempotency_key)
+    if run is None:
+        return None
+    if run.request_hash != request.hash:
+        raise IdempotencyConflict(f"{run.id} was started with another body.")
+    if request.idempotency_key not in (None, run.idempotency_key):
+        raise IdempotencyConflict(f"{run.id} was started with another idempotency key, or none.")
     return run
 
 

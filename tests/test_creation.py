@@ -1,18 +1,22 @@
-"""Runs that are created at the same time share round trips; each is a run of its own all the same."""
+"""Runs that begin or end at the same time share round trips; each is a run of its own all the same."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import psycopg2
 import pytest
 
 from app.errors import Refused
+from app.protocol.ending import Ending
 from app.runs import Runs, StartRequest
-from app.storage.run_queue import queue_of
+from app.storage.breaker import Breaker
+from app.storage.run_queue import RunQueue, queue_of
 from app.storage.run_store import AgentRecord, NewRun, RunRecord
 from app.wiring import Services
-from tests.harness import DEV, pending_run
+from tests.harness import DEV, free_port, pending_run
 
 CALLERS = 16
 RUNS = 200
@@ -30,6 +34,19 @@ def at_once(call: Callable[[int], Any], count: int = RUNS) -> list[Any]:
 
     with ThreadPoolExecutor(CALLERS) as pool:
         return list(pool.map(settled, range(count)))
+
+
+def test_they_share_statements(apart: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute, statements = apart.database.peewee.execute_sql, []
+
+    def counted(sql: str, params: Any = None) -> Any:
+        statements.append(sql)
+        return execute(sql, params)
+
+    monkeypatch.setattr(apart.database.peewee, "execute_sql", counted)
+    made = at_once(lambda n: pending_run(apart, input={"n": n}, announce=False))
+    assert all(isinstance(run, RunRecord) for run in made)
+    assert len(statements) < RUNS / 2
 
 
 def test_each_has_its_own_row_and_its_own_first_event(apart: Services) -> None:
@@ -87,6 +104,51 @@ def test_each_is_announced_to_the_log_and_to_the_queue_of_its_agent(apart: Servi
         assert run.queue == queue_of(run.agent)
         assert apart.queue.redis.lpos(f"rq:queue:{run.queue}", f"{run.id}-0") is not None
         assert apart.log.read(run.id, 0, 10) == apart.store.events(run.id, 0, 10)
+
+
+def test_a_cancel_that_came_before_is_heeded_although_the_queue_of_the_others_is_away(apart: Services) -> None:
+    apart.registry.put_agent(AgentRecord("gevent", {}, "gevent", "1"))
+    queue = RunQueue(f"redis://127.0.0.1:{free_port()}", Breaker(), max_connections=8)
+    runs = Runs(replace(apart, queue=queue))
+    for n in range(0, 20, 2):
+        runs.cancel_named(DEV, "client_run_id", f"c{n}")
+    made = at_once(lambda n: runs.start(DEV, StartRequest("gevent", {}, None, "continue", None, {}, f"c{n}", None)), 20)
+    assert [run.status for run in made] == ["cancelled", "pending"] * 10
+
+
+# Runs that end at the same time.
+
+
+def test_an_end_whose_row_somebody_has_locked_holds_up_no_other(apart: Services) -> None:
+    locked, free = (_ended(apart) for _ in range(2))
+    with closing(psycopg2.connect(apart.config.database_url)) as other:
+        other.cursor().execute("SELECT FROM runs WHERE id = %s FOR UPDATE", (locked,))
+        assert apart.store.mark_all_published([(locked, None), (free, None), ("run_none", None)]) == [True, True, False]
+    assert [_published(apart, run_id) for run_id in (locked, free)] == [False, True]
+    assert apart.store.mark_published(locked)
+    assert _published(apart, locked)
+
+
+def test_an_end_that_was_not_appended_to_its_last_event_is_not_published(apart: Services) -> None:
+    run_id = _ended(apart)
+    assert apart.store.mark_all_published([(run_id, None), (run_id, 1)]) == [True, True]
+    assert not _published(apart, run_id)
+
+
+def _published(services: Services, run_id: str) -> bool:
+    run = services.store.get(run_id)
+    assert run is not None
+    return run.published
+
+
+def _ended(services: Services) -> str:
+    """A run that has ended, and whose end is not published."""
+    claimed = services.ownership.claim(pending_run(services).id, "owner")
+    assert claimed is not None
+    run, writer = claimed
+    services.ownership.end(writer, Ending.cancelled("requested"))
+    services.ownership.commit_end(writer)
+    return run.id
 
 
 def _example(services: Services) -> tuple[NewRun, Any]:

@@ -261,6 +261,7 @@ def test_the_web_process_dies_between_takeover_and_end_and_a_retried_job_finds_i
     web.start_web()
     answer = web.http.post("/runs", json={"agent": "external", "client_run_id": "job"}).json()
     assert (answer["status"], answer["writer_token"]) == ("completed", None)
+    web.start_worker()  # its janitor publishes the end, if the process that died had come to commit it
     ended(web, writer.run_id)
 
 

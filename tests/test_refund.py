@@ -250,6 +250,7 @@ def test_a_worker_killed_at_any_point_leaves_one_refund_one_reply_and_nothing_sa
         else:
             eventually(lambda: fetched(desk, WAITING) == (1,), what="the worker at that point")
         desk.worker.kill()
+        desk.rows.execute(f"SELECT pg_terminate_backend(pid) {HELD}")  # else Postgres would carry the statement out
         assert len(desk.refunds(run_id)) == point.refunded
         release()
         call_lost(desk, run_id)
@@ -264,7 +265,8 @@ def test_a_worker_killed_at_any_point_leaves_one_refund_one_reply_and_nothing_sa
     assert told(desk.stack.events(run_id)) == undisturbed
 
 
-WAITING = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = {HOLD} AND NOT granted"
+HELD = f"FROM pg_locks WHERE locktype = 'advisory' AND objid = {HOLD} AND NOT granted"
+WAITING = f"SELECT count(*) {HELD}"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from app.errors import StoreUnavailable
+from app.errors import Refused, RuntailError, StoreFailed, StoreUnavailable
 from app.storage.together import Bounded, Together
 
 Question = tuple[str, int]
@@ -115,3 +115,41 @@ def test_what_an_answer_raises_is_raised_for_everybody_of_that_round_trip_only()
     assert waiting["with"].get(timeout=10) == 1
     with pytest.raises(StoreUnavailable):
         waiting["bad"].get(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "refusal", [StoreUnavailable("deadlock", answered=True), StoreFailed("why?"), Refused("no")], ids=repr
+)
+def test_what_the_store_refuses_of_one_is_done_for_the_others(refusal: RuntailError) -> None:
+    started = Event()
+
+    def answer(questions: Sequence[Question]) -> Sequence[int]:
+        started.wait(10)
+        if ("bad", 1) in questions:
+            raise refusal
+        return [size for _, size in questions]
+
+    together = asking(answer)
+    waiting = {name: gevent.spawn(together.ask, (name, 1)) for name in ("first", "good", "bad", "too")}
+    gevent.idle()
+    started.set()
+    assert [waiting[name].get(timeout=10) for name in ("first", "good", "too")] == [1, 1, 1]
+    with pytest.raises(type(refusal)):
+        waiting["bad"].get(timeout=10)
+
+
+def test_who_waits_too_long_for_a_round_trip_is_told_so_and_the_next_one_is_made_all_the_same() -> None:
+    started = Event()
+
+    def answer(questions: Sequence[Question]) -> Sequence[int]:
+        started.wait(10)
+        return [size for _, size in questions]
+
+    together = Together(answer, 10, patience_seconds=0.1)
+    first, second = gevent.spawn(together.ask, ("a", 1)), gevent.spawn(together.ask, ("b", 2))
+    with pytest.raises(StoreUnavailable):
+        second.get(timeout=10)
+    third = gevent.spawn(together.ask, ("c", 3))
+    gevent.idle()
+    started.set()
+    assert (first.get(timeout=10), third.get(timeout=10)) == (1, 3)

@@ -26,7 +26,7 @@ from app.storage.run_queue import run_of
 WORKER_TTL_SECONDS = 30
 """Of RQ's own record of a worker; its blocking pop returns every WORKER_TTL_SECONDS - 15."""
 RECORD_SECONDS = 10.0
-"""RQ's loop writes its record several times for each job; here so often, also while nothing is fetched."""
+"""RQ's loop writes its record several times for each job; here so often. Without jobs: after each blocking pop."""
 SUSPENSION_SECONDS = 1.0
 """Likewise how often it asks whether somebody has suspended all workers."""
 HINTS_PER_TAKE = 10

@@ -22,7 +22,7 @@ from app.storage.run_queue import ISOLATED_QUEUE
 from app.storage.run_store import Beats
 from app.wiring import Services
 from workers.heartbeat import SILENCE_SECONDS, Heartbeat
-from workers.hints import RESTART_SECONDS, HintWorker
+from workers.hints import RECORD_SECONDS, RESTART_SECONDS, HintWorker
 from workers.horse import Horse
 from workers.keeper import Keeper
 from workers.lifetime import adopt_orphans, children_of, live_no_longer_than
@@ -108,6 +108,8 @@ class IsolatedWorker(HintWorker):
         self._gets_through = gets_through
         self._fetching = False
         self._stopping = False
+        self._recording = Thread()
+        """Keeps RQ's record of this worker."""
         self._install_signal_handlers()
 
     def run(self) -> None:
@@ -144,7 +146,7 @@ class IsolatedWorker(HintWorker):
         self._fetching = False
         try:
             self._fork(run_id)
-            self._keeper.watch(self.keep_record)
+            self._keeper.watch(self._keep_record)
         finally:
             self._fetching = True
 
@@ -178,6 +180,12 @@ class IsolatedWorker(HintWorker):
             log.exception("%s could not be executed.", run_id)
         finally:
             os._exit(code)
+
+    def _keep_record(self) -> None:
+        """In a thread: where Redis hangs, a command of RQ's takes longer than the horse can be left alone."""
+        if self._is_due("record", RECORD_SECONDS) and not self._recording.is_alive():
+            self._recording = Thread(target=self.keep_record, daemon=True)
+            self._recording.start()
 
     def _install_signal_handlers(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

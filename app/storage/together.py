@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from app.errors import StoreFailed, StoreUnavailable
+from app.errors import StoreUnavailable
+
+PATIENCE_SECONDS = 5.0
+"""As long as a connection to Postgres is waited for."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -46,17 +49,24 @@ class Together(Generic[Q, A]):
     """Who asks while a round trip is under way goes along with one of the next."""
 
     def __init__(
-        self, answer: Callable[[Sequence[Q]], Sequence[A]], most: int, bounded: Bounded[Q] | None = None
+        self,
+        answer: Callable[[Sequence[Q]], Sequence[A]],
+        most: int,
+        bounded: Bounded[Q] | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """
         :param answer: makes one round trip; an answer for each question, in order. Where it raises anything but that
             the store cannot be reached, nothing has been done.
         :param most: questions in one round trip.
         :param bounded: how large they may be, together; None: they are all small.
+        :param patience_seconds: who has waited so long for a round trip to begin is told that there was none.
         """
         self._answer = answer
         self._most = most
         self._bounded = bounded
+        self._patience_seconds = patience_seconds
         self._waiting: deque[_Asked[Q, A]] = deque()
         self._led = False
         """Somebody makes a round trip, or is about to."""
@@ -64,14 +74,17 @@ class Together(Generic[Q, A]):
         """For servers with threads. Nothing waits while it is held."""
 
     def ask(self, question: Q) -> A:
-        """The answer. Raises what `answer` raises; StoreUnavailable where it was stopped on another's behalf."""
+        """The answer. Raises what `answer` raises.
+
+        :raises StoreUnavailable: it was stopped on another's behalf, or the round trips before it took too long.
+        """
         asked: _Asked[Q, A] = _Asked(question)
         with self._guard:
             self._waiting.append(asked)
             asked.leads, self._led = not self._led, True
         try:
             if not asked.leads:
-                asked.gate.acquire()
+                self._wait(asked)
             if asked.leads:
                 self._go(asked, self._next())
         finally:
@@ -81,6 +94,15 @@ class Together(Generic[Q, A]):
         if isinstance(asked.error, Exception):
             raise asked.error
         raise StoreUnavailable("The question was not answered.") from asked.error
+
+    def _wait(self, asked: _Asked[Q, A]) -> None:
+        """For its answer, or its turn to lead."""
+        if asked.gate.acquire(timeout=self._patience_seconds):
+            return
+        with self._guard:
+            if asked in self._waiting and not asked.leads:
+                raise StoreUnavailable(f"No round trip to the store began within {self._patience_seconds} s.")
+        asked.gate.acquire()
 
     def _next(self) -> list[_Asked[Q, A]]:
         """Who goes along. The first that waits always does; what is small does not wait for what is large before it."""
@@ -151,5 +173,5 @@ def _fitting(
 
 
 def _is_of_one(error: Exception) -> bool:
-    """Whether it may be one question's fault, which the store has refused."""
-    return isinstance(error, StoreFailed) or not isinstance(error, StoreUnavailable)
+    """Whether it may be one question's fault: the store was there, and did not do it."""
+    return not isinstance(error, StoreUnavailable) or error.answered

@@ -127,7 +127,7 @@ class WebSocketWindow(SocketWindow):
     def _is_taking(self, now: float) -> bool:
         """The client is still at what the kernel has for it, which would be lost if it said something after a close."""
         too_late = self._close_by + self._limits.max_lag_seconds
-        told = self._rest is None and self._why not in (Closing.LAGGED, Closing.REVOKED)
+        told = self._rest is None and self._why is Closing.ENDED
         return told and now < too_late and untaken(self._socket) > 0
 
     def close(self, why: Closing) -> None:

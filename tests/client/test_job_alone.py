@@ -449,7 +449,7 @@ def test_a_server_that_hangs_costs_a_short_job_little_of_its_time(live: Stack) -
 def test_a_job_that_is_done_when_its_time_is_over_has_succeeded(live: Stack) -> None:
     with line_to(live.port) as line, Runtail(live.url) as client:
         opened = client.open()
-        with rq_job(live, line.url, "ticks", 3, ref=opened.ref, job_timeout=6) as job:
+        with rq_job(live, line.url, "ticks", 3, ref=opened.ref, job_timeout=15) as job:
             reach(live, opened.run_id, "custom.tick")
             line.dead = True
             eventually(lambda: job.get_status(refresh=True) in ("finished", "failed"), 30, "the end of the job")

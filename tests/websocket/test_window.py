@@ -352,6 +352,18 @@ def test_a_client_that_takes_its_time_over_the_end_and_says_something_meanwhile_
     assert client.code == 1000
 
 
+def test_a_client_that_broke_a_rule_does_not_keep_its_place_by_reading_nothing(
+    stack: StackMaker, connect: Connect
+) -> None:
+    web = stack()
+    web.start_web()
+    author = LogAuthor(web)
+    client = connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)
+    author.append(1, LONG[:6_000])
+    client.socket.sendall(masked(0x1, b"{}", mask=False))
+    eventually(lambda: open_windows(web) == 0, 3 * CLOSE_SECONDS, "the end of its window")
+
+
 def test_a_quiet_window_is_pinged_and_stays(stack: StackMaker, connect: Connect) -> None:
     web = stack(STREAM_HEARTBEAT_SECONDS="1")
     web.start_web()

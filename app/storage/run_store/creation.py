@@ -68,11 +68,11 @@ class Creation(NamedTuple):
 def insert_runs(db: Any, creations: Sequence[Creation]) -> list[RunRecord | None]:
     """Pending runs, archived with their first events. A cancel that came before one is requested with it.
 
-    One round trip, and of itself one transaction. A run with a name comes alone: another's may wait for a lock on it.
+    One round trip, and of itself one transaction. A run with a name may wait for a lock on it: let it come alone.
 
     None: the principal has a run with its idempotency key, or its client's id; or its agent was registered anew.
     """
-    locks, numbers = locking(creations[0].new)
+    locks, numbers = locking(creation.new for creation in creations)
     runs = columns(creation.run for creation in creations)
     events = columns(event for creation in creations for event in creation.events)
     sql = locks + _CREATE_NAMED if locks else _CREATE

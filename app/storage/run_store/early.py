@@ -6,7 +6,7 @@ by it, holds an advisory lock on the name until its commit: one of the two sees 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.errors import TooManyCancels
@@ -69,9 +69,9 @@ def _check_room(db: Any, principal: Principal, kind: str, key: str) -> None:
         raise TooManyCancels(f"{NOTED_MAX:,} cancels of yours wait for runs that have not come.")
 
 
-def locking(new: NewRun) -> tuple[str, list[int]]:
-    """Statements that lock the names of a run, for one that is appended to them, and their values."""
-    numbers = _numbers(new.principal, names_of(new))
+def locking(new: Iterable[NewRun]) -> tuple[str, list[int]]:
+    """Statements that lock the names of runs, for one that is appended to them, and their values."""
+    numbers = sorted(number for run in new for number in _numbers(run.principal, names_of(run)))
     return f"{_LOCK}; " * len(numbers), numbers
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from operator import itemgetter
 from typing import Any
 
 from app.errors import Behind, Fenced, StoreUnavailable
@@ -39,7 +38,7 @@ PUBLISHED_PER_QUERY = 100
 READ_BYTES = 4_000_000
 """Of events that are read at once, whatever they were asked for: each may have megabytes."""
 INSERTED_CHARS = 1_000_000
-"""Of events that go into one statement, but one in any case: the driver quotes them all in one go."""
+"""Of events, or of new runs, that go into one statement, but one in any case: the driver quotes them all in one go."""
 LISTED_BYTES = 1_000_000
 """Of inputs, outputs and the like of runs that are listed at once."""
 
@@ -114,6 +113,17 @@ WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner 
 _FINISH_AT_ONCE = f"""
 {_LOCK}; {_INSERT.format(f" AND EXISTS ({_OWNED})")}; {_FINISH} AND ({_HEAD}) >= %s RETURNING id
 """
+# A row that somebody else has locked is left to a janitor: one run is not to hold up all ends of a process.
+_MARK_PUBLISHED = """
+WITH ended AS (
+    SELECT run_id, min(head) AS head FROM unnest(%s::text[], %s::int[]) AS t (run_id, head) GROUP BY run_id
+), free AS (
+    SELECT id, head FROM runs JOIN ended ON id = run_id ORDER BY id FOR NO KEY UPDATE OF runs SKIP LOCKED
+), marked AS (
+    UPDATE runs SET published = finished_at IS NOT NULL AND state_seq <= coalesce(head, state_seq)
+    FROM free WHERE runs.id = free.id
+) SELECT run_id FROM ended JOIN runs ON id = run_id
+"""
 _SET_OUTPUT = f"UPDATE runs SET output = {LONG_TEXT}::json WHERE id = %s"
 _CLOSE_APPROVALS = """
 UPDATE approvals SET decision = %s, comment = %s, decided_at = now() WHERE run_id = %s AND decision IS NULL
@@ -159,7 +169,10 @@ WHERE id = %s
 
 
 class RunStore:
-    """Blunt verbs over `runs` and `run_events`. Every method may raise StoreUnavailable; one call, one transaction."""
+    """Blunt verbs over `runs` and `run_events`. Every method may raise StoreUnavailable.
+
+    What a call does is done in one transaction. Where it says so, those made at the same time share it.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -485,13 +498,10 @@ class RunStore:
 
     def mark_all_published(self, ended: Sequence[tuple[str, int | None]]) -> list[bool]:
         """As `mark_published`, of many runs in one round trip."""
-        sql = """UPDATE runs SET published = finished_at IS NOT NULL AND state_seq <= coalesce(head, state_seq)
-                 FROM unnest(%s::text[], %s::int[]) AS ended (run_id, head) WHERE id = run_id RETURNING id"""
         if not ended:
             return []
         with self._database.session() as db:
-            # In one order for everybody, so that no two wait for each other.
-            found = {run_id for (run_id,) in db.execute_sql(sql, columns(sorted(ended, key=itemgetter(0)))).fetchall()}
+            found = {run_id for (run_id,) in db.execute_sql(_MARK_PUBLISHED, columns(ended)).fetchall()}
         return [run_id in found for run_id, _ in ended]
 
     def release(
