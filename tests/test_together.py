@@ -118,7 +118,9 @@ def test_what_an_answer_raises_is_raised_for_everybody_of_that_round_trip_only()
 
 
 @pytest.mark.parametrize(
-    "refusal", [StoreUnavailable("deadlock", answered=True), StoreFailed("why?"), Refused("no")], ids=repr
+    "refusal",
+    [StoreUnavailable("deadlock", answered=True), StoreFailed("why?", answered=True), Refused("no")],
+    ids=repr,
 )
 def test_what_the_store_refuses_of_one_is_done_for_the_others(refusal: RuntailError) -> None:
     started = Event()
