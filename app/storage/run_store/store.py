@@ -65,7 +65,7 @@ SELECT {", ".join(_LIGHT)}, {", ".join(_HEAVY)}, found FROM (
     ) AS page WINDOW newer AS (ORDER BY id DESC)
 ) AS counted WHERE bytes <= %s OR n = 1 ORDER BY id DESC
 """
-_INSERT = """
+INSERT_EVENTS = """
 WITH new AS (
     SELECT * FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
 ), archive AS (
@@ -75,11 +75,10 @@ WITH new AS (
 ), inserted AS (
     INSERT INTO run_events (run_id, seq, type, ts, op, e)
     SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
-    FROM new JOIN archive USING (run_id) WHERE first <= head + 1{}
+    FROM new JOIN archive USING (run_id) WHERE first <= head + 1
     ON CONFLICT DO NOTHING
 ) SELECT run_id, head FROM archive WHERE first > head + 1
 """
-INSERT_EVENTS = _INSERT.format("")
 """Inserts what follows each run's archive; the answer is the runs whose archive ends before, which get nothing.
 
 A conflict is a commit that was repeated because its outcome was unknown: same owner, same events.
@@ -90,10 +89,10 @@ JOIN unnest(%s::text[], %s::int[], %s::text[]) AS mine (id, epoch, owner)
 ON r.id = mine.id AND r.epoch = mine.epoch AND coalesce(mine.owner, r.owner) IS NOT DISTINCT FROM r.owner
 WHERE r.status = 'running' ORDER BY r.id FOR NO KEY UPDATE OF r
 """
-_OWNED = """
+_LOCK = """
 SELECT FROM runs WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
+FOR NO KEY UPDATE
 """
-_LOCK = f"{_OWNED} FOR NO KEY UPDATE"
 _HEAD = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s"
 _HEADS = """
 SELECT (SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = asked.run_id)
@@ -109,20 +108,19 @@ UPDATE runs SET status = %s, output = {LONG_TEXT}::json, error = %s, usage = %s,
                 state_seq = %s, digest = %s, owner = NULL, finished_at = now()
 WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner AND status = 'running'
 """
-# The statements are carried out one after the other: each sees what the one before it has waited for and done.
+# One that had to wait for the row looks at the archive as it was before it waited: then it may find it too short.
 _FINISH_AT_ONCE = f"""
-{_LOCK}; {_INSERT.format(f" AND EXISTS ({_OWNED})")}; {_FINISH} AND ({_HEAD}) >= %s RETURNING id
+WITH finished AS ({_FINISH} AND ({_HEAD}) >= %s RETURNING id)
+INSERT INTO run_events (run_id, seq, type, ts, op, e)
+SELECT id, seq, last.type, (e::json ->> 'ts')::timestamptz, op, e
+FROM finished, unnest(%s::int[], %s::text[], %s::text[], %s::text[]) AS last (seq, type, op, e)
+ON CONFLICT DO NOTHING RETURNING seq
 """
 # A row that somebody else has locked is left to a janitor: one run is not to hold up all ends of a process.
 _MARK_PUBLISHED = """
-WITH ended AS (
-    SELECT run_id, min(head) AS head FROM unnest(%s::text[], %s::int[]) AS t (run_id, head) GROUP BY run_id
-), free AS (
-    SELECT id, head FROM runs JOIN ended ON id = run_id ORDER BY id FOR NO KEY UPDATE OF runs SKIP LOCKED
-), marked AS (
-    UPDATE runs SET published = finished_at IS NOT NULL AND state_seq <= coalesce(head, state_seq)
-    FROM free WHERE runs.id = free.id
-) SELECT run_id FROM ended JOIN runs ON id = run_id
+UPDATE runs SET published = finished_at IS NOT NULL
+                            AND state_seq <= coalesce((%s::int[])[array_position(%s, runs.id)], state_seq)
+WHERE id IN (SELECT id FROM runs WHERE id = ANY (%s) FOR NO KEY UPDATE SKIP LOCKED) RETURNING id
 """
 _SET_OUTPUT = f"UPDATE runs SET output = {LONG_TEXT}::json WHERE id = %s"
 _CLOSE_APPROVALS = """
@@ -221,11 +219,10 @@ class RunStore:
         return self._find_positions([(run_id, principal.tenant_id, principal.user_id) for run_id in run_ids])
 
     def _find_positions(self, wanted: Sequence[tuple[str, str, str]]) -> list[RunPosition | None]:
-        sql = """SELECT id, tenant_id, user_id, finished_at IS NOT NULL, state_seq FROM runs
-                 JOIN unnest(%s::text[], %s::text[], %s::text[]) AS wanted (id, tenant_id, user_id)
-                 USING (id, tenant_id, user_id)"""
+        # Whose they are is looked at here: to join with the users, too, costs Postgres twice as much.
+        sql = "SELECT id, tenant_id, user_id, finished_at IS NOT NULL, state_seq FROM runs WHERE id = ANY (%s)"
         with self._database.session() as db:
-            found = db.execute_sql(sql, columns(wanted)).fetchall()
+            found = db.execute_sql(sql, ([run_id for run_id, _, _ in wanted],)).fetchall()
         positions = {tuple(row[:3]): RunPosition(row[0], *row[3:]) for row in found}
         return [positions.get(key) for key in wanted]
 
@@ -428,20 +425,21 @@ class RunStore:
         events: Sequence[Event],
         losses: int | None,
     ) -> bool:
-        """In one round trip, if the end is short and Postgres as expected; False: nothing was done.
+        """In one round trip, if the end is short and Postgres as expected.
+
+        False: nothing was done, or all of the events were archived before.
 
         :param row: status, output, error, usage and state.
         """
         size = sum(len(text) for text in (*row, *(event.text for event in events)) if text)
         if not events or size > LONG_CHARS or tells_of_rows(events):
             return False
-        run_id = owned[0]
-        inserted = columns((run_id, e.seq, e.type, e.op, e.text) for e in events)
+        archived = columns((e.seq, e.type, e.op, e.text) for e in events)
         with self._database.session() as db:
             self._check(losses)
             status, output, error, usage, text = row
             end = (status, long_text(db, output), error, usage, long_text(db, text), state["last_seq"], state["digest"])
-            values = (*owned, *inserted, *owned, *end, *owned, run_id, state["last_seq"])
+            values = (*end, *owned, owned[0], events[0].seq - 1, *archived)
             return db.execute_sql(_FINISH_AT_ONCE, values).fetchone() is not None
 
     def suspend(
@@ -498,10 +496,15 @@ class RunStore:
 
     def mark_all_published(self, ended: Sequence[tuple[str, int | None]]) -> list[bool]:
         """As `mark_published`, of many runs in one round trip."""
-        if not ended:
-            return []
+        heads: dict[str, int | None] = {}
+        for run_id, head in ended:
+            heads[run_id] = min(filter(None, (head, heads.get(run_id))), default=None)
+        run_ids = list(heads)
         with self._database.session() as db:
-            found = {run_id for (run_id,) in db.execute_sql(_MARK_PUBLISHED, columns(ended)).fetchall()}
+            values = (list(heads.values()), run_ids, run_ids)
+            found = {run_id for (run_id,) in db.execute_sql(_MARK_PUBLISHED, values).fetchall()}
+            if rest := [run_id for run_id in run_ids if run_id not in found]:
+                found |= {id for (id,) in db.execute_sql("SELECT id FROM runs WHERE id = ANY (%s)", (rest,)).fetchall()}
         return [run_id in found for run_id, _ in ended]
 
     def release(
