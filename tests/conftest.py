@@ -4,9 +4,9 @@ import itertools
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +30,9 @@ StackMaker = Callable[..., Stack]
 
 MIGRATED = f"migrated_{secrets.token_hex(4)}"
 """The database of which others are copied."""
+_migrated_on: set[str] = set()
+"""Servers that have it."""
+_migrating = threading.Lock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -237,12 +240,14 @@ def own_databases(environment: dict[str, str], *, migrated: bool = True) -> Iter
         execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@cache
 def _migrated(server: str) -> str:
     """The name of a database that nobody is connected to, with all tables: to copy it is faster than to make them."""
-    execute(server, f"DROP DATABASE IF EXISTS {MIGRATED}")  # one that could not be migrated
-    execute(server, f"CREATE DATABASE {MIGRATED}")
-    migrate(_on(server, MIGRATED))
+    with _migrating:  # some tests make their stacks in threads
+        if server not in _migrated_on:
+            execute(server, f"DROP DATABASE IF EXISTS {MIGRATED}")  # one that could not be migrated
+            execute(server, f"CREATE DATABASE {MIGRATED}")
+            migrate(_on(server, MIGRATED))
+            _migrated_on.add(server)
     return MIGRATED
 
 
