@@ -224,6 +224,7 @@ def die_while_ending(stack: Stack, writer: ExternalWriter) -> None:
         eventually(lambda: row(stack, writer.run_id).epoch == 2, what="the takeover")
         kill_web(stack)
         finishing.join()
+        cut_off(stack.services)
     assert not row(stack, writer.run_id).terminal
 
 
@@ -381,6 +382,7 @@ def test_a_janitor_that_dies_after_it_took_a_run_over_leaves_it_to_the_next(stac
         worker = web.start_worker()
         eventually(lambda: row(web, writer.run_id).epoch >= 2, 20, "the takeover")
         worker.kill()
+        cut_off(web.services)
     assert not row(web, writer.run_id).terminal
     web.start_worker()
     run = ended(web, writer.run_id, "failed")
@@ -440,11 +442,19 @@ def test_of_two_that_bring_the_same_batch_one_waits_for_the_other(apart: Service
     assert [event.seq for event in apart.store.events(run_id, 0, 10)] == [1, 2, 3]
 
 
+WAITING_FOR_LOCKS = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
 def waiting_for_locks(services: Services) -> int:
     """Transactions of this database that wait for another one."""
-    sql = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"""
     with services.database.session() as db:
-        return int(db.execute_sql(sql).fetchone()[0])
+        return int(db.execute_sql(f"SELECT count(*) {WAITING_FOR_LOCKS}").fetchone()[0])
+
+
+def cut_off(services: Services) -> None:
+    """End them: Postgres carries out what a process that was killed had asked for, unless its connection goes, too."""
+    with services.database.session() as db:
+        db.execute_sql(f"SELECT pg_terminate_backend(pid) {WAITING_FOR_LOCKS}")
 
 
 @pytest.mark.timeout(300)  # a thousand commits, on a disk that others use
