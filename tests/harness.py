@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
+import psutil
 
 from app.config import Config
 from app.identifiers import new_id
@@ -51,6 +52,16 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+def children_named(pid: int, *names: str) -> list[psutil.Process]:
+    """What has come from a process and bears one of the names. One that ends while it is asked is none of them."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() in names:
+                found.append(child)
+    return found
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

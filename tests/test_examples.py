@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.conftest import StackMaker
-from tests.harness import ROOT, Stack, eventually
+from tests.harness import ROOT, Stack, children_named, eventually
 from tests.programs import needed
 
 CLI = ROOT / "examples" / "cli.sh"
@@ -53,8 +53,7 @@ class Script:
 
     def curls(self) -> list[psutil.Process]:
         """Of its children those that have become curl and are still there."""
-        children = psutil.Process(self.popen.pid).children(recursive=True)
-        return [child for child in children if child.is_running() and child.name() == "curl"]
+        return children_named(self.popen.pid, "curl")
 
     def ctrl_c(self) -> None:
         os.killpg(self.popen.pid, signal.SIGINT)

@@ -16,7 +16,7 @@ import pytest
 from app.protocol.ending import Ending
 from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
 from tests.conftest import StackMaker
-from tests.harness import Stack, eventually, pending_run
+from tests.harness import Stack, children_named, eventually, pending_run
 from tests.test_worker import check_log
 from workers.janitor import LEASE_SECONDS
 
@@ -228,7 +228,7 @@ def test_what_a_module_has_started_when_it_was_loaded_serves_every_run(stack: St
     server = stack(WITH_HELPERS="1")
     server.start_web()
     worker = server.start_worker("--isolated")
-    helpers = [child for child in psutil.Process(worker.pid).children() if child.name() == "cat"]
+    helpers = children_named(worker.pid, "cat")
     assert len(helpers) == 2
     for name, status in (
         ("isolated_words", "completed"),

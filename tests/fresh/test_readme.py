@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.fresh.conftest import Machine
-from tests.harness import ROOT, eventually, free_port
+from tests.harness import ROOT, children_named, eventually, free_port
 from tests.programs import needed
 
 INSTALL_SECONDS = 150
@@ -64,9 +64,8 @@ class Installation:
     def interrupt(self) -> float:
         """Ctrl-C in its terminal; returns the seconds that it took to end."""
         began = time.monotonic()
-        for process in self.process.children(recursive=True):
-            if process.name() in ("make", "runtail"):
-                process.send_signal(signal.SIGINT)
+        for process in children_named(self.process.pid, "make", "runtail"):
+            process.send_signal(signal.SIGINT)
         self.process.wait(30)
         return time.monotonic() - began
 
@@ -107,8 +106,8 @@ def test_the_refund_of_the_readme_is_decided_by_the_command_that_it_prints(insta
 
 
 def test_the_store_of_the_machine_is_valkey(installed: Installation) -> None:
-    names = {process.name() for process in installed.process.children(recursive=True)}
-    assert {"valkey-server", "postgres"} <= names
+    for name in ("valkey-server", "postgres"):
+        assert children_named(installed.process.pid, name)
 
 
 def test_an_interrupt_stops_everything(installed: Installation) -> None:

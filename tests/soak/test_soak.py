@@ -8,6 +8,7 @@ import re
 import statistics
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,13 @@ class Soak:
 
     def _cost(self) -> tuple[int, int]:
         family = [child for process in self._processes for child in [process, *process.children(recursive=True)]]
-        ours = [process for process in family if process.name().startswith(("python", "gunicorn"))]
-        return sum(process.memory_info().rss for process in ours), sum(process.num_fds() for process in ours)
+        memory = descriptors = 0
+        for process in family:
+            with suppress(psutil.NoSuchProcess):  # an isolated run that has ended meanwhile
+                if process.name().startswith(("python", "gunicorn")):
+                    memory += process.memory_info().rss
+                    descriptors += process.num_fds()
+        return memory, descriptors
 
 
 @pytest.fixture(scope="module")
