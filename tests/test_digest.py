@@ -57,6 +57,12 @@ def test_abandoned_messages_are_no_part_of_the_digest() -> None:
     assert digest(state, "x") != sealed
 
 
+@pytest.mark.parametrize("text", ["\x01é" * 40_000, '"🚚\\\u2028' * 30_000, "x" * 32_769])
+def test_a_long_text_has_the_digest_that_anybody_computes(text: str) -> None:
+    outcome = {"output": text, "messages": [], "tool_calls": [], "last_seq": 0}
+    assert digest(initial("run_1"), text) == hashlib.sha256(rfc8785.dumps(outcome)).hexdigest()
+
+
 def test_numbers_that_are_equal_have_one_digest() -> None:
     state = initial("run_1")
     assert digest(state, {"a": 1.0, "b": 2}) == digest(state, {"b": 2.0, "a": 1})

@@ -72,6 +72,7 @@ def _deep(levels: int) -> list[Any]:
 
 LARGE: dict[str, Any] = {
     "one text": {"messages": [{"id": "m", "text": "é\n" * 1_000_000}]},
+    "a text that is escaped": ["\x01" * 300_000, '\\"🚚\u2028' * 50_000],
     "many texts": {"messages": [{"id": f"m{n}", "text": "some words " * 70} for n in range(5_000)]},
     "many small keys": {f"k{n}": n for n in range(200_000)},
     "many keys in one item": {"steps": [{"id": "a"}, {"error": {f"k{n}": [n] for n in range(50_000)}}, {"id": "b"}]},
@@ -89,6 +90,8 @@ LARGE: dict[str, Any] = {
 }
 large = pytest.mark.parametrize("name", LARGE)
 ELEMENTS_AT_ONCE = PIECE // ELEMENT
+ESCAPED_CHARS = len(dumps("\x01")[1:-1])
+"""What becomes of one character at most."""
 
 
 @large
@@ -97,10 +100,10 @@ def test_a_large_value_in_pieces_is_the_same_text(name: str) -> None:
 
 
 @large
-def test_no_piece_of_a_large_value_is_large_but_one_text(name: str) -> None:
+def test_no_piece_of_a_large_value_is_large_but_one_key(name: str) -> None:
     for piece in bits(LARGE[name]):
-        if not (piece.startswith('"') and piece.endswith('"')):
-            assert len(piece) <= 2 * PIECE
+        if not piece.endswith('":'):
+            assert len(piece) <= ESCAPED_CHARS * PIECE
             assert sum(map(piece.count, ",[{")) <= 2 * ELEMENTS_AT_ONCE
 
 

@@ -167,6 +167,7 @@ TEXTS = {
     "quotes": 'it\'s a \\ "text"\n\t' * 200_000,
     "four bytes": "🚚\\'" * 300_000,
     "none": "",
+    "what looks like a placeholder": "100 %s of %(it)s, %% and %" * 20_000,
     "just a piece": "x" * PIECE_CHARS,
     "one more": "'" * (PIECE_CHARS + 1),
 }

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from app.protocol.state import ENDED
-from app.protocol.writing import Pace
+from app.protocol.writing import Pace, text_bits
 
 LARGEST_INTEGER = 2**53 - 1
 """Beyond it RFC 8785 has no form for an integer: a double does not hold it exactly."""
@@ -48,7 +48,7 @@ def _canonical(value: Any) -> Iterator[str]:
     :raises ValueError: a number has no canonical form.
     """
     if isinstance(value, str):
-        yield _quoted(value)
+        yield from text_bits(value)
     elif isinstance(value, dict):
         for n, key in enumerate(sorted(value, key=_utf16)):
             yield f"{',' if n else '{'}{_quoted(key)}:"

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from json.encoder import encode_basestring as _quoted
 from typing import Any, Final
+
+from app.protocol.sizes import pieces
 
 Pace = Callable[[Iterator[str]], Iterator[str]]
 """Hands pieces on one by one; may let others have their turn in between."""
 
 PIECE: Final = 32_768
-"""Of what becomes text in one call: characters, and ELEMENT for each value. One text alone may have more."""
+"""Of what becomes text in one call: characters, and ELEMENT for each value."""
 ELEMENT: Final = 8
 
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -17,13 +20,26 @@ dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Fa
 
 
 def bits(value: Any) -> Iterator[str]:
-    """The text that `dumps` makes of the value, bit by bit: each is made of no more than PIECE, or of one text."""
+    """The text that `dumps` makes of the value, bit by bit: each is made of no more than PIECE, or of one key."""
     if isinstance(value, dict) and _weight(value, PIECE) >= PIECE:
         yield from _joined("{}", _parts(value.items(), as_dict=True))
     elif isinstance(value, list | tuple) and _weight(value, PIECE) >= PIECE:
         yield from _joined("[]", _parts(((None, item) for item in value), as_dict=False))
+    elif isinstance(value, str):
+        yield from text_bits(value)
     else:
         yield dumps(value)
+
+
+def text_bits(text: str) -> Iterator[str]:
+    """As `bits`, of a text."""
+    if len(text) <= PIECE:
+        yield _quoted(text)
+        return
+    yield '"'
+    for piece in pieces(text, PIECE):
+        yield _quoted(piece)[1:-1]
+    yield '"'
 
 
 def _joined(brackets: str, parts: Iterable[Iterable[str]]) -> Iterator[str]:

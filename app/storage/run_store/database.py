@@ -48,18 +48,25 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
         self._sessions.is_beginning = value
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
-        """As peewee's. To make the statement may have taken long, and to send it may.
+        """As peewee's, in two steps: to make the statement may take long, and to send it.
 
         :raises Refused: one of the texts holds NUL or a lone surrogate, which psycopg2 does not even send.
         """
-        if monkey.is_module_patched("threading"):  # elsewhere the connection is that of all greenlets of the thread
-            give_way()
+        self._give_way()
         if self.is_beginning:
             self.is_beginning, sql = False, f"{BEGIN}; {sql}"
+        cursor = self.cursor()
         try:
-            return super().execute_sql(sql, params)
+            statement = cursor.mogrify(sql, params) if params else sql
         except ValueError as error:
             raise Refused("A text holds a character that Postgres cannot store.") from error
+        self._give_way()
+        cursor.execute(statement)
+        return cursor
+
+    def _give_way(self) -> None:
+        if monkey.is_module_patched("threading"):  # elsewhere the connection is that of all greenlets of the thread
+            give_way()
 
     def _is_closed(self, connection: Any) -> bool:
         closed = bool(connection.closed) or _has_ended(connection.fileno())

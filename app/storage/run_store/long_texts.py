@@ -1,6 +1,6 @@
 """Texts of megabytes as values of a statement: quoted bit by bit, so that others have their turn meanwhile.
 
-The driver quotes a value in one call into C. Here it gets a list of pieces, each of which it has quoted before.
+The driver quotes a value in one call into C. Here it gets what has been quoted before, piece by piece.
 """
 
 from typing import Any, Final, Self
@@ -9,6 +9,7 @@ from psycopg2.extensions import QuotedString
 
 from app.pace import paced
 from app.protocol.sizes import pieces
+from app.turns import give_way
 
 LONG_CHARS: Final = 1_000_000
 PIECE_CHARS: Final = 262_144
@@ -32,14 +33,19 @@ class _Quoted:
         return self._sql
 
 
-def long_text(db: Any, text: str | None) -> list[Any] | None:
+def long_text(db: Any, text: str | None) -> Any:
     """The value of a LONG_TEXT; may let others run. NULL for None."""
     if text is None or len(text) <= PIECE_CHARS:
         return None if text is None else [text]
-    return [_quoted(db.connection(), piece) for piece in paced(pieces(text, PIECE_CHARS))]
+    quoted = [_quoted(db.connection(), piece) for piece in paced(pieces(text, PIECE_CHARS))]
+    quoted[0] = b"ARRAY[" + quoted[0]
+    quoted[-1] += b"]"
+    give_way()
+    return _Quoted(b",".join(quoted))  # the driver would do it while it makes the statement
 
 
-def _quoted(connection: Any, text: str) -> _Quoted:
+def _quoted(connection: Any, text: str) -> bytes:
     adapted = QuotedString(text)
     adapted.prepare(connection)
-    return _Quoted(adapted.getquoted())
+    quoted: bytes = adapted.getquoted()
+    return quoted
