@@ -92,6 +92,7 @@ def _containers_in(value: Any) -> int:
         found = [item for item in (one.values() if isinstance(one, dict) else one) if isinstance(item, dict | list)]
         count += len(found)
         left += found
+        give_way()
     return count
 
 

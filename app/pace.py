@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from app.protocol.sizes import pieces
 from app.protocol.writing import bits
 from app.turns import give_way
 
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 ITEMS_AT_ONCE = 1_000
 """Of a list that goes through one call."""
+CHARS_AT_ONCE = 262_144
+"""Of a text."""
 
 _decode = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -46,6 +49,11 @@ def in_chunks(
 def dumps_paced(value: Any) -> str:
     """What `dumps` makes of a value that may be large. Nobody may change it meanwhile."""
     return "".join(paced(bits(value)))
+
+
+def encoded_paced(text: str) -> bytes:
+    """A text that may be large, in UTF-8."""
+    return b"".join(piece.encode() for piece in paced(pieces(text, CHARS_AT_ONCE)))
 
 
 def loads_paced(text: str) -> Any:

@@ -219,7 +219,8 @@ class Follower:
         assert envelope["type"] in ("stream.snapshot", "stream.expired"), f"{frame[:300]!r}: {self}"
         seq = envelope["payload"].get("seq")
         named = self._form is NAMED
-        wanted = framing.sse_control(envelope["type"], text, seq, named) if self._form.sse else f"{text}\n".encode()
+        data = text.encode()
+        wanted = framing.sse_control(envelope["type"], data, seq, named) if self._form.sse else data + b"\n"
         assert frame == wanted
         if seq is None:
             self.rotations += 1

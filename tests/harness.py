@@ -200,8 +200,11 @@ class Stack:
         self.services.close()
         for process in self.processes:
             if process.popen.poll() is None:
-                process.send(signal.SIGCONT)
+                family = psutil.Process(process.pid).children(recursive=True)
                 process.kill()
+                for child in family:  # a stopped one does not see that its parent is gone
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.resume()
 
     # What tests say to it.
 

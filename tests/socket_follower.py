@@ -95,7 +95,7 @@ class SocketFollower(Follower):
             assert self.cursor is not None
             self.cursor += 1
             self.delivered += 1
-            connection.replayed += len(framing.websocket_text(text))
+            connection.replayed += len(framing.websocket_text(text.encode()))
             if self.cursor % ASK_EVERY == 0 and connection.asked is None:
                 connection.asked = self.cursor
                 self._say(connection, TextMessage(json.dumps({"type": "ack", "seq": self.cursor})))

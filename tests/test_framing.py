@@ -56,15 +56,15 @@ def window() -> dict[str, Any]:
 @pytest.mark.parametrize(("file", "named"), [("named.sse", True), ("unnamed.sse", False)])
 def test_an_sse_window_has_these_bytes(window: dict[str, Any], file: str, named: bool) -> None:
     first, second = window["events"]
-    snapshot = sse_control("stream.snapshot", window["snapshot"], id=2, named=named)
-    gap = sse_control("stream.gap", window["gap"], named=named)
+    snapshot = sse_control("stream.snapshot", window["snapshot"].encode(), id=2, named=named)
+    gap = sse_control("stream.gap", window["gap"].encode(), named=named)
     wire = sse_retry(2000) + sse(first, named) + SSE_HEARTBEAT + sse(second, named) + snapshot + gap
     assert wire == (GOLDEN / file).read_bytes()
 
 
 def test_an_ndjson_window_has_these_bytes(window: dict[str, Any]) -> None:
     first, second = window["events"]
-    frames = ndjson_control(window["snapshot"]) + ndjson_control(window["gap"])
+    frames = b"".join(ndjson_control(window[name].encode()) for name in ("snapshot", "gap"))
     wire = ndjson(first) + NDJSON_HEARTBEAT + ndjson(second) + frames
     assert wire == (GOLDEN / "window.ndjson").read_bytes()
 
@@ -117,7 +117,7 @@ def test_without_a_name_a_browser_gets_the_message_by_onmessage() -> None:
 def test_data_is_split_at_every_line_end_that_sse_knows(parts: list[str], ends: list[str]) -> None:
     pairs = list(zip(parts, ends, strict=False))
     text = "".join(part + end for part, end in pairs) + "."
-    (read,) = read_sse(sse_control("stream.snapshot", text))
+    (read,) = read_sse(sse_control("stream.snapshot", text.encode()))
     assert read.data == text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import gevent
+import psutil
 import pytest
 import redis
 
@@ -23,7 +24,8 @@ from app.storage.breaker import Breaker
 from app.storage.run_store import migrate
 from tests.external_writer import ExternalWriter
 from tests.harness import Stack, eventually
-from tests.stored import begin, ended, has_status, reach
+from tests.stored import begin, ended, has_status, payloads, reach
+from workers.hints import RECORD_SECONDS
 
 FEW_SECONDS = 8.0
 """For the first who ask: twice a timeout, on a busy machine."""
@@ -121,6 +123,23 @@ def _within(seconds: float) -> Iterator[None]:
     begun = time.monotonic()
     yield
     assert time.monotonic() - begun < seconds
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("hanging", ["stopped"], indirect=True)
+def test_the_process_of_an_isolated_run_is_watched_while_redis_hangs(hanging: tuple[Stack, Hangs, Hangs]) -> None:
+    stack, hang, go_on = hanging
+    stack.start_worker("--isolated")
+    limit = RECORD_SECONDS + 4  # by then it has begun to wait for Redis, to which RQ's record of the worker is due
+    run_id = begin(stack, "isolated_spin", timeout_s=limit)
+    reach(stack, run_id, "step.started")
+    (said,) = payloads(stack, run_id, "custom.pid")
+    horse = psutil.Process(said["pid"])
+    hang()
+    eventually(lambda: not horse.is_running(), limit + FEW_SECONDS / 2, "the end of its process")
+    go_on()
+    run = ended(stack, run_id, "failed")
+    assert (run.attempt, run.error and run.error["code"]) == (1, "timeout")
 
 
 def test_everything_is_answered_in_time_while_redis_hangs(hanging: tuple[Stack, Hangs, Hangs]) -> None:

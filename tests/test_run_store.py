@@ -33,7 +33,7 @@ from app.storage.run_store.long_texts import PIECE_CHARS
 from app.storage.run_store.store import INSERTED_CHARS
 from app.wiring import Services
 from tests.conftest import execute, own_databases
-from tests.harness import ROOT, free_port, pending_run
+from tests.harness import ROOT, eventually, free_port, pending_run
 
 T = TypeVar("T")
 
@@ -188,6 +188,33 @@ def test_a_long_text_is_stored_to_the_letter(apart: Services, store: RunStore, r
     assert found is not None
     assert (found.state_text, found.output_text) == (dumps(ended), dumps([TEXTS[name]]))
     assert found.output == [TEXTS[name]]
+
+
+def _waits_for(database: Database, pid: int) -> bool:
+    """Whether somebody waits for a lock of this backend."""
+    with database.session() as db:
+        sql = "SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+        return db.execute_sql(sql, (pid,)).fetchone() is not None
+
+
+def test_an_end_that_waited_for_its_row_sees_what_was_archived_meanwhile(
+    url: str, database: Database, store: RunStore, run: RunRecord
+) -> None:
+    _claimed(store, run)
+    (second,) = _events(run.id, 2, 2)
+    state, third = _end(run, 3)
+    with contextlib.closing(psycopg2.connect(url)) as other, ThreadPoolExecutor(1) as pool:
+        cursor = other.cursor()
+        cursor.execute("SELECT pg_backend_pid() FROM runs WHERE id = %s FOR UPDATE", (run.id,))
+        (mine,) = cursor.fetchone() or (0,)
+        insert = "INSERT INTO run_events (run_id, seq, type, ts, op, e) VALUES (%s, 2, %s, now(), %s, %s)"
+        cursor.execute(insert, (run.id, second.type, second.op, second.text))
+        finishing = pool.submit(store.finish, run.id, 1, "completed", state, [third])
+        eventually(lambda: _waits_for(database, mine), what="its wait for the row")
+        other.commit()
+        finishing.result(10)
+    assert [event.seq for event in store.events(run.id, 0, 10)] == [1, 2, 3]
+    assert _got(store, run.id).status == "completed"
 
 
 def test_many_large_events_are_archived_whole_and_in_order(store: RunStore, run: RunRecord) -> None:

@@ -1,6 +1,6 @@
 """The bytes of events on SSE, NDJSON and WebSocket wires.
 
-Responsible for framing only: text in, bytes out. Not responsible for which events a window gets or when.
+Responsible for framing only. Not responsible for which events a window gets or when.
 """
 
 import re
@@ -20,22 +20,20 @@ _CLOSE, _PONG, _TEXT = 0x88, 0x8A, 0x81
 _SHORT_MAX, _TWO_BYTES_MAX = 125, 0xFFFF
 _TWO_BYTES, _EIGHT_BYTES = 126, 127
 
-_LINE_END = re.compile("\r\n|\r|\n")
+_LINE_END = re.compile(b"\r\n|\r|\n")
 
 
 def sse(event: Event, named: bool = True) -> bytes:
     """One SSE message; its id is the seq. Without a name a browser hands it to `onmessage`."""
+    if "\n" in event.text or "\r" in event.text:
+        return _message(event.seq, event.type if named else None, event.text.encode())
     name = f"event: {event.type}\n" if named else ""
-    return f"id: {event.seq}\n{name}{_data(event.text)}\n".encode()
+    return f"id: {event.seq}\n{name}data: {event.text}\n\n".encode()
 
 
-def sse_control(type: str, text: str, id: int | None = None, named: bool = True) -> bytes:
+def sse_control(type: str, data: bytes, id: int | None = None, named: bool = True) -> bytes:
     """One control frame. Only a snapshot has an `id`, its seq: another would corrupt the reader's cursor."""
-    cursor = "" if id is None else f"id: {id}\n"
-    name = f"event: {type}\n" if named else ""
-    if "\n" in text or "\r" in text:
-        return f"{cursor}{name}{_data(text)}\n".encode()
-    return b"".join((f"{cursor}{name}data: ".encode(), text.encode(), b"\n\n"))  # megabytes: copied once
+    return _message(id, type if named else None, data)
 
 
 def split_id(frame: bytes) -> tuple[bytes, bytes]:
@@ -56,19 +54,19 @@ def ndjson(event: Event) -> bytes:
     return f"{event.text}\n".encode()
 
 
-def ndjson_control(text: str) -> bytes:
+def ndjson_control(data: bytes) -> bytes:
     """One line."""
-    return f"{text}\n".encode()
+    return data + b"\n"
 
 
 def websocket(event: Event) -> bytes:
     """One text frame, which is one message."""
-    return websocket_text(event.text)
+    return websocket_text(event.text.encode())
 
 
-def websocket_text(text: str) -> bytes:
+def websocket_text(data: bytes) -> bytes:
     """One text frame, which is one message."""
-    return _frame(_TEXT, text.encode())
+    return _frame(_TEXT, data)
 
 
 def websocket_pong(payload: bytes) -> bytes:
@@ -110,7 +108,10 @@ def _end_of_frame(frames: bytes, start: int) -> int:
     return start + 2 + size
 
 
-def _data(text: str) -> str:
-    if "\n" not in text and "\r" not in text:
-        return f"data: {text}\n"
-    return "".join(f"data: {line}\n" for line in _LINE_END.split(text))
+def _message(id: int | None, name: str | None, data: bytes) -> bytes:
+    head = b"" if id is None else b"id: %d\n" % id
+    if name is not None:
+        head += b"event: %b\n" % name.encode()
+    if b"\n" in data or b"\r" in data:
+        return b"".join((head, *(b"data: %b\n" % line for line in _LINE_END.split(data)), b"\n"))
+    return b"".join((head, b"data: ", data, b"\n\n"))  # one copy of what may be megabytes

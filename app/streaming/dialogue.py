@@ -81,7 +81,7 @@ class Dialogue:
 
     def frames(self) -> bytes:
         """What is to be sent, which counts as sent from then on."""
-        found, self._pong = self._pong + b"".join(map(websocket_text, self.answers)), b""
+        found, self._pong = self._pong + b"".join(websocket_text(answer.encode()) for answer in self.answers), b""
         self.answers.clear()
         return found
 

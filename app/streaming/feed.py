@@ -157,7 +157,7 @@ class Feed(Iterated):
         account = self._account
         counts = {"sent": account.sent, "left_out": account.left_out, "dropped": account.dropped}
         text = control(NO_RUN, "feed.status", {"sample": self.sample, **counts})
-        return self.wire.format.control("feed.status", text, None)
+        return self.wire.format.control("feed.status", text.encode(), None)
 
     def say_farewell(self, why: Closing, retry_ms: int) -> None:
         """As in `Window`."""

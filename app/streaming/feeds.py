@@ -165,7 +165,7 @@ class Feeds:
             """An event is framed once for each format: without an id, for there is no coming back."""
             key = (format, entry.run_id, entry.seq)
             if key not in framed:
-                framed[key] = format.control(entry.type, entry.text, None)
+                framed[key] = format.control(entry.type, entry.text.encode(), None)
             return framed[key]
 
         for feed in list(self._feeds):

@@ -234,7 +234,7 @@ class Window:
             self.gap = self._ahead_since = None  # the archive has it, and could not be asked before
             return []
         text = control(run_id, "stream.gap", {"requested": lost, "earliest": 1, "head": head})
-        return [self.wire.format.control("stream.gap", text, None), *self._snapshot(history, "gap")]
+        return [self.wire.format.control("stream.gap", text.encode(), None), *self._snapshot(history, "gap")]
 
     def _snapshot(self, history: History, reason: str) -> list[bytes]:
         run = history.store.get(self.tail.run_id)
@@ -279,7 +279,8 @@ def last_words(format: Format, run_id: str, why: Closing, retry_ms: int) -> byte
     retry = format.retry(retry_ms)
     if why is not Closing.ROTATED:
         return retry
-    return format.control("stream.expired", control(run_id, "stream.expired", {}), None) + retry
+    text = control(run_id, "stream.expired", {})
+    return format.control("stream.expired", text.encode(), None) + retry
 
 
 Leave = Callable[[Window, Closing], None]

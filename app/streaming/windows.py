@@ -292,4 +292,4 @@ class Windows:
 def rejection(format: Format, run_id: str, code: str, retry_ms: int) -> bytes:
     """The whole body of a window that is not opened: when to come back, and why."""
     text = control(run_id, "stream.rejected", {"code": code, "retry_ms": retry_ms})
-    return format.retry(retry_ms) + format.control("stream.rejected", text, None)
+    return format.retry(retry_ms) + format.control("stream.rejected", text.encode(), None)

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Final
 
+from app.pace import encoded_paced
 from app.protocol import framing
 from app.protocol.events import Event, snapshot, snapshot_parts
 from app.turns import give_way
@@ -24,8 +25,8 @@ class Format:
     opening: bytes
     heartbeat: bytes
     event: Callable[[Event], bytes]
-    control: Callable[[str, str, int | None], bytes]
-    """(type, text, id of a snapshot) of a control frame."""
+    control: Callable[[str, bytes, int | None], bytes]
+    """(type, text in UTF-8, id of a snapshot) of a control frame."""
     retry: Callable[[int], bytes]
     """Says after how many milliseconds to come back."""
     capped: bool
@@ -40,7 +41,7 @@ def _sse(named: bool) -> Format:
         opening=framing.sse_retry(RETRY_MS),
         heartbeat=framing.SSE_HEARTBEAT,
         event=lambda event: framing.sse(event, named),
-        control=lambda type, text, seq: framing.sse_control(type, text, seq, named),
+        control=lambda type, data, seq: framing.sse_control(type, data, seq, named),
         retry=framing.sse_retry,
         capped=True,
     )
@@ -54,7 +55,7 @@ NDJSON: Final = Format(
     opening=framing.NDJSON_HEARTBEAT,
     heartbeat=framing.NDJSON_HEARTBEAT,
     event=framing.ndjson,
-    control=lambda type, text, seq: framing.ndjson_control(text),
+    control=lambda type, data, seq: framing.ndjson_control(data),
     retry=lambda ms: b"",
     capped=False,
 )
@@ -63,7 +64,7 @@ WEBSOCKET: Final = Format(
     opening=b"",
     heartbeat=framing.WEBSOCKET_PING,
     event=framing.websocket,
-    control=lambda type, text, seq: framing.websocket_text(text),
+    control=lambda type, data, seq: framing.websocket_text(data),
     retry=lambda ms: b"",
     capped=True,
     ending=framing.websocket_close(NORMAL_CLOSURE),
@@ -91,13 +92,15 @@ class Wire:
         if not self.parts:
             text = snapshot(run_id, seq, state)
             give_way()
-            yield self.format.control("stream.snapshot", text, seq)
+            data = encoded_paced(text)
+            give_way()
+            yield self.format.control("stream.snapshot", data, seq)
             return
         frame, before = partial(self.format.control, "stream.snapshot.part"), None
         for text in snapshot_parts(run_id, seq, state):
             if before is not None:
                 yield frame(before, None)
-            before = text
+            before = text.encode()
         if before is not None:
             yield frame(before, seq)
 

@@ -1,14 +1,17 @@
 """Windows as WebSockets, over real sockets: the handshake, what arrives, and how it ends."""
 
+import fcntl
 import signal
 import socket
 import struct
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from app.devservices import EmbeddedServices
@@ -360,8 +363,23 @@ def test_a_client_that_broke_a_rule_does_not_keep_its_place_by_reading_nothing(
     author = LogAuthor(web)
     client = connect(web, receive_buffer=SMALL_BUFFER).open(author.run_id)
     author.append(1, LONG[:6_000])
+    eventually(lambda: unread(client) > SMALL_BUFFER / 2, what="the beginning of the event")
     client.socket.sendall(masked(0x1, b"{}", mask=False))
-    eventually(lambda: open_windows(web) == 0, 3 * CLOSE_SECONDS, "the end of its window")
+    assert holds(web, client)
+    eventually(lambda: not holds(web, client), 3 * CLOSE_SECONDS, "the end of its connection")
+
+
+def unread(client: SocketClient) -> int:
+    """Bytes that have arrived, and that the client has not read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(client.socket, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
+def holds(web: Stack, client: SocketClient) -> bool:
+    """Whether the server still has the connection of the client, whose window may have ended."""
+    port = client.socket.getsockname()[1]
+    (worker,) = psutil.Process(web.web_pid).children()
+    return any(held.raddr and held.raddr.port == port for held in worker.net_connections("tcp"))
 
 
 def test_a_quiet_window_is_pinged_and_stays(stack: StackMaker, connect: Connect) -> None:
