@@ -1,5 +1,6 @@
 """Turns of the event loop: whoever computes for long gives way to the other greenlets of the process now and then."""
 
+import threading
 import time
 from typing import Final
 
@@ -13,12 +14,22 @@ PAUSE_SECONDS: Final = 1e-6
 _began = 0.0
 
 
+class Turn(threading.local):
+    """Of this thread, or of this greenlet where threads are patched."""
+
+    kept = False
+    """Nobody else gets it: what is under way is the thread's, not the greenlet's."""
+
+
+turn: Final = Turn()
+
+
 def give_way() -> None:
     """Call this in every loop whose length a request decides. Lets the others go on, once a turn is over.
 
     In a thread that has no event loop there are no others, and none is made for it.
     """
     global _began
-    if time.perf_counter() - _began > TURN_SECONDS and get_hub_if_exists() is not None:
+    if time.perf_counter() - _began > TURN_SECONDS and not turn.kept and get_hub_if_exists() is not None:
         gevent.sleep(PAUSE_SECONDS)
         _began = time.perf_counter()

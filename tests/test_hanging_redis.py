@@ -125,7 +125,6 @@ def _within(seconds: float) -> Iterator[None]:
     assert time.monotonic() - begun < seconds
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("hanging", ["stopped"], indirect=True)
 def test_the_process_of_an_isolated_run_is_watched_while_redis_hangs(hanging: tuple[Stack, Hangs, Hangs]) -> None:
     stack, hang, go_on = hanging

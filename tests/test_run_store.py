@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import gevent
 import psycopg2
 import pytest
 
 from app.errors import Behind, Fenced, Refused, StoreUnavailable
 from app.identifiers import new_id
+from app.pace import CHARS_AT_ONCE
 from app.protocol.events import Event, Outbound, dumps, encode
 from app.protocol.reducer import State, fold, initial
 from app.storage.run_store import (
@@ -29,7 +31,6 @@ from app.storage.run_store import (
     migrate,
 )
 from app.storage.run_store import database as database_module
-from app.storage.run_store.long_texts import PIECE_CHARS
 from app.storage.run_store.store import INSERTED_CHARS
 from app.wiring import Services
 from tests.conftest import execute, own_databases
@@ -168,8 +169,8 @@ TEXTS = {
     "four bytes": "🚚\\'" * 300_000,
     "none": "",
     "what looks like a placeholder": "100 %s of %(it)s, %% and %" * 20_000,
-    "just a piece": "x" * PIECE_CHARS,
-    "one more": "'" * (PIECE_CHARS + 1),
+    "just a piece": "x" * CHARS_AT_ONCE,
+    "one more": "'" * (CHARS_AT_ONCE + 1),
 }
 
 
@@ -203,7 +204,7 @@ def test_an_end_that_waited_for_its_row_sees_what_was_archived_meanwhile(
     _claimed(store, run)
     (second,) = _events(run.id, 2, 2)
     state, third = _end(run, 3)
-    with contextlib.closing(psycopg2.connect(url)) as other, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(psycopg2.connect(url)) as other:
         cursor = other.cursor()
         cursor.execute("SELECT pg_backend_pid() FROM runs WHERE id = %s FOR UPDATE", (run.id,))
         (mine,) = cursor.fetchone() or (0,)
@@ -215,6 +216,26 @@ def test_an_end_that_waited_for_its_row_sees_what_was_archived_meanwhile(
         finishing.result(10)
     assert [event.seq for event in store.events(run.id, 0, 10)] == [1, 2, 3]
     assert _got(store, run.id).status == "completed"
+
+
+def test_greenlets_of_a_thread_that_is_not_patched_do_not_meet_in_a_session(
+    database: Database, store: RunStore, run: RunRecord
+) -> None:
+    _claimed(store, run)
+    losses, looks = database.losses, [True]
+
+    def look() -> None:
+        while looks[-1]:
+            looks.append(_got(store, run.id).status == "running")
+            gevent.sleep(0.001)
+
+    looking = gevent.spawn(look)
+    state, event = _end(run, 2)
+    state["answer"] = {"text": "x" * 8_000_000, "status": "final"}
+    gevent.spawn(store.finish, run.id, 1, "completed", state, [event]).get()
+    looking.get()
+    assert database.losses == losses
+    assert len(looks) > 2, "they take turns outside of sessions"
 
 
 def test_many_large_events_are_archived_whole_and_in_order(store: RunStore, run: RunRecord) -> None:

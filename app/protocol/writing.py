@@ -12,7 +12,7 @@ Pace = Callable[[Iterator[str]], Iterator[str]]
 """Hands pieces on one by one; may let others have their turn in between."""
 
 PIECE: Final = 32_768
-"""Of what becomes text in one call: characters, and ELEMENT for each value."""
+"""Of what becomes text in one call: characters, and ELEMENT for each value. One key alone may have more."""
 ELEMENT: Final = 8
 
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

@@ -117,8 +117,8 @@ class Soak:
         for process in family:
             with suppress(psutil.NoSuchProcess):  # an isolated run that has ended meanwhile
                 if process.name().startswith(("python", "gunicorn")):
-                    memory += process.memory_info().rss
-                    descriptors += process.num_fds()
+                    cost = process.memory_info().rss, process.num_fds()
+                    memory, descriptors = memory + cost[0], descriptors + cost[1]
         return memory, descriptors
 
 

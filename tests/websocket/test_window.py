@@ -367,6 +367,7 @@ def test_a_client_that_broke_a_rule_does_not_keep_its_place_by_reading_nothing(
     client.socket.sendall(masked(0x1, b"{}", mask=False))
     assert holds(web, client)
     eventually(lambda: not holds(web, client), 3 * CLOSE_SECONDS, "the end of its connection")
+    assert open_windows(web) == 0
 
 
 def unread(client: SocketClient) -> int:

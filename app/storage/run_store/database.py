@@ -13,7 +13,7 @@ from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 from app.errors import Refused, StoreFailed, StoreUnavailable
 from app.storage.run_store import failures
-from app.turns import give_way
+from app.turns import give_way, turn
 
 POOL_WAIT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 5
@@ -48,25 +48,25 @@ class _Pool(PooledPostgresqlDatabase):  # type: ignore[misc]  # peewee carries n
         self._sessions.is_beginning = value
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
-        """As peewee's, in two steps: to make the statement may take long, and to send it.
+        """Make the statement, and send it: either may take long. Errors are psycopg2's.
 
+        :param params: without any, a `%` stands for itself.
         :raises Refused: one of the texts holds NUL or a lone surrogate, which psycopg2 does not even send.
         """
-        self._give_way()
-        if self.is_beginning:
-            self.is_beginning, sql = False, f"{BEGIN}; {sql}"
+        give_way()
+        beginning = self.is_beginning
+        statement = f"{BEGIN}; {sql}" if beginning else sql
         cursor = self.cursor()
-        try:
-            statement = cursor.mogrify(sql, params) if params else sql
-        except ValueError as error:
-            raise Refused("A text holds a character that Postgres cannot store.") from error
-        self._give_way()
+        if params:
+            try:
+                statement = cursor.mogrify(statement, params)
+            except ValueError as error:
+                raise Refused("A text holds a character that Postgres cannot store.") from error
+            give_way()
+        if beginning:
+            self.is_beginning = False
         cursor.execute(statement)
         return cursor
-
-    def _give_way(self) -> None:
-        if monkey.is_module_patched("threading"):  # elsewhere the connection is that of all greenlets of the thread
-            give_way()
 
     def _is_closed(self, connection: Any) -> bool:
         closed = bool(connection.closed) or _has_ended(connection.fileno())
@@ -102,6 +102,8 @@ class Database:
         try:
             self.peewee.connect()
             try:
+                # Where threads are not patched, the connection is that of all greenlets of the thread.
+                turn.kept = not monkey.is_module_patched("threading")
                 self.peewee.is_beginning = atomic
                 yield self.peewee
                 if atomic and not self.peewee.is_beginning:
@@ -111,6 +113,8 @@ class Database:
                 # protocol: it is closed, not returned to the pool, and not asked to roll back, which closing does.
                 self.peewee.manual_close()
                 raise
+            finally:
+                turn.kept = False
             self.peewee.close()
         except MaxConnectionsExceeded as error:
             raise StoreUnavailable(f"No connection to Postgres came free within {POOL_WAIT_SECONDS} s.") from error

@@ -19,7 +19,7 @@ LOST = ("08", "25006", "25P03", "25P04", "57P")
 """The server of this connection is gone, or is not the one that takes writes: so it is for its pool mates."""
 
 ERRORS = (peewee.PeeweeException, psycopg2.Error, OSError)
-"""What is translated. peewee lets some classes of psycopg2 pass, those of 40 and 57014; a wait raises OSErrors."""
+"""What is translated: psycopg2's of statements, peewee's of connecting and committing; a wait raises OSErrors."""
 
 
 def sqlstate(error: BaseException) -> str:

@@ -7,12 +7,11 @@ from typing import Any, Final, Self
 
 from psycopg2.extensions import QuotedString
 
-from app.pace import paced
+from app.pace import CHARS_AT_ONCE, paced
 from app.protocol.sizes import pieces
 from app.turns import give_way
 
 LONG_CHARS: Final = 1_000_000
-PIECE_CHARS: Final = 262_144
 LONG_TEXT: Final = "array_to_string(%s::text[], '')"
 """In a statement, the text of which `long_text` makes the value."""
 
@@ -33,11 +32,11 @@ class _Quoted:
         return self._sql
 
 
-def long_text(db: Any, text: str | None) -> Any:
+def long_text(db: Any, text: str | None) -> list[str] | _Quoted | None:
     """The value of a LONG_TEXT; may let others run. NULL for None."""
-    if text is None or len(text) <= PIECE_CHARS:
+    if text is None or len(text) <= CHARS_AT_ONCE:
         return None if text is None else [text]
-    quoted = [_quoted(db.connection(), piece) for piece in paced(pieces(text, PIECE_CHARS))]
+    quoted = [_quoted(db.connection(), piece) for piece in paced(pieces(text, CHARS_AT_ONCE))]
     quoted[0] = b"ARRAY[" + quoted[0]
     quoted[-1] += b"]"
     give_way()
