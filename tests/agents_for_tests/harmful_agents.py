@@ -282,7 +282,11 @@ def terminates_a_thread(run: RunContext) -> object:
 
 @way
 def terminates_by_descriptor(run: RunContext) -> object:
-    signal.pidfd_send_signal(os.pidfd_open(os.getpid()), signal.SIGTERM)
+    descriptor = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    finally:
+        os.close(descriptor)  # what an agent leaves open, stays open: the soak is to see ours
     return None
 
 
