@@ -3,7 +3,6 @@
 Responsible for how connections are accepted and how a worker ends. Not responsible for the application.
 """
 
-import gc
 import ipaddress
 import logging
 import os
@@ -17,6 +16,7 @@ from gunicorn.workers.base import Worker
 
 from app import metrics_folder
 from app.storage.cooperative import make_psycopg_cooperative
+from app.turns import collect_little
 
 POSTGRES_SILENCE_SECONDS = 8
 """A request that meets a Postgres that stands still is answered 503 before a router gives up on it, at 30 s."""
@@ -95,11 +95,7 @@ def post_worker_init(worker: Any) -> None:
     windows.draining = lambda: not worker.alive
     worker.has_windows = lambda: len(windows) > 0
     windows.start()
-    # What was loaded stays for good, and is not looked through again: a full collection under many windows takes
-    # tens of milliseconds, in which no event is delivered.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 50, 100)
+    collect_little()
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:

@@ -1,5 +1,6 @@
 """Turns of the event loop: whoever computes for long gives way to the other greenlets of the process now and then."""
 
+import gc
 import threading
 import time
 from typing import Final
@@ -33,3 +34,14 @@ def give_way() -> None:
     if time.perf_counter() - _began > TURN_SECONDS and not turn.kept and get_hub_if_exists() is not None:
         gevent.sleep(PAUSE_SECONDS)
         _began = time.perf_counter()
+
+
+def collect_little() -> None:
+    """Keep collections of garbage short; call this once everything is loaded.
+
+    What was loaded stays for good, and is not looked through again. What comes is looked through a little at a time:
+    half a million lists of one request, all alive, take 80 ms. All of it, as seldom as once in 50 million objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 500)

@@ -1,6 +1,5 @@
 """One worker process: puts its parts together, starts them, and ends in order on SIGTERM or SIGINT."""
 
-import gc
 import logging
 import secrets
 import signal
@@ -16,6 +15,7 @@ from rq.worker import BaseWorker
 from app.config import Config
 from app.errors import StoreUnavailable
 from app.storage.run_store import Beats
+from app.turns import collect_little
 from app.wiring import Services
 from workers import seal
 from workers.coroner import Coroner
@@ -66,7 +66,7 @@ class WorkerProcess:
         self._watchdog.start()
         register(self._services, self.id, self._loaded)
         self._emitter.start()
-        _relax_garbage_collection()
+        collect_little()
         helpers = [gevent.spawn(self._janitor.run), gevent.spawn(self._heed_commands)]
         worker = until_reachable(self._connect_rq)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,13 +107,6 @@ class WorkerProcess:
             # Of Postgres: the doorbell's connection is kept, because a new one to Redis would hold every run up until
             # its epoch is confirmed.
             log.warning("Commands wait. %s", error.detail)
-
-
-def _relax_garbage_collection() -> None:
-    """What was loaded stays, and what runs make is mostly acyclic: full collections would stop hundreds of runs."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 50, 100)
 
 
 def new_worker_id() -> str:
