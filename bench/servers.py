@@ -19,8 +19,10 @@ import psutil
 import redis
 
 from app.devservices.servers import free_port
+from bench.load import build
 from bench.processes import ROOT, Child, eventually, ports_to, python
 
+APPEND = "app/storage/append.lua"
 READY_SECONDS = 30
 WAKE_SECONDS = 0.2
 GUNICORN = ("-m", "gunicorn", "--bind", "127.0.0.1:{port}")
@@ -58,6 +60,10 @@ class Server:
     def path(self, run_id: str) -> str:
         """The request path of a run's window."""
         return f"/runs/{run_id}/events"
+
+    def writer_command(self) -> list[str]:
+        """What starts its writer."""
+        return python("-m", self.writer_module)
 
     def writer_url(self) -> str:
         """What its writer is told to write to."""
@@ -133,6 +139,20 @@ class RuntailWeb(Server):
     def ready_path(self) -> str:
         """Ready means that it reaches both stores."""
         return "/readyz"
+
+
+class WrittenInC(RuntailWeb):
+    """With a writer that leaves the processor to the server."""
+
+    def writer_command(self) -> list[str]:
+        """As of every server."""
+        return [str(build(ROOT / "bench" / "writer.c", self.folder)), f"--script={ROOT / APPEND}"]
+
+
+class WrittenInPython(RuntailWeb):
+    """Runtail beside itself."""
+
+    name = "python-writer"
 
 
 class ConnectionPerWindow(Server):

@@ -163,7 +163,7 @@ class Stage:
         """A writer process, started: `per_run` events of each run, 0: until it is told a line."""
         listed = self.folder / f"runs-{secrets.token_hex(3)}"
         listed.write_text("\n".join(runs))
-        command = python("-m", server.writer_module, "--url", server.writer_url(), "--runs", str(listed))
+        command = [*server.writer_command(), f"--url={server.writer_url()}", f"--runs={listed}"]
         command += [f"--rate={rate}", f"--per-run={per_run}", f"--payload-bytes={payload_bytes}"]
         return Child("writer", command + (["--end"] if end else []), self.folder, {**clean_environment(), **self.urls})
 

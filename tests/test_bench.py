@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 from app import cli
 from app.cli_parts import EXIT_TROUBLE
 from app.external_events import kept_of
+from app.protocol.events import Event
 from app.storage.run_store import BYTES, CONTAINERS, KEPT_BYTES_MAX, KEPT_CONTAINERS_MAX, KEPT_MAX
 from bench import report
 from bench.load import SOURCE, Load, Windows, add_up, build
@@ -42,7 +44,7 @@ from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
 from bench.scenarios.websockets import WebSockets
 from bench.scenarios.writers import WRITELOAD, Log, Writers, judge
-from bench.servers import BASELINES
+from bench.servers import BASELINES, WrittenInC, WrittenInPython
 from bench.shapes import SHAPES, batches
 from bench.stage import Stage
 from tests.harness import ROOT
@@ -106,10 +108,31 @@ def test_fanout_delivers_everything_on_every_server_and_compares_them(stage: Sta
 
 
 def test_wide_has_a_run_for_each_window(stage: Stage) -> None:
-    figures = played(stage, Wide(windows=20, rate=100, seconds=0.4, baselines="none", clients=2))["figures"]
-    assert list(figures) == ["runtail"]
-    assert (figures["runtail"]["frames"], figures["runtail"]["delivered"]) == (40, 1)
-    assert figures["runtail"]["redis_connections"] >= 2
+    found = played(stage, Wide(windows=20, rate=100, seconds=0.4, baselines="none", clients=2))["figures"]
+    assert list(found) == ["runtail", "python-writer"]
+    for figures in found.values():
+        assert (figures["frames"], figures["delivered"]) == (40, 1)
+        assert figures["redis_connections"] >= 2
+
+
+def test_both_writers_write_the_same(stage: Stage) -> None:
+    written = []
+    for kind in (WrittenInC, WrittenInPython):
+        runs = stage.runs(3)
+        with stage.writer(stage.web(kind=kind), runs, 300, 4, 500) as writer:
+            assert writer.result(10)["events"] == 12
+        written.append([[plain(event) for event in stage.services.log.read(run, 0, 10)] for run in runs])
+    assert written[0] == written[1]
+    assert [event["seq"] for event in written[0][0]] == [1, 2, 3, 4, 5]
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """The envelope without what two writers never have in common."""
+    envelope = event.envelope()
+    assert len(envelope.pop("ts")) == len("2026-06-12T12:00:01.234Z")
+    assert envelope.pop("run_id")
+    assert "at" not in envelope["payload"] or re.fullmatch("@[0-9]+@", envelope["payload"].pop("at"))
+    return envelope
 
 
 def test_replay_is_complete_from_redis_and_from_postgres(stage: Stage) -> None:

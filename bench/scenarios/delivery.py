@@ -1,11 +1,12 @@
 """`fanout` and `wide`: every event of an evenly paced writer to every window, on Runtail and on the baselines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.processes import BenchError, Usage, usage
 from bench.report import Figures, Result
-from bench.servers import BASELINES, Server
+from bench.servers import BASELINES, Server, WrittenInC, WrittenInPython
 from bench.stage import Stage
 
 GRACE_SECONDS = 15.0
@@ -97,11 +98,13 @@ def chosen(baselines: str, applicable: tuple[str, ...], result: Result) -> list[
     return [BASELINES[name][0] for name in asked if name not in result.not_installed]
 
 
-def compare(delivery: Delivery, stage: Stage, baselines: str, applicable: tuple[str, ...]) -> Result:
+def compare(
+    delivery: Delivery, stage: Stage, webs: Sequence[Server], baselines: str, applicable: tuple[str, ...]
+) -> Result:
     """Runtail, then each baseline, one after the other."""
     result = Result(compare=("web_cpu_us_per_frame", "p50_ms", "p99_ms"))
     kinds = chosen(baselines, applicable, result)
-    for server in (stage.web(), *map(stage.baseline, kinds)):
+    for server in (*webs, *map(stage.baseline, kinds)):
         try:
             result.servers[server.name] = delivery.measure(stage, server, result)
         except BenchError as error:
@@ -125,12 +128,12 @@ class Fanout:
     def run(self, stage: Stage) -> Result:
         """Play it."""
         delivery = Delivery(self.windows, 1, self.rate, self.seconds, self.payload_bytes, self.clients)
-        return compare(delivery, stage, self.baselines, tuple(BASELINES))
+        return compare(delivery, stage, [stage.web()], self.baselines, tuple(BASELINES))
 
 
 @dataclass(frozen=True, slots=True)
 class Wide:
-    """Many windows, each on a run of its own."""
+    """Many windows, each on a run of its own; once with a writer in C, once with the one in Python."""
 
     windows: int = 8_000
     rate: float = 4_000
@@ -142,4 +145,5 @@ class Wide:
     def run(self, stage: Stage) -> Result:
         """Play it."""
         delivery = Delivery(self.windows, self.windows, self.rate, self.seconds, self.payload_bytes, self.clients)
-        return compare(delivery, stage, self.baselines, ("xread-per-client",))
+        webs = [stage.web(kind=WrittenInC), stage.web(kind=WrittenInPython)]
+        return compare(delivery, stage, webs, self.baselines, ("xread-per-client",))
