@@ -51,9 +51,9 @@ def dumps_paced(value: Any) -> str:
     return "".join(paced(bits(value)))
 
 
-def encoded_paced(text: str) -> bytes:
-    """A text that may be large, in UTF-8."""
-    return b"".join(piece.encode() for piece in paced(pieces(text, CHARS_AT_ONCE)))
+def encoded(text: str, chars: int = CHARS_AT_ONCE) -> Iterator[bytes]:
+    """A text that may be large, in UTF-8: so many characters at a time; in between the others may have their turn."""
+    return paced(map(str.encode, pieces(text, chars)))
 
 
 def loads_paced(text: str) -> Any:

@@ -16,10 +16,10 @@ _began = 0.0
 
 
 class Turn(threading.local):
-    """Of this thread, or of this greenlet where threads are patched."""
+    """Whether the greenlets of this thread may change places now."""
 
     kept = False
-    """Nobody else gets it: what is under way is the thread's, not the greenlet's."""
+    """They may not: what is under way uses something that they share, such as the thread's connection."""
 
 
 turn: Final = Turn()

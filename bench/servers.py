@@ -142,15 +142,15 @@ class RuntailWeb(Server):
 
 
 class WrittenInC(RuntailWeb):
-    """With a writer that leaves the processor to the server."""
+    """Runtail with `writer.c`, which leaves the processor to the server."""
 
     def writer_command(self) -> list[str]:
-        """As of every server."""
+        """Compiles it first."""
         return [str(build(ROOT / "bench" / "writer.c", self.folder)), f"--script={ROOT / APPEND}"]
 
 
 class WrittenInPython(RuntailWeb):
-    """Runtail beside itself."""
+    """Runtail with the writer in Python, to be shown beside the one in C."""
 
     name = "python-writer"
 

@@ -176,3 +176,22 @@ def test_a_long_loop_lets_others_run() -> None:
         pass
     greenlet.kill()
     assert len(turns) > 3
+
+
+LISTS = """
+import gc
+from app.turns import collect_little
+collect_little()
+young = []
+def look(phase, about):
+    if phase == "start" and about["generation"] < 2:
+        young.append(sum(len(gc.get_objects(generation=n)) for n in range(about["generation"] + 1)))
+gc.callbacks.append(look)
+alive = [[] for _ in range(600_000)]
+print(max(young))
+"""
+
+
+def test_no_collection_of_young_garbage_looks_at_more_than_a_part_of_what_a_request_has_alive() -> None:
+    done = subprocess.run([sys.executable, "-c", LISTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 200_000

@@ -9,8 +9,7 @@ from flask import Response
 from app.api.context import runtail
 from app.api.negotiation import JSON_TYPE
 from app.api.schemas import RunSchema
-from app.pace import paced
-from app.protocol.sizes import pieces
+from app.pace import encoded, paced
 from app.storage.run_store import RunRecord
 
 PIECE_CHARS = 65_536
@@ -38,7 +37,7 @@ def _head(run: RunRecord, **more: object) -> str:
 def answer(text: str, status: int = 200, headers: Mapping[str, str] | None = None, *, tagged: bool = False) -> Response:
     """The response. `tagged`: with an ETag of its content."""
     content, seal = [], hashlib.sha256()
-    for piece in paced(map(str.encode, pieces(text, PIECE_CHARS))):
+    for piece in encoded(text, PIECE_CHARS):
         content.append(piece)
         seal.update(piece)
     response = Response(paced(content), status, headers, mimetype=JSON_TYPE)

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Final
 
-from app.pace import encoded_paced
+from app.pace import encoded
 from app.protocol import framing
 from app.protocol.events import Event, snapshot, snapshot_parts
 from app.turns import give_way
@@ -92,7 +92,7 @@ class Wire:
         if not self.parts:
             text = snapshot(run_id, seq, state)
             give_way()
-            data = encoded_paced(text)
+            data = b"".join(encoded(text))
             give_way()
             yield self.format.control("stream.snapshot", data, seq)
             return
