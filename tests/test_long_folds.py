@@ -17,6 +17,7 @@ from app.protocol.reducer import Fold, State, initial
 from app.storage.log_writer import LogWriter
 from tests.plain_fold import fold_plainly
 from tests.random_logs import RUN, Log, log, logs
+from tests.speed import here
 from tests.test_examples import needed
 
 EVENTS = 100_000
@@ -96,7 +97,8 @@ def test_a_hundred_thousand_events_of_a_kind_are_folded_within_a_second(kind: st
     began = time.process_time()
     for envelope in envelopes:
         fold.apply(envelope)
-    assert time.process_time() - began < SECONDS
+    taken = time.process_time() - began
+    assert taken < here(SECONDS)
     assert fold.state["last_seq"] == EVENTS
 
 
@@ -109,7 +111,8 @@ def test_what_a_long_run_has_open_is_closed_as_fast(kind: str) -> None:
     began = time.process_time()
     for type, payload in list(closing(writer.state, Ending.cancelled("requested"))):
         writer.add(type, payload)
-    assert time.process_time() - began < 3 * SECONDS  # their texts are made, too
+    taken = time.process_time() - began
+    assert taken < here(3 * SECONDS)  # their texts are made, too
     assert writer.head == 2 * EVENTS
     assert not list(closing(writer.state, Ending.cancelled("requested")))
 
@@ -169,7 +172,7 @@ def _node(script: str, value: object) -> Any:
 @kinds
 def test_the_page_folds_as_many_within_a_second(kind: str, how: str) -> None:
     found = _node(TIMED, [long_log(kind), how])
-    assert found["seconds"] < SECONDS
+    assert found["seconds"] < here(SECONDS)
     assert found["head"] == EVENTS
 
 

@@ -19,6 +19,7 @@ from app.storage.event_log import Append
 from app.storage.run_store import RunRecord
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually, pending_run
+from tests.speed import here
 from tests.test_docs import OPERATIONS, table
 
 WINDOWS = 12
@@ -197,7 +198,7 @@ def test_an_observation_is_cheap() -> None:
             metrics.observe_delivery(event)
         costs.append((time.process_time() - begun) / 2_000 * 1e6)
     print(f"a delivery costs {min(costs):.1f} µs")
-    assert min(costs) < 3
+    assert min(costs) < here(3)
 
 
 def test_an_observation_falls_into_the_first_bucket_that_holds_it() -> None:

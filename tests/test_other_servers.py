@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import StackMaker
-from tests.harness import ROOT, Process, Stack, eventually, free_port
+from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, free_port
 from tests.raw_client import RawClient
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
@@ -128,7 +128,7 @@ def _started(ours: Stack, command: list[str], opened: ExitStack) -> Server:
             return http.get("/readyz").status_code == 200
         return False
 
-    eventually(ready, 20, f"readiness of {command}")
+    eventually(ready, READY_SECONDS, f"readiness of {command}")
     return Server(http, lambda: (TlsClient if tls else RawClient)(port), process)
 
 

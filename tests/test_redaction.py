@@ -8,6 +8,7 @@ import pytest
 
 from app.protocol.redaction import REDACTED, preview, redact, redact_all, redact_text, shown
 from app.protocol.secret_names import is_secret
+from tests.speed import here
 from workers.journal import ARGUMENTS_CHARS, fingerprint, stored_arguments
 
 SECRET_NAMES = [
@@ -166,7 +167,8 @@ def test_redacting_takes_time_in_proportion() -> None:
         started = time.process_time()
         redact_text(text)
         is_secret(text)
-        assert time.process_time() - started < 1.0, text[:20]
+        taken = time.process_time() - started
+        assert taken < here(1.0), text[:20]
 
 
 def test_of_a_long_argument_no_more_than_what_may_be_shown_is_read() -> None:
@@ -179,7 +181,8 @@ def test_of_a_long_argument_no_more_than_what_may_be_shown_is_read() -> None:
     ):
         assert shown({"value": value, "password": "p"})
     assert shown({str(n): "a" * 100 for n in range(99_999)})
-    assert time.process_time() - started < 1.0
+    taken = time.process_time() - started
+    assert taken < here(1.0)
 
 
 def test_a_fingerprint_is_that_of_the_version_before() -> None:

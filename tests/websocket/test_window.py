@@ -18,7 +18,7 @@ from app.devservices import EmbeddedServices
 from app.storage.run_store import Principal
 from app.streaming.websocket_window import CLOSE_SECONDS
 from tests.conftest import StackMaker, own_databases
-from tests.harness import ROOT, Process, Stack, eventually, free_port, pending_run, problem
+from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, free_port, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.raw_client import RawClient
 from tests.socket_client import SocketClient, masked
@@ -127,7 +127,7 @@ def test_where_the_connection_is_not_ours_it_is_said_and_the_slot_is_free_again(
                     return http.get("/healthz").status_code == 200
                 return False
 
-            eventually(ready, 20)
+            eventually(ready, READY_SECONDS, "readiness")
             for _ in range(2):
                 problem(http.get(f"/runs/{author.run_id}/ws", headers=headers), 501, "websocket_unavailable")
             assert "runtail_open_windows 0.0" in http.get("/metrics").text
