@@ -73,19 +73,19 @@ THOROUGH = (
     "test_isolated.py",
     "test_recovery.py",
     "client/test_job_alone.py",
+    "test_devservices.py",
+    "test_authors.py",
+    "test_external_bounds.py",
 )
 """Files whose tests are marked `thorough`: each takes a minute or more, and `make test` plays them all."""
 LONGEST_FIRST = (
     *THOROUGH,
-    "test_devservices.py",
     "test_limits.py",
     "test_cli.py",
-    "test_external_bounds.py",
     "test_agents_page.py",
     "test_door.py",
     "test_tail_hub.py",
     "test_cancel.py",
-    "test_authors.py",
     "websocket/test_window.py",
     "test_export.py",
     "test_feed.py",

@@ -32,13 +32,15 @@ def worker(server: Stack) -> Process:
 def test_ten_loops_turn_side_by_side_and_nobody_sees_another_s(server: Stack, worker: Process, way: str) -> None:
     neighbour = server.start("in_a_loop", {"way": "looks_around"})
     eventually(lambda: server.read(neighbour)["status"] == "running")
-    runs = [server.ended(run_id) for run_id in [server.start("in_a_loop", {"way": way}) for _ in range(SIDE_BY_SIDE)]]
+    asked = {"way": way, "together": SIDE_BY_SIDE}
+    runs = [server.ended(run_id) for run_id in [server.start("in_a_loop", asked) for _ in range(SIDE_BY_SIDE)]]
     assert [(run["status"], run["output"], run["attempt"]) for run in runs] == [("completed", "done", 1)] * SIDE_BY_SIDE
     assert server.ended(neighbour)["output"] == "done"
-    began, finished = (
-        [datetime.fromisoformat(run[name]).timestamp() for run in runs] for name in ("started_at", "finished_at")
-    )
-    assert max(finished) - max(began) < TOGETHER_SECONDS, "the last to begin waited for no other"
+    if way != "talks":  # what it does with programs takes as long as the machine wants; it says itself who waited
+        began, finished = (
+            [datetime.fromisoformat(run[name]).timestamp() for run in runs] for name in ("started_at", "finished_at")
+        )
+        assert max(finished) - max(began) < TOGETHER_SECONDS, "the last to begin waited for no other"
     assert worker.popen.poll() is None
 
 

@@ -96,16 +96,23 @@ async def _numbers() -> AsyncIterator[int]:
 
 @way
 def talks(run: RunContext) -> object:
-    return asyncio.run(_talked())
+    """It ends only if as many as are asked for talk at the same time."""
+    _talking.add(run.id)
+    return asyncio.run(_talked(run.input["together"]))
 
 
-async def _talked() -> str:
+_talking: set[str] = set()
+
+
+async def _talked(together: int) -> str:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.readline())
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         reader, writer = await asyncio.open_connection("localhost", server.sockets[0].getsockname()[1])
+        while len(_talking) < together:
+            await asyncio.sleep(0.01)
         writer.write(b"done\n")
         line = await reader.readline()
         writer.close()
