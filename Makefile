@@ -115,8 +115,7 @@ test-proxy: $(DEV_STAMP)
 REDIS_SERVER ?= redis-server
 test-redis: $(DEV_STAMP)
 	RUNTAIL_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest -n 3 --dist loadfile \
-		tests/test_event_log.py tests/test_log_writer.py tests/test_tail.py tests/test_tail_hub.py tests/test_leases.py \
-		tests/test_ownership.py tests/test_feed.py $(ARGS)
+		$(REDIS_SUITES) $(ARGS)
 
 # A bare Debian 13 in a folder: its `make run` with the README's lines, and the whole suite. Needs root and debootstrap.
 test-fresh-readme: $(DEV_STAMP)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gevent
-from misbehaving_agents import WayInput
+from misbehaving_agents import AnyInput, WayInput
 
 from workers.context import RunContext
 from workers.registry import agent
@@ -20,7 +20,7 @@ def way(function: Callable[[RunContext], object]) -> Callable[[RunContext], obje
     return function
 
 
-@agent("in_a_loop", input=WayInput)
+@agent("in_a_loop", input=AnyInput)
 def in_a_loop(run: RunContext) -> object:
     return WAYS[run.input["way"]](run)
 
