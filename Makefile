@@ -29,7 +29,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
-.PHONY: install run test test-chaos test-model test-soak test-redis test-fresh test-fresh-readme lint format bench lock \
+.PHONY: install run test test-chaos test-model test-soak test-redis test-redis-log test-fresh test-fresh-readme \
+	lint format bench lock \
 	test-browser test-proxy test-contract test-image clean
 .DEFAULT_GOAL := help
 
@@ -113,6 +114,11 @@ test-proxy: $(DEV_STAMP)
 
 # What speaks to Redis itself, on a Redis: everything else runs on the Valkey of the wheel. Needs a redis-server on PATH.
 REDIS_SERVER ?= redis-server
+# The log itself. Windows and the feed over it take minutes more.
+REDIS_LOG_SUITES := $(patsubst %,tests/test_%.py,event_log log_writer leases ownership)
+REDIS_SUITES := $(REDIS_LOG_SUITES) $(patsubst %,tests/test_%.py,tail tail_hub feed)
+test-redis-log: REDIS_SUITES := $(REDIS_LOG_SUITES)
+test-redis-log: test-redis
 test-redis: $(DEV_STAMP)
 	RUNTAIL_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest -n 3 --dist loadfile \
 		$(REDIS_SUITES) $(ARGS)

@@ -97,7 +97,7 @@ async def _numbers() -> AsyncIterator[int]:
 @way
 def talks(run: RunContext) -> object:
     """It ends only if as many as are asked for talk at the same time."""
-    _talking.add(run.id)
+    _talking.add(run.run_id)
     return asyncio.run(_talked(run.input["together"]))
 
 
