@@ -8,6 +8,9 @@ import pytest
 from app.config import Config
 from app.errors import ConfigError, StoreUnavailable
 from app.wiring import Services
+from tests.conftest import StackMaker
+from tests.log_author import LogAuthor
+from tests.raw_client import RawClient
 from tests.tls_relay import tls_relay
 
 
@@ -48,3 +51,22 @@ def test_a_url_that_says_how_to_verify_is_left_as_it_is(environment: dict[str, s
 def test_a_flag_is_0_or_1(environment: dict[str, str], value: str) -> None:
     with pytest.raises(ConfigError, match="REDIS_TLS_VERIFY"):
         Config.from_env({**environment, "REDIS_TLS_VERIFY": value})
+
+
+def test_windows_get_every_event_through_it(stack: StackMaker, tls_url: str) -> None:
+    """Many rings at once, and events longer than what one record of TLS holds."""
+    server = stack(REDIS_URL=tls_url, REDIS_TLS_VERIFY="0")
+    server.start_web()
+    authors = [LogAuthor(server) for _ in range(20)]
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(RawClient(server.port)).ask(author.path) for author in authors]
+        for client in clients:
+            client.until(b"run.created")
+        for _ in range(10):
+            for author in authors:
+                author.append(3)
+        for author in authors:
+            author.append(text="x" * 100_000)
+            author.end()
+        for author, client in zip(authors, clients, strict=True):
+            assert client.to_the_end().seqs == list(range(1, author.head + 1))

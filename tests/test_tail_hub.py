@@ -127,8 +127,16 @@ class LostAfterwards(LogReader):
         self.hub._reconnected()
         return found
 
+    def finish(self) -> dict[str, list[Event]]:
+        found = super().finish()
+        self.hub._reconnected()
+        return found
 
-def test_what_was_read_before_redis_was_lost_is_not_handed_out_after_it(web: Stack, author: LogAuthor) -> None:
+
+@pytest.mark.parametrize("begun", [False, True], ids=["in its turn", "when it rang"])
+def test_what_was_read_before_redis_was_lost_is_not_handed_out_after_it(
+    web: Stack, author: LogAuthor, begun: bool
+) -> None:
     """The other one may have lost these events: the head has to be proven first."""
     author.append(2)
     reader = LostAfterwards(web.env["REDIS_URL"])
@@ -136,7 +144,11 @@ def test_what_was_read_before_redis_was_lost_is_not_handed_out_after_it(web: Sta
     reader.connect()
     tail = hub.tail(author.run_id)
     tail.ready = True
-    hub._read([tail])
+    if begun:
+        hub._heard([author.run_id], [])
+        hub._hand_out_begun()
+    else:
+        hub._read([tail])
     assert tail.head == 0
     reader.close()
 

@@ -27,10 +27,12 @@ for i = 8, #ARGV, 3 do
     return {'BEHIND', 0}
   end
 end
--- A greater epoch was granted by Postgres; Redis may have lost it with its data.
-redis.call('HSET', KEYS[2], 'epoch', ARGV[2], 'head', head)
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'owner', owner) end
-if ARGV[7] ~= '0' then redis.call('HSET', KEYS[2], 'batch', ARGV[7]) end
+local set = {'head', head}
+local function note(field, value) set[#set + 1], set[#set + 2] = field, value end
+if meta[1] ~= ARGV[2] then note('epoch', ARGV[2]) end  -- granted by Postgres; Redis may have lost it with its data
+if ARGV[3] ~= '' and meta[3] ~= owner then note('owner', owner) end
+if ARGV[7] ~= '0' then note('batch', ARGV[7]) end
+redis.call('HSET', KEYS[2], unpack(set))
 if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MINID', '~', ARGV[5]) end
 if ARGV[6] ~= '0' then
   redis.call('EXPIRE', KEYS[1], ARGV[6])

@@ -1,7 +1,6 @@
 """Reading the logs of many runs over two connections, however many: the reader asks, the doorbell rings.
 
-redis-py makes the connections; what goes over them is packed and parsed here, with hiredis, because its client and
-pool cost more than the reads themselves. Not responsible for who reads what (`app.streaming`).
+Not responsible for who reads what (`app.streaming`), nor for what a connection is (`redis_line`).
 
 Every method may raise StoreUnavailable. The connection is then closed, and stays so until `connect`: behind a new one
 may be a Redis that has lost its last second, which somebody has to look into before anything is read.
@@ -9,90 +8,33 @@ may be a Redis that has lost its last second, which somebody has to look into be
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
+import gevent
 import hiredis
-import redis
+from gevent.event import AsyncResult
 
 from app.errors import StoreUnavailable
 from app.pace import paced
 from app.protocol.events import Event, unbroken
-from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, one_connection, stream_key
-from app.turns import give_way
+from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, stream_key
+from app.storage.redis_line import Command, Line
 
 SILENCE_SECONDS = 10
 """A doorbell that has not said a word for so long is dead. Ping it twice as often."""
-READ_BYTES = 65_536
-NOTHING: Final = object()
-
-Command = tuple[Any, ...]
-
-
-class _Line:
-    """One connection: commands out, replies in. Whoever uses it while it is not connected is told so."""
-
-    def __init__(self, url: str) -> None:
-        self._connection = one_connection(url, SOCKET_TIMEOUT_SECONDS)
-        self._socket: Any = None
-        self._replies = hiredis.Reader(notEnoughData=NOTHING)
-
-    def connect(self) -> None:
-        """Connect anew."""
-        self.close()
-        try:
-            self._connection.connect()
-        except (redis.RedisError, OSError) as error:
-            raise StoreUnavailable("Redis cannot be reached.") from error
-        self._replies = hiredis.Reader(notEnoughData=NOTHING)
-        self._socket = self._connection._sock
-        self._socket.settimeout(None)  # whoever waits for too long has the connection closed
-
-    @property
-    def connected(self) -> bool:
-        """It is open as far as is known."""
-        return self._socket is not None
-
-    def send(self, commands: Iterable[Command]) -> None:
-        """Send them all."""
-        data = b"".join([hiredis.pack_command(command) for command in commands])
-        if self._socket is None:
-            raise StoreUnavailable("The connection to Redis was lost.")
-        try:
-            self._socket.sendall(data)
-        except OSError as error:
-            raise self._broken() from error
-
-    def receive(self) -> Any:
-        """Wait for the next reply."""
-        while (reply := self._replies.gets()) is NOTHING:
-            if self._socket is None:
-                raise StoreUnavailable("The connection to Redis was lost.")
-            try:
-                data = self._socket.recv(READ_BYTES)
-            except OSError as error:
-                raise self._broken() from error
-            if not data:
-                raise self._broken()
-            self._replies.feed(data)
-            give_way()
-        return reply
-
-    def close(self) -> None:
-        """Close it; whoever waits for a reply is told."""
-        self._socket = None
-        self._connection.disconnect()
-
-    def _broken(self) -> StoreUnavailable:
-        self.close()
-        return StoreUnavailable("Redis cannot be reached.")
+READABLE: Final = 1
+"""What a watcher of the event loop is told to look for."""
+Heard = Callable[[Sequence[str], Sequence[str]], None]
+"""Runs that rang, and runs that do from now on."""
 
 
 class LogReader:
     """Reads over one connection. Callers take turns; a call is one round trip."""
 
     def __init__(self, url: str) -> None:
-        self._line = _Line(url)
+        self._line = Line(url)
         self._turn = threading.Lock()
         self._asked_at: float | None = None
 
@@ -106,10 +48,26 @@ class LogReader:
 
         The first need not be cursor + 1: callers check.
         """
-        keys = map(stream_key, cursors)
-        ids = [f"{seq}-0" for seq in cursors.values()]
-        (reply,) = self._ask([("XREAD", "COUNT", limit, "STREAMS", *keys, *ids)])
-        return {key[4:-8].decode(): unbroken(list(paced(map(_event, entries)))) for key, entries in reply or ()}
+        (reply,) = self._ask([_xread(cursors, limit)])
+        return _found(reply)
+
+    def begin(self, cursors: Mapping[str, int], limit: int) -> bool:
+        """Ask for what `read_many` brings, without any wait: `finish` waits for it. False: others have their turn."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            self._line.begin(_xread(cursors, limit))
+        except BaseException:
+            self._over(whole=False)
+            raise
+        return True
+
+    def finish(self) -> dict[str, list[Event]]:
+        """What was begun."""
+        with self._answering():
+            reply = self._line.receive()
+        return _found(_granted(reply))
 
     def read(self, run_id: str, after: int, limit: int) -> list[Event]:
         """As `read_many`, for one run."""
@@ -141,28 +99,38 @@ class LogReader:
         self._line.close()
 
     def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        with self._turn:
-            self._asked_at = time.monotonic()
-            try:
-                self._line.send(commands)
-                replies = [self._line.receive() for _ in commands]
-            except BaseException:
-                self._line.close()  # in the middle of a reply the rest of it is unread
-                raise
-            finally:
-                self._asked_at = None
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):  # loading, busy, not our keys
-                raise StoreUnavailable("Redis refuses to read.") from reply
-        return replies
+        self._turn.acquire()
+        self._asked_at = time.monotonic()
+        with self._answering():
+            self._line.send(commands)
+            replies = [self._line.receive() for _ in commands]
+        return list(map(_granted, replies))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """The turn ends with this, however it ends."""
+        whole = False
+        try:
+            yield
+            whole = True
+        finally:
+            self._over(whole=whole)
+
+    def _over(self, *, whole: bool) -> None:
+        if not whole:
+            self._line.close()  # in the middle of a reply the rest of it is unread
+        self._asked_at = None
+        self._turn.release()
 
 
 class Doorbell:
     """One subscribed connection, which rings when runs have something new. One greenlet hears, one other subscribes."""
 
     def __init__(self, url: str) -> None:
-        self._line = _Line(url)
+        self._line = Line(url)
         self._heard_at = 0.0
+        self._watcher: Any = None
+        self._lost: AsyncResult[None] = AsyncResult()
 
     def connect(self) -> None:
         """Connect anew, subscribed to nothing."""
@@ -181,15 +149,31 @@ class Doorbell:
         """Make it say something."""
         self._line.send([("PING",)])
 
-    def hear(self) -> tuple[bytes, str]:
-        """Wait for a word: b"message" (it rang) or b"subscribe" (confirmed), and the run; anything else means nothing.
+    def hear(self, heard: Heard) -> None:
+        """Tell of each ring and each confirmation, until the connection is lost.
 
+        :param heard: called by the event loop, for all that has come at once. It must not wait.
         :raises StoreUnavailable: the connection is lost, or was closed.
         """
-        reply = self._line.receive()
-        self._heard_at = time.monotonic()
-        # Without a subscription the answer to PING is one word.
-        return (reply[0], reply[1][4:-1].decode()) if isinstance(reply, list) else (b"", "")
+        self._lost = AsyncResult()
+        self._watcher = gevent.get_hub().loop.io(self._line.socket.fileno(), READABLE)
+        self._watcher.start(self._readable, heard)
+        self._readable(heard)  # what came before
+        self._lost.get()
+
+    def _readable(self, heard: Heard) -> None:
+        rang: list[str] = []
+        confirmed: list[str] = []
+        try:
+            for reply in self._line.received():
+                if isinstance(reply, list):  # without a subscription the answer to PING is one word
+                    group = rang if reply[0] == b"message" else confirmed if reply[0] == b"subscribe" else None
+                    if group is not None:
+                        group.append(reply[1][4:-1].decode())
+            self._heard_at = time.monotonic()
+            heard(rang, confirmed)
+        except BaseException as error:
+            self._end(error)
 
     def is_silent(self, now: float) -> bool:
         """It has not said a word for SILENCE_SECONDS."""
@@ -197,7 +181,31 @@ class Doorbell:
 
     def close(self) -> None:
         """Close the connection; whoever hears is told."""
+        self._end(StoreUnavailable("The connection to Redis was lost."))
         self._line.close()
+
+    def _end(self, error: BaseException) -> None:
+        """No more is heard, for that reason. A descriptor that is closed must not be watched."""
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+            self._lost.set_exception(error)
+
+
+def _xread(cursors: Mapping[str, int], limit: int) -> Command:
+    return ("XREAD", "COUNT", limit, "STREAMS", *map(stream_key, cursors), *[f"{seq}-0" for seq in cursors.values()])
+
+
+def _found(reply: Any) -> dict[str, list[Event]]:
+    return {key[4:-8].decode(): unbroken(list(paced(map(_event, entries)))) for key, entries in reply or ()}
+
+
+def _granted(reply: Any) -> Any:
+    """:raises StoreUnavailable: it is none: loading, busy, not our keys."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise StoreUnavailable("Redis refuses to read.") from reply
+    return reply
 
 
 def _event(entry: Any) -> Event:

@@ -1,7 +1,8 @@
 """The tail hub of a web process: two connections to Redis, any number of windows.
 
 The doorbell says which runs have something new; one XREAD with the last ids brings it; each window of the run gets
-the same bytes. A ring that is lost costs at most one sweep. Postgres is asked where Redis cannot answer.
+the same bytes. The event loop itself hears the doorbell, and sends the XREAD unless another one is under way.
+A ring that is lost costs at most one sweep. Postgres is asked where Redis cannot answer.
 Not responsible for what a window gets (`window`), nor for connections of clients (`socket_window`).
 """
 
@@ -91,6 +92,10 @@ class TailHub:
         not have it (None: one of them has not answered yet). They are not read."""
         self._doubted: set[Tail] = set()
         """Tails to look up in the archive."""
+        self._idle = True
+        """No turn is under way, and nothing has been begun."""
+        self._begun: tuple[int, int] | None = None
+        """The XREAD that was sent when it rang: its limit, and `_links` as it was then."""
         self._work = Flag()
         self._doubts = Flag()
         self._behind: SimpleQueue[SocketWindow] = SimpleQueue()
@@ -151,22 +156,32 @@ class TailHub:
             for start in range(0, len(run_ids), RUNS_PER_READ):
                 self._doorbell.subscribe(run_ids[start : start + RUNS_PER_READ])
             self._reconnected()
-            while True:
-                self._heard(*self._doorbell.hear())
+            self._doorbell.hear(self._heard)
         except StoreUnavailable as error:
             self._lost(error)
             gevent.sleep(RECONNECT_SECONDS)
 
-    def _heard(self, word: bytes, run_id: str) -> None:
-        tail = self._tails.get(run_id)
-        if tail is None:
-            return
-        if word == b"message":
-            self._hot.add(tail)
+    def _heard(self, rang: Sequence[str], confirmed: Sequence[str]) -> None:
+        """In the event loop's own turn: nothing here may wait."""
+        tails = self._tails
+        self._hot.update([tails[run_id] for run_id in rang if run_id in tails])
+        for run_id in confirmed:
+            if tail := tails.get(run_id):
+                (self._hot if tail.ready else self._confirmed).add(tail)
+        if self._idle and self._hot:
+            self._begin()
+        if self._begun or self._hot or self._confirmed:
             self._work.set()
-        elif word == b"subscribe":
-            (self._hot if tail.ready else self._confirmed).add(tail)
-            self._work.set()
+
+    def _begin(self) -> None:
+        """Ask for what rang, at once; the next turn hands it out."""
+        asked = self._readable(_take(self._hot, RUNS_PER_READ))
+        if asked:
+            limit = _limit(asked)
+            if self._reader.begin({tail.run_id: tail.head for tail in asked}, limit):
+                self._idle, self._begun = False, (limit, self._links)
+            else:
+                self._hot.update(asked)
 
     def _reconnected(self) -> None:
         """Redis may be another one than before: what each tail has seen must still be there."""
@@ -191,12 +206,23 @@ class TailHub:
     def _turns(self) -> None:
         self._work.wait()
         self._work.clear()
-        if self._connected:
-            try:
+        self._idle = False
+        try:
+            if self._begun:
+                self._hand_out_begun()
+            if self._connected:
                 self._turn()
-            except StoreUnavailable as error:
-                self._lost(error)  # the listener is told, and connects anew
-        gevent.sleep(0)
+        except StoreUnavailable as error:
+            self._lost(error)  # the listener is told, and connects anew
+        finally:
+            self._idle = True
+        if self._work.is_set():
+            gevent.sleep(0)
+
+    def _hand_out_begun(self) -> None:
+        assert self._begun
+        (limit, links), self._begun = self._begun, None
+        self._hand_out(self._reader.finish(), limit, links)
 
     def _turn(self) -> None:
         """Everything that is due, once."""
@@ -231,14 +257,19 @@ class TailHub:
                     self._doubt(tail)
                 _stir_others(tail)
 
-    def _read(self, hot: Sequence[Tail]) -> None:
-        asked = [tail for tail in hot if tail.ready and tail not in self._unproven]
-        if not asked:
-            return
-        expected = sum(tail.chars for tail in asked)
-        limit = max(1, min(EVENTS_PER_READ, EVENTS_PER_TURN // len(asked), CHARS_PER_TURN // max(1, expected)))
-        links = self._links
-        found = self._reader.read_many({tail.run_id: tail.head for tail in asked}, limit)
+    def _readable(self, tails: Sequence[Tail]) -> list[Tail]:
+        return [tail for tail in tails if tail.ready and tail not in self._unproven]
+
+    def _read(self, tails: Sequence[Tail]) -> None:
+        if asked := self._readable(tails):
+            limit, links = _limit(asked), self._links
+            self._hand_out(self._reader.read_many({tail.run_id: tail.head for tail in asked}, limit), limit, links)
+
+    def _hand_out(self, found: Mapping[str, Sequence[Event]], limit: int, links: int) -> None:
+        """What an XREAD has brought.
+
+        :param links: `_links` as it was when it was sent.
+        """
         for run_id, events in paced(found.items()):
             tail = self._tails.get(run_id)
             if tail is None:
@@ -255,6 +286,8 @@ class TailHub:
 
         :param links: `_links` as it was before the events were read.
         """
+        if len(events) == 1:
+            return links == self._links and self._deliver(tail, events)
         delivered = False
         for chunk in paced(in_chunks(events, weigh=_chars, most=CHARS_AT_ONCE)):
             if links != self._links:
@@ -409,6 +442,12 @@ def _for_ever(loop: Callable[[], None]) -> None:
         except Exception:
             log.exception("The tail hub failed at a turn.")
             gevent.sleep(RECONNECT_SECONDS)
+
+
+def _limit(asked: Sequence[Tail]) -> int:
+    """Events of each that one XREAD may bring."""
+    expected = sum(tail.chars for tail in asked)
+    return max(1, min(EVENTS_PER_READ, EVENTS_PER_TURN // len(asked), CHARS_PER_TURN // max(1, expected)))
 
 
 def _chars(event: Event) -> int:
