@@ -115,7 +115,7 @@ test-proxy: $(DEV_STAMP)
 # What speaks to Redis itself, on a Redis: everything else runs on the Valkey of the wheel. Needs a redis-server on PATH.
 REDIS_SERVER ?= redis-server
 # The log itself. Windows and the feed over it take minutes more.
-REDIS_LOG_SUITES := $(patsubst %,tests/test_%.py,event_log log_writer leases ownership)
+REDIS_LOG_SUITES := $(patsubst %,tests/test_%.py,event_log log_reader log_writer leases ownership)
 REDIS_SUITES := $(REDIS_LOG_SUITES) $(patsubst %,tests/test_%.py,tail tail_hub feed)
 test-redis-log: REDIS_SUITES := $(REDIS_LOG_SUITES)
 test-redis-log: test-redis

@@ -77,12 +77,13 @@ THOROUGH = (
     "test_authors.py",
     "test_external_bounds.py",
     "test_cli.py",
+    "test_agents_page.py",
+    "test_dependencies.py",
 )
 """Files whose tests are marked `thorough`: each takes a minute or more, and `make test` plays them all."""
 LONGEST_FIRST = (
     *THOROUGH,
     "test_limits.py",
-    "test_agents_page.py",
     "test_door.py",
     "test_tail_hub.py",
     "test_cancel.py",

@@ -104,6 +104,24 @@ def test_of_two_writers_at_the_same_head_one_gets_its_event_in(log: EventLog, ru
     assert len(log.read(run_id, 0, 10)) == 1
 
 
+def test_an_append_writes_what_it_brings_and_leaves_the_rest(log: EventLog, redis: Redis, run_id: str) -> None:
+    def meta() -> dict[str, str]:
+        fields: dict[bytes, bytes] = redis.hgetall(_keys(run_id)[1])  # type: ignore[assignment]  # it is not async
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    log.append(Append(run_id, 0, _events(run_id, 1, 1), archived=1))
+    assert meta() == {"epoch": "0", "head": "1"}
+    log.raise_epoch(run_id, 1, "one")
+    log.append(Append(run_id, 1, _events(run_id, 2, 2), owner="one", batch=7))
+    assert meta() == {"epoch": "1", "head": "2", "owner": "1 one", "batch": "7"}
+    log.append(Append(run_id, 1, _events(run_id, 3, 3), owner="one"))
+    assert meta() == {"epoch": "1", "head": "3", "owner": "1 one", "batch": "7"}
+    log.append(Append(run_id, 2, _events(run_id, 4, 4), owner="two"))
+    assert meta() == {"epoch": "2", "head": "4", "owner": "2 two", "batch": "7"}
+    log.append(Append(run_id, 3, _events(run_id, 5, 5), archived=5))
+    assert meta() == {"epoch": "3", "head": "5", "owner": "2 two", "batch": "7"}
+
+
 def test_the_time_to_live_is_set_by_the_terminal_event_only(log: EventLog, redis: Redis, run_id: str) -> None:
     log.append(Append(run_id, 1, _events(run_id, 1, 3)))
     assert [redis.ttl(key) for key in _keys(run_id)] == [-1, -1]

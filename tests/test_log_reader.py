@@ -1,15 +1,18 @@
-"""Reads that are begun without waiting, over one connection to a real Redis."""
+"""The reader, whose reads may be begun without waiting, and the doorbell, which the event loop hears."""
 
 import socket
 import threading
 import time
 from collections.abc import Iterator
 
+import gevent
 import pytest
+from gevent.queue import Queue
 
 from app.errors import StoreUnavailable
-from app.storage.event_log import stream_key
-from app.storage.log_reader import LogReader
+from app.protocol.events import Outbound, encode
+from app.storage.event_log import Append, stream_key
+from app.storage.log_reader import Doorbell, LogReader
 from app.wiring import Services
 from tests.harness import pending_run
 
@@ -74,10 +77,13 @@ def test_what_is_begun_on_a_lost_connection_is_said_and_keeps_nobody_s_turn(read
     assert list(reader.read_many({run_id: 0}, 10)) == [run_id]
 
 
-def test_what_was_begun_and_lost_is_said_and_keeps_nobody_s_turn(reader: LogReader, run_id: str) -> None:
+@pytest.mark.parametrize("who", ["the network", "the hub"])
+def test_what_was_begun_and_lost_is_said_and_keeps_nobody_s_turn(reader: LogReader, run_id: str, who: str) -> None:
     assert reader.begin({run_id: 0}, 10)
-    connection(reader).shutdown(socket.SHUT_RDWR)
-    reader.close()
+    if who == "the network":
+        connection(reader).shutdown(socket.SHUT_RDWR)
+    else:
+        reader.close()
     with pytest.raises(StoreUnavailable):
         reader.finish()
     reader.connect()
@@ -91,3 +97,65 @@ def test_a_redis_that_refuses_keeps_nobody_s_turn(reader: LogReader, services: S
         reader.finish()
     services.log._redis.delete(stream_key("run_none"))
     assert list(reader.read_many({run_id: 0}, 10)) == [run_id], "the connection is whole"
+
+
+@pytest.fixture
+def doorbell(environment: dict[str, str]) -> Iterator[Doorbell]:
+    """A connected one."""
+    doorbell = Doorbell(environment["REDIS_URL"])
+    doorbell.connect()
+    yield doorbell
+    doorbell.close()
+
+
+def hear(doorbell: Doorbell) -> "tuple[gevent.Greenlet[..., None], Queue[tuple[list[str], list[str]]]]":
+    """Somebody who hears it, and what is heard."""
+    heard: Queue[tuple[list[str], list[str]]] = Queue()
+
+    def told(rang: list[str], confirmed: list[str]) -> None:
+        if not (rang or confirmed):
+            raise LookupError("Nothing was told.")
+        heard.put((rang, confirmed))
+
+    return gevent.spawn(doorbell.hear, told), heard
+
+
+def test_what_rings_and_what_is_confirmed_is_told(doorbell: Doorbell, services: Services, run_id: str) -> None:
+    _, heard = hear(doorbell)
+    doorbell.subscribe([run_id])
+    assert heard.get(timeout=10) == ([], [run_id])
+    services.log.raise_epoch(run_id, 1, "one")
+    services.log.append(Append(run_id, 1, [encode(run_id, 2, "custom.tick", Outbound({}))], owner="one"))
+    assert heard.get(timeout=10) == ([run_id], [])
+
+
+@pytest.mark.parametrize("who", ["Redis", "the hub", "who hears", "who is told"])
+def test_whoever_ends_it_the_descriptor_is_not_watched_any_longer(doorbell: Doorbell, run_id: str, who: str) -> None:
+    hearing, heard = hear(doorbell)
+    doorbell.subscribe([run_id])
+    assert heard.get(timeout=10) == ([], [run_id])
+    if who == "Redis":
+        doorbell._line.socket.shutdown(socket.SHUT_RDWR)
+    elif who == "the hub":
+        doorbell.close()
+    elif who == "who hears":
+        hearing.kill()
+    else:
+        doorbell.ping()  # of which nothing is told
+    hearing.join(10)
+    assert hearing.dead
+    assert doorbell._watcher is None
+    why = {"Redis": StoreUnavailable, "the hub": StoreUnavailable, "who hears": type(None), "who is told": LookupError}
+    assert isinstance(hearing.exception, why[who])
+
+
+def test_a_ring_on_a_lost_connection_ends_the_hearing(doorbell: Doorbell, run_id: str) -> None:
+    hearing, heard = hear(doorbell)
+    doorbell.subscribe([run_id])
+    assert heard.get(timeout=10) == ([], [run_id])
+    doorbell._line.close()
+    with pytest.raises(StoreUnavailable):
+        doorbell.ping()
+    assert doorbell._watcher is None
+    hearing.join(10)
+    assert isinstance(hearing.exception, StoreUnavailable)

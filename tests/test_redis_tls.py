@@ -1,17 +1,21 @@
 """Redis over TLS: a certificate that nobody vouches for is refused, unless a setting says otherwise."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from app.config import Config
 from app.errors import ConfigError, StoreUnavailable
+from app.streaming.tail_hub import SWEEP_SECONDS
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.log_author import LogAuthor
 from tests.raw_client import RawClient
 from tests.tls_relay import tls_relay
+
+RINGS = 10
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,11 @@ def test_windows_get_every_event_through_it(stack: StackMaker, tls_url: str) -> 
         clients = [opened.enter_context(RawClient(server.port)).ask(author.path) for author in authors]
         for client in clients:
             client.until(b"run.created")
+        began = time.monotonic()
+        for seq in range(2, 2 + RINGS):
+            authors[0].append()
+            clients[0].until(b'"seq":%d' % seq)
+        assert time.monotonic() - began < RINGS * SWEEP_SECONDS / 2, "it rang: a sweep would have taken a second each"
         for _ in range(10):
             for author in authors:
                 author.append(3)

@@ -23,6 +23,7 @@ from app.storage.event_log import stream_key
 from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
 from app.storage.run_store import migrate
+from app.streaming.tail import Tail
 from app.streaming.tail_hub import CHARS_PER_TURN, EVENTS_PER_READ, TailHub
 from app.streaming.window import HEALING_SECONDS
 from tests.conftest import StackMaker
@@ -133,24 +134,65 @@ class LostAfterwards(LogReader):
         return found
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["in its turn", "when it rang"])
-def test_what_was_read_before_redis_was_lost_is_not_handed_out_after_it(
-    web: Stack, author: LogAuthor, begun: bool
-) -> None:
-    """The other one may have lost these events: the head has to be proven first."""
-    author.append(2)
+@pytest.fixture
+def own_hub(web: Stack, author: LogAuthor) -> Iterator[tuple[TailHub, Tail]]:
+    """A hub whose greenlets do not run, and a tail of it that stands before the run's first event."""
     reader = LostAfterwards(web.env["REDIS_URL"])
     reader.hub = hub = TailHub(reader, Doorbell(web.env["REDIS_URL"]), History(web.services.store, reader))
     reader.connect()
     tail = hub.tail(author.run_id)
     tail.ready = True
+    yield hub, tail
+    reader.close()
+
+
+@pytest.mark.parametrize("more", [0, 2])
+@pytest.mark.parametrize("begun", [False, True], ids=["in its turn", "when it rang"])
+def test_what_was_read_before_redis_was_lost_is_not_handed_out_after_it(
+    author: LogAuthor, own_hub: tuple[TailHub, Tail], begun: bool, more: int
+) -> None:
+    """The other one may have lost these events: the head has to be proven first."""
+    hub, tail = own_hub
+    if more:
+        author.append(more)
     if begun:
-        hub._heard([author.run_id], [])
+        hub._heard([tail.run_id], [])
         hub._hand_out_begun()
     else:
         hub._read([tail])
     assert tail.head == 0
-    reader.close()
+
+
+@pytest.mark.parametrize("busy", ["another asks", "a turn is under way"])
+def test_a_ring_that_comes_while_nothing_can_be_begun_is_kept_for_the_next_turn(
+    own_hub: tuple[TailHub, Tail], busy: str
+) -> None:
+    hub, tail = own_hub
+    hub._work.clear()
+    if busy == "another asks":
+        assert hub._reader.begin({"run_of_another": 0}, 1)
+    else:
+        hub._idle = False
+    hub._heard([tail.run_id], [])
+    assert (hub._begun, hub._hot) == (None, {tail})
+    assert hub._work.is_set()
+
+
+def test_a_doorbell_that_fails_is_a_redis_that_is_lost(
+    own_hub: tuple[TailHub, Tail], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is connected anew nothing is read: the next one may have less."""
+    hub, _ = own_hub
+
+    def fail(_: object) -> None:
+        assert hub._connected
+        raise LookupError
+
+    monkeypatch.setattr(hub._doorbell, "hear", fail)
+    with pytest.raises(LookupError):
+        hub._listen()
+    assert not hub._connected
+    assert hub._reader.is_lost(time.monotonic())
 
 
 def test_windows_of_every_format_on_one_run_get_every_event(web: Stack, author: LogAuthor) -> None:

@@ -2,8 +2,9 @@
 
 Not responsible for who reads what (`app.streaming`), nor for what a connection is (`redis_line`).
 
-Every method may raise StoreUnavailable. The connection is then closed, and stays so until `connect`: behind a new one
-may be a Redis that has lost its last second, which somebody has to look into before anything is read.
+Every method may raise StoreUnavailable. Unless Redis only refuses, the connection is then closed, and stays so until
+`connect`: behind a new one may be a Redis that has lost its last second, which somebody has to look into before
+anything is read.
 """
 
 import threading
@@ -130,7 +131,8 @@ class Doorbell:
         self._line = Line(url)
         self._heard_at = 0.0
         self._watcher: Any = None
-        self._lost: AsyncResult[None] = AsyncResult()
+        self._hearing: AsyncResult[None] = AsyncResult()
+        """How it ends."""
 
     def connect(self) -> None:
         """Connect anew, subscribed to nothing."""
@@ -138,16 +140,16 @@ class Doorbell:
         self._heard_at = time.monotonic()
 
     def subscribe(self, run_ids: Iterable[str]) -> None:
-        """From the confirmation on, that `hear` returns, these runs ring."""
-        self._line.send([("SUBSCRIBE", *map(channel, run_ids))])
+        """From the confirmation on, that `hear` tells of, these runs ring."""
+        self._say("SUBSCRIBE", *map(channel, run_ids))
 
     def unsubscribe(self, run_ids: Iterable[str]) -> None:
         """These runs need not ring any more."""
-        self._line.send([("UNSUBSCRIBE", *map(channel, run_ids))])
+        self._say("UNSUBSCRIBE", *map(channel, run_ids))
 
     def ping(self) -> None:
         """Make it say something."""
-        self._line.send([("PING",)])
+        self._say("PING")
 
     def hear(self, heard: Heard) -> None:
         """Tell of each ring and each confirmation, until the connection is lost.
@@ -155,17 +157,19 @@ class Doorbell:
         :param heard: called by the event loop, for all that has come at once. It must not wait.
         :raises StoreUnavailable: the connection is lost, or was closed.
         """
-        self._lost = AsyncResult()
+        self._hearing = AsyncResult()
         self._watcher = gevent.get_hub().loop.io(self._line.socket.fileno(), READABLE)
-        self._watcher.start(self._readable, heard)
-        self._readable(heard)  # what came before
-        self._lost.get()
+        self._watcher.start(self._hear, heard)
+        try:
+            self._hearing.get()
+        finally:
+            self._end(StoreUnavailable("Nobody hears the doorbell."))
 
-    def _readable(self, heard: Heard) -> None:
+    def _hear(self, heard: Heard) -> None:
         rang: list[str] = []
         confirmed: list[str] = []
         try:
-            for reply in self._line.received():
+            for reply in self._line.at_hand():
                 if isinstance(reply, list):  # without a subscription the answer to PING is one word
                     group = rang if reply[0] == b"message" else confirmed if reply[0] == b"subscribe" else None
                     if group is not None:
@@ -184,13 +188,20 @@ class Doorbell:
         self._end(StoreUnavailable("The connection to Redis was lost."))
         self._line.close()
 
+    def _say(self, *command: Any) -> None:
+        try:
+            self._line.send([command])
+        except StoreUnavailable as error:
+            self._end(error)
+            raise
+
     def _end(self, error: BaseException) -> None:
-        """No more is heard, for that reason. A descriptor that is closed must not be watched."""
+        """No more is heard, for that reason. A descriptor that was closed must not be watched any longer."""
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
-            self._lost.set_exception(error)
+            self._hearing.set_exception(error)
 
 
 def _xread(cursors: Mapping[str, int], limit: int) -> Command:
@@ -202,7 +213,10 @@ def _found(reply: Any) -> dict[str, list[Event]]:
 
 
 def _granted(reply: Any) -> Any:
-    """:raises StoreUnavailable: it is none: loading, busy, not our keys."""
+    """The reply.
+
+    :raises StoreUnavailable: Redis refuses: it loads its data, is busy, or the keys are not ours.
+    """
     if isinstance(reply, hiredis.ReplyError):
         raise StoreUnavailable("Redis refuses to read.") from reply
     return reply

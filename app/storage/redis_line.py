@@ -3,7 +3,8 @@
 redis-py makes it; what goes over it is packed and parsed here, with hiredis, because its client and pool cost more than
 the reads themselves. Not responsible for what is asked.
 
-Every method may raise StoreUnavailable. The connection is then closed, and stays so until `connect`.
+Every method may raise StoreUnavailable. The connection is then closed, and stays so until `connect`. That Redis refuses
+something is a reply.
 """
 
 import ssl
@@ -88,7 +89,7 @@ class Line:
             give_way()
         return reply
 
-    def received(self) -> list[Any]:
+    def at_hand(self) -> list[Any]:
         """The replies that are there: never waits."""
         sock = self.socket
         sock.settimeout(0)

@@ -60,7 +60,10 @@ log = logging.getLogger(__name__)
 
 
 class TailHub:
-    """Follows the runs that have windows in this process. Everything runs in greenlets of one thread."""
+    """Follows the runs that have windows in this process.
+
+    Everything runs in one thread: in greenlets, but for `_heard`, which the event loop calls.
+    """
 
     def __init__(self, reader: LogReader, doorbell: Doorbell, history: History) -> None:
         """
@@ -93,7 +96,8 @@ class TailHub:
         self._doubted: set[Tail] = set()
         """Tails to look up in the archive."""
         self._idle = True
-        """No turn is under way, and nothing has been begun."""
+        """No turn is under way, and nothing has been begun. Otherwise nothing may be: a turn that reads, while what was
+        begun waits for that turn to end, would wait for ever."""
         self._begun: tuple[int, int] | None = None
         """The XREAD that was sent when it rang: its limit, and `_links` as it was then."""
         self._work = Flag()
@@ -160,6 +164,9 @@ class TailHub:
         except StoreUnavailable as error:
             self._lost(error)
             gevent.sleep(RECONNECT_SECONDS)
+        except Exception:
+            self._lost(StoreUnavailable("The doorbell failed."))
+            raise
 
     def _heard(self, rang: Sequence[str], confirmed: Sequence[str]) -> None:
         """In the event loop's own turn: nothing here may wait."""
@@ -175,7 +182,7 @@ class TailHub:
 
     def _begin(self) -> None:
         """Ask for what rang, at once; the next turn hands it out."""
-        asked = self._readable(_take(self._hot, RUNS_PER_READ))
+        asked = self._may_be_read(_take(self._hot, RUNS_PER_READ))
         if asked:
             limit = _limit(asked)
             if self._reader.begin({tail.run_id: tail.head for tail in asked}, limit):
@@ -257,11 +264,11 @@ class TailHub:
                     self._doubt(tail)
                 _stir_others(tail)
 
-    def _readable(self, tails: Sequence[Tail]) -> list[Tail]:
+    def _may_be_read(self, tails: Sequence[Tail]) -> list[Tail]:
         return [tail for tail in tails if tail.ready and tail not in self._unproven]
 
     def _read(self, tails: Sequence[Tail]) -> None:
-        if asked := self._readable(tails):
+        if asked := self._may_be_read(tails):
             limit, links = _limit(asked), self._links
             self._hand_out(self._reader.read_many({tail.run_id: tail.head for tail in asked}, limit), limit, links)
 

@@ -114,8 +114,8 @@ def test_a_job_killed_that_nobody_tries_again_has_lost_its_run(place: Place, tmp
 def test_a_job_that_takes_longer_than_its_queue_allows_ends_and_no_tool_swallows_that(place: Place) -> None:
     run = opened(place)
     # Time enough, on a busy machine, to have begun: a job that ends before its block has nobody to end its run.
-    job = place.enqueue("too_slow", ref=run.ref, job_timeout=5)
-    eventually(lambda: job.get_status(refresh=True) == "failed", seconds=30)
+    job = place.enqueue("too_slow", ref=run.ref, job_timeout=12)
+    eventually(lambda: job.get_status(refresh=True) == "failed", seconds=40)
     assert "JobTimeoutException" in job.latest_result().exc_string
     assert ended(place.stack, run.run_id, "failed").error["code"] == "agent_error"
     assert len(payloads(place.stack, run.run_id, "tool.started")) == 1
