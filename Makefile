@@ -19,7 +19,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 # deployed has hashes besides: see `lock`.
 # setuptools warns of every editable install. Python compiles what is imported; of what is installed that is a part.
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install --no-compile -c requirements-dev.txt
-EDITABLE := $(INSTALL) --no-build-isolation -e
 BROWSER_FLAGS ?=
 
 # Stamps: pip runs again only when what it reads has changed.
@@ -33,32 +32,38 @@ PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requ
 	lint format bench lock \
 	test-browser test-proxy test-contract test-image clean
 .DEFAULT_GOAL := help
+# All of it is in one .venv.
+.NOTPARALLEL:
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# setuptools and flit_core first: they build the editable installs, and the few dependencies that come without a wheel,
-# from the pinned version instead of a download of its own each time.
-$(VENV_STAMP): $(PIP_INPUTS)
+$(VENV_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Runtail needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
 			"Say which one to use: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# setuptools and flit_core first: they build the editable installs, and the few dependencies that come without a wheel,
+# from the pinned version instead of a download of its own each time.
+define INSTALL_ALL
 	@echo "Installing into $(VENV); this takes up to a minute, once."
 	$(INSTALL) setuptools flit_core
-	@touch $@
+	$(INSTALL) --no-build-isolation -e
+endef
 
 # Each is whole by itself, and what has more has the others, too: pip takes long to look at what is there already.
-$(RUN_STAMP): $(VENV_STAMP)
-	$(EDITABLE) '.[embedded]'
+$(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
+	$(INSTALL_ALL) '.[embedded]'
 	@touch $@
 
-$(DEV_STAMP): $(VENV_STAMP)
-	$(EDITABLE) '.[embedded,dev,bench]' -e clients/python
+$(DEV_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
+	$(INSTALL_ALL) '.[embedded,dev,bench]' -e clients/python
 	@touch $(RUN_STAMP) $@
 
-$(BROWSER_STAMP): $(VENV_STAMP)
-	$(EDITABLE) '.[embedded,dev,bench,browser]' -e clients/python
+$(BROWSER_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
+	$(INSTALL_ALL) '.[embedded,dev,bench,browser]' -e clients/python
 	@touch $(RUN_STAMP) $(DEV_STAMP) $@
 
 install: $(RUN_STAMP)
