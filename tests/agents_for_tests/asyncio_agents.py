@@ -31,6 +31,13 @@ def in_a_loop_apart(run: RunContext) -> object:
 
 
 @way
+def sleeps(run: RunContext) -> object:
+    """Without a loop: what those with one are compared with."""
+    time.sleep(1)
+    return "done"
+
+
+@way
 def runs(run: RunContext) -> object:
     run.emit("custom.begins", {})
     asyncio.run(asyncio.sleep(1))
