@@ -79,7 +79,9 @@ def test_what_is_begun_on_a_lost_connection_is_said_and_keeps_nobody_s_turn(read
 
 @pytest.mark.parametrize("who", ["the network", "the hub"])
 def test_what_was_begun_and_lost_is_said_and_keeps_nobody_s_turn(reader: LogReader, run_id: str, who: str) -> None:
-    assert reader.begin({run_id: 0}, 10)
+    connection(reader).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    assert reader.begin({f"run_{n}": 0 for n in range(MANY)}, 10)
+    assert reader._line._unsent, "Redis has not got it all: no answer is on its way"
     if who == "the network":
         connection(reader).shutdown(socket.SHUT_RDWR)
     else:
