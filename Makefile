@@ -29,8 +29,7 @@ BROWSER_STAMP := $(VENV)/.installed-browser
 PIP_INPUTS := pyproject.toml clients/python/pyproject.toml requirements.txt requirements-dev.txt
 
 .PHONY: install run test test-chaos test-model test-soak test-redis test-redis-log test-fresh test-fresh-readme \
-	lint format bench lock \
-	test-browser test-proxy test-contract test-image clean
+	test-browser test-proxy test-contract test-image lint format bench lock clean
 .DEFAULT_GOAL := help
 # All of it is in one .venv.
 .NOTPARALLEL:

@@ -40,6 +40,13 @@ def connection(reader: LogReader) -> socket.socket:
     return made
 
 
+def begin_in_part(reader: LogReader, **cursors: int) -> None:
+    """Begin a question so long that Redis has not got it all: no answer is on its way."""
+    connection(reader).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    assert reader.begin({**{f"run_{n}": 0 for n in range(MANY)}, **cursors}, 10)
+    assert reader._line._unsent
+
+
 def test_what_was_begun_is_what_a_read_brings(reader: LogReader, run_id: str) -> None:
     assert reader.begin({run_id: 0}, 10)
     assert reader.finish() == reader.read_many({run_id: 0}, 10)
@@ -48,10 +55,7 @@ def test_what_was_begun_is_what_a_read_brings(reader: LogReader, run_id: str) ->
 
 
 def test_a_question_of_any_length_is_begun_without_a_wait_and_answered(reader: LogReader, run_id: str) -> None:
-    connection(reader).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    cursors = {**{f"run_{n}": 0 for n in range(MANY)}, run_id: 0}
-    assert reader.begin(cursors, 10)
-    assert reader._line._unsent, "the kernel did not take it all"
+    begin_in_part(reader, **{run_id: 0})
     assert list(reader.finish()) == [run_id]
     assert list(reader.read_many({run_id: 0}, 10)) == [run_id], "and the connection is as before"
 
@@ -79,9 +83,7 @@ def test_what_is_begun_on_a_lost_connection_is_said_and_keeps_nobody_s_turn(read
 
 @pytest.mark.parametrize("who", ["the network", "the hub"])
 def test_what_was_begun_and_lost_is_said_and_keeps_nobody_s_turn(reader: LogReader, run_id: str, who: str) -> None:
-    connection(reader).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    assert reader.begin({f"run_{n}": 0 for n in range(MANY)}, 10)
-    assert reader._line._unsent, "Redis has not got it all: no answer is on its way"
+    begin_in_part(reader)
     if who == "the network":
         connection(reader).shutdown(socket.SHUT_RDWR)
     else:

@@ -32,7 +32,7 @@ Heard = Callable[[Sequence[str], Sequence[str]], None]
 
 
 class LogReader:
-    """Reads over one connection. Callers take turns; a call is one round trip."""
+    """Reads over one connection. Callers take turns; a call, or `begin` with its `finish`, is one round trip."""
 
     def __init__(self, url: str) -> None:
         self._line = Line(url)
