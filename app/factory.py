@@ -17,10 +17,10 @@ from app.config import Config
 from app.console import page
 from app.external import External
 from app.runs import Runs
-from app.storage.event_log import connect
 from app.storage.feed_log import FeedReader
 from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
+from app.storage.redis_connections import connect
 from app.streaming.admission import Admission
 from app.streaming.feeds import Feeds
 from app.streaming.tail_hub import TailHub

@@ -193,18 +193,18 @@ class Runs:
             return run
 
     def _announce_all(self, made: Sequence[tuple[RunRecord, Event]]) -> list[Outcome]:
-        """What is announced at the same time, in two round trips: to the log, and to the queue."""
-        outcomes = self.services.log.append_all([Append(run.id, 0, [event], archived=event.seq) for run, event in made])
-        pending = {
-            n: (run.id, run.epoch, run.queue)
-            for n, (run, _) in enumerate(made)
-            if isinstance(outcomes[n], int) and not run.cancel_requested
-        }
-        try:
-            if pending:
-                self.services.queue.enqueue_all(list(pending.values()))
-        except StoreUnavailable as error:
-            outcomes = [error if n in pending else outcome for n, outcome in enumerate(outcomes)]
+        """What is announced at the same time, to the log and to the queue: in one round trip, where they share a Redis.
+
+        A hint at a run of which the log was not told does no harm: its claim levels the log.
+        """
+        appends = [Append(run.id, 0, [event], archived=event.seq) for run, event in made]
+        pending = [(run.id, run.epoch, run.queue) for run, _ in made if not run.cancel_requested]
+        if not pending:
+            return self.services.log.append_all(appends)
+        if self.services.config.redis_url == self.services.config.events_redis_url:
+            return self.services.log.append_all(appends, along=self.services.queue.hints(pending))
+        outcomes = self.services.log.append_all(appends)
+        self.services.queue.enqueue_all(pending)
         return outcomes
 
     def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from redis import Redis
 
-from app.storage.event_log import meta_key, one_connection, stream_key
+from app.storage.event_log import meta_key, stream_key
+from app.storage.redis_connections import one_connection
 from bench.quantiles import quantiles
 
 POLL_SECONDS = 0.005

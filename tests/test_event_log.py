@@ -12,7 +12,8 @@ from app.errors import Behind, Fenced, StoreUnavailable
 from app.identifiers import new_id
 from app.protocol.events import Event, encode
 from app.storage import event_log
-from app.storage.event_log import Append, EventLog, channel, connect
+from app.storage.event_log import Append, EventLog, channel
+from app.storage.redis_connections import connect
 from tests.harness import eventually, free_port
 
 TTL = 100

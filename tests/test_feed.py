@@ -21,8 +21,9 @@ from app.errors import StoreUnavailable
 from app.factory import create_app
 from app.protocol.events import Event, encode
 from app.storage import feed_log
-from app.storage.event_log import Append, EventLog, connect
+from app.storage.event_log import Append, EventLog
 from app.storage.feed_log import FEED, HIGHEST, WANTED, Entry, FeedReader, FeedWriter, is_shown
+from app.storage.redis_connections import connect
 from app.storage.run_store import Principal
 from app.streaming import feed as module
 from app.streaming import feeds

@@ -21,28 +21,24 @@ repair what was evicted: the head comes from the stream, the epoch from the next
 Every method may raise StoreUnavailable; what an append that raised it has done is unknown.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from app.errors import Behind, EpochTaken, Fenced, StoreUnavailable
 from app.protocol.events import TERMINAL, Event, unbroken
 from app.storage.breaker import Breaker
 from app.storage.feed_log import FeedWriter
+from app.storage.redis_connections import Command, borrowed, committed, connect, exchange
 
 LIVE_EVENTS = 10_000
 """Events of a running run that stay in Redis once they are archived; windows further behind read Postgres."""
 SWEEP_SECONDS = 2.0
 PING_SECONDS = 60
-SOCKET_TIMEOUT_SECONDS = 3
-"""A Redis that has not answered for so long is away. Blocking reads end well before."""
-POOL_WAIT_SECONDS = 5
 KEEPS = "noeviction"
 """The `maxmemory-policy` of a Redis that loses nothing when its memory is full."""
 EVICTS = "Redis has the maxmemory-policy {}: once its memory is full it throws away parts of logs. Set noeviction."
@@ -95,27 +91,35 @@ class EventLog:
             return outcome
         raise outcome
 
-    def append_all(self, appends: Sequence[Append], *, confirmed: int | None = None) -> list[Outcome]:
+    def append_all(
+        self, appends: Sequence[Append], *, confirmed: int | None = None, along: Sequence[Command] = ()
+    ) -> list[Outcome]:
         """Append to many runs in one round trip; each run's new head or its own error, in order.
 
         :param confirmed: `connects` as it was before the epochs were last confirmed in Postgres. If a connection was
             made since, nothing is appended and StoreUnavailable raised. None: the events are archived, which needs
             no confirmation.
+        :param along: a transaction for this Redis that goes along, behind the appends. Where it is refused
+            StoreUnavailable is raised, as it is where nobody knows what was appended.
         """
         with self.breaker.asking():
-            return self._pipeline(appends, confirmed)
+            return self._exchange(appends, confirmed, along)
 
-    def _pipeline(self, appends: Sequence[Append], confirmed: int | None) -> list[Outcome]:
-        with self._redis.pipeline(transaction=False) as pipeline:
+    def _exchange(self, appends: Sequence[Append], confirmed: int | None, along: Sequence[Command]) -> list[Outcome]:
+        commands: list[Command] = [
+            ("EVALSHA", self._append.sha, 2, *_keys(append.run_id), *self._arguments(append)) for append in appends
+        ]
+        if wish := self._feed.ask():
+            commands.append(wish)
+        with borrowed(self._redis) as connection:
             # The pool replaces a connection that was lost without a word; here is the moment to notice.
-            pipeline.connection = self._redis.connection_pool.get_connection()
             if confirmed is not None and confirmed != self.connects:
                 raise StoreUnavailable("The connection to Redis was lost.")
-            for append in appends:
-                pipeline.evalsha(self._append.sha, 2, *_keys(append.run_id), *self._arguments(append))
-            asked = self._feed.ask(pipeline)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-        if asked:
+            replies = exchange(connection, [*commands, *along])
+        if along:
+            committed(replies[-1])
+            del replies[len(commands) :]
+        if wish:
             self._feed.learn(replies.pop())
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):  # a Redis that was just restarted
@@ -230,39 +234,6 @@ class EventLog:
 def channel(run_id: str) -> str:
     """The channel that rings after every append to the run."""
     return f"rt:{{{run_id}}}"
-
-
-def connect(url: str, max_connections: int, *, on_connect: Callable[[Any], None] | None = None) -> redis.Redis:
-    """A client whose callers wait for a free connection, and that never repeats a command by itself.
-
-    :param on_connect: called with each new connection, in place of its own `on_connect`.
-    """
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=POOL_WAIT_SECONDS,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        redis_connect_func=on_connect,
-    )
-    return redis.Redis(connection_pool=pool)
-
-
-def one_connection(url: str, socket_timeout: float, on_connect: Callable[[Any], None] | None = None) -> Any:
-    """A connection without a pool, which nobody checks before it is used: who uses it notices that it is lost.
-
-    RESP2, in which replies have one shape. A `redis.connection.Connection`, whose methods carry no types.
-    """
-    pool = redis.ConnectionPool.from_url(
-        url,
-        protocol=2,
-        socket_timeout=socket_timeout,
-        socket_connect_timeout=min(socket_timeout, SOCKET_TIMEOUT_SECONDS),
-        retry=Retry(NoBackoff(), 0),
-        redis_connect_func=on_connect,
-    )
-    return pool.make_connection()
 
 
 def stream_key(run_id: str) -> str:

@@ -22,6 +22,7 @@ import redis
 
 from app.errors import StoreUnavailable
 from app.protocol.events import Event
+from app.storage.redis_connections import Command
 
 ENTRIES = 20_000
 """What the stream keeps, or a little more."""
@@ -86,14 +87,13 @@ class FeedWriter:
         self._ask_at = 0.0
         self._failed = False
 
-    def ask(self, pipeline: Any) -> bool:
-        """Where it is time, ask what is wanted, in a pipeline that is sent anyway. True: `learn` is to be told."""
+    def ask(self) -> Command | None:
+        """Where it is time, what asks Redis what is wanted: `learn` is to be told the reply."""
         now = time.monotonic()
         if now < self._ask_at:
-            return False
+            return None
         self._ask_at = now + ASK_SECONDS
-        pipeline.hget(WANTED, HIGHEST)
-        return True
+        return "HGET", WANTED, HIGHEST
 
     def learn(self, reply: Any) -> None:
         """What `ask` was answered: an error counts as no wish."""

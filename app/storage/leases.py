@@ -22,7 +22,7 @@ import redis
 
 from app.errors import StoreUnavailable
 from app.storage.breaker import Breaker
-from app.storage.event_log import one_connection
+from app.storage.redis_connections import one_connection
 from app.storage.together import Together
 
 LEASE_SECONDS = 30

@@ -20,8 +20,9 @@ from gevent.event import AsyncResult
 from app.errors import StoreUnavailable
 from app.pace import paced
 from app.protocol.events import Event, unbroken
-from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, channel, meta_key, stream_key
-from app.storage.redis_line import Command, Line
+from app.storage.event_log import channel, meta_key, stream_key
+from app.storage.redis_connections import SOCKET_TIMEOUT_SECONDS, Command
+from app.storage.redis_line import Line
 
 SILENCE_SECONDS = 10
 """A doorbell that has not said a word for so long is dead. Ping it twice as often."""

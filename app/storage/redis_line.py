@@ -15,14 +15,12 @@ import hiredis
 import redis
 
 from app.errors import StoreUnavailable
-from app.storage.event_log import SOCKET_TIMEOUT_SECONDS, one_connection
+from app.storage.redis_connections import SOCKET_TIMEOUT_SECONDS, Command, one_connection
 from app.turns import give_way
 
 READ_BYTES = 65_536
 NOTHING: Final = object()
 NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-Command = tuple[Any, ...]
 
 
 class Line:

@@ -7,9 +7,10 @@ workers change their pool's socket timeout.
 import re
 import zlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
-from redis import Redis
+import redis
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq.serializers import DefaultSerializer
@@ -17,7 +18,7 @@ from rq.utils import now as utcnow
 from rq.utils import utcformat
 
 from app.storage.breaker import Breaker
-from app.storage.event_log import connect
+from app.storage.redis_connections import Command, borrowed, committed, connect, exchange, transaction
 
 QUEUE = "runs"
 """Of agents that share a process."""
@@ -30,6 +31,8 @@ NO_TIMEOUT = -1
 
 _DROP_JOB = "if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('DEL', KEYS[2]) end"
 """A job that is not in its queue any more is somebody's, who removes it."""
+_OWN = ("data", "origin", "description", "created_at", "enqueued_at")
+"""Fields that each job has for itself."""
 _JOB_ID = re.compile(rb"(run_[0-9A-Z]{26})-[0-9]{1,10}")
 
 
@@ -44,10 +47,11 @@ def run_of(job_id: bytes) -> str | None:
     return match[1].decode() if match else None
 
 
-def _job(redis: Redis) -> dict[str, Any]:
-    """What RQ stores of a job, but for what is each job's own: RQ itself takes long over it."""
+def _job(client: redis.Redis) -> list[Any]:
+    """Fields and values that RQ stores of a job, but for what is each job's own: RQ itself takes long over it."""
     options: dict[str, Any] = {"timeout": NO_TIMEOUT, "result_ttl": 0, "failure_ttl": 60}
-    return Job.create(JOB, connection=redis, status=JobStatus.QUEUED, **options).to_dict(include_meta=False)
+    job = Job.create(JOB, connection=client, status=JobStatus.QUEUED, **options).to_dict(include_meta=False)
+    return [*chain.from_iterable((name, value) for name, value in job.items() if name not in _OWN)]
 
 
 class RunQueue:
@@ -72,17 +76,22 @@ class RunQueue:
 
         :param pending: of each its id, its epoch and its queue.
         """
+        with self._breaker.asking(), borrowed(self.redis) as connection:
+            *_, done = exchange(connection, self.hints(pending))
+            committed(done)
+
+    def hints(self, pending: Sequence[tuple[str, int, str]]) -> list[Command]:
+        """The transaction with which `enqueue_all` enqueues."""
+        keys = {self._queues[queue].key for _, _, queue in pending}
+        commands: list[Command] = [("SADD", Queue.redis_queues_keys, *keys)]
         now = utcformat(utcnow())
-        with self._breaker.asking(), self.redis.pipeline() as pipeline:
-            pipeline.sadd(Queue.redis_queues_keys, *{self._queues[queue].key for _, _, queue in pending})
-            for run_id, epoch, queue in pending:
-                job_id = f"{run_id}-{epoch}"
-                data = zlib.compress(DefaultSerializer.dumps((JOB, None, (run_id,), {})))
-                job: dict[Any, Any] = {**self._job, "data": data, "origin": queue, "description": run_id}
-                job |= {"created_at": now, "enqueued_at": now}
-                pipeline.hset(Job.key_for(job_id), mapping=job)
-                pipeline.rpush(self._queues[queue].key, job_id)
-            pipeline.execute()
+        for run_id, epoch, queue in pending:
+            job_id = f"{run_id}-{epoch}"
+            data = zlib.compress(DefaultSerializer.dumps((JOB, None, (run_id,), {})))
+            own = zip(_OWN, (data, queue, run_id, now, now), strict=True)
+            commands.append(("HSET", Job.key_for(job_id), *self._job, *chain.from_iterable(own)))
+            commands.append(("RPUSH", self._queues[queue].key, job_id))
+        return transaction(commands)
 
     def drop(self, run_id: str, epoch: int, queue: str) -> None:
         """Remove the hint that the run was pending, unless a worker has taken it.

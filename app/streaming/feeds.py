@@ -18,6 +18,7 @@ from app.streaming.feed import Feed
 from app.streaming.window import Closing
 from app.streaming.windows import Windows
 from app.streaming.wire import Format
+from app.turns import PAUSE_SECONDS
 
 TENANTS = 10_000
 """Runs whose tenant is remembered; beyond it one that was quiet for long is forgotten. More than a read brings."""
@@ -138,8 +139,8 @@ class Feeds:
             self._look_up({entry.run_id for entry in self._entries})
             self._hand_out()
             full, self._entries = len(self._entries) == ENTRIES_PER_READ, []
-            if not full:
-                time.sleep(PACE_SECONDS)
+            # Also where there is more: what the feeds have got is sent before their queues are filled further.
+            time.sleep(PAUSE_SECONDS if full else PACE_SECONDS)
 
     def _lose(self, rest: Sequence[Entry] = ()) -> None:
         """Events were lost; `rest` are those that are still to be handed out."""

@@ -2,16 +2,15 @@
 
 import logging
 import threading
-from _socket import socket as NativeSocket  # gevent has not patched it: it never waits here
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
 from gevent import monkey
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 from app.errors import Refused, StoreFailed, StoreUnavailable
+from app.storage.peek import peek
 from app.storage.run_store import failures
 from app.turns import give_way, turn
 
@@ -144,15 +143,7 @@ def driver_url(url: str) -> str:
 
 def _has_ended(descriptor: int) -> bool:
     """Whether the server has closed an idle connection, or said why it is about to; asks nobody."""
-    borrowed = NativeSocket(fileno=descriptor)
-    try:
-        return borrowed.recv(1, MSG_PEEK | MSG_DONTWAIT) in (b"", b"E", TLS_ALERT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        borrowed.detach()
+    return peek(descriptor) in (b"", b"E", TLS_ALERT)
 
 
 def rows(cursor: Any) -> list[dict[str, Any]]:
