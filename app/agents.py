@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
 from app.errors import InvalidInput, UnknownAgent
@@ -57,7 +58,7 @@ class KnownAgents:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[str, AgentRecord] = {}
+        self._known: dict[str, tuple[AgentRecord, Validator]] = {}
         """By name. Only agents that are registered: there are as many as the deployment has."""
 
     def that_takes(self, name: str, input: dict[str, Any]) -> AgentRecord:
@@ -67,18 +68,19 @@ class KnownAgents:
         :raises InvalidInput: the input does not fit its schema.
         :raises StoreUnavailable: Postgres cannot be reached.
         """
-        known = self._known.get(name)
-        error = _error(known, input) if known else None
+        known, validator = self._known.get(name, (None, None))
+        error = _error(validator, input) if validator else None
         if known is not None and error is None:
             return known
         agent = self._registry.agent(name)
         if agent is None:
             raise UnknownAgent(f"There is no agent {name!r}.")
-        if agent != known:
-            error = _error(agent, input)
+        if agent != known or validator is None:
+            validator = _Validator(agent.input_schema)
+            error = _error(validator, input)
         if error is not None:
             raise InvalidInput(f"{error.json_path}: {error.message}"[:500])
-        self._known[name] = agent
+        self._known[name] = agent, validator
         return agent
 
     def forget(self, name: str) -> None:
@@ -86,5 +88,5 @@ class KnownAgents:
         self._known.pop(name, None)
 
 
-def _error(agent: AgentRecord, input: dict[str, Any]) -> ValidationError | None:
-    return next(iter(_Validator(agent.input_schema).iter_errors(input)), None)
+def _error(validator: Validator, input: dict[str, Any]) -> ValidationError | None:
+    return next(iter(validator.iter_errors(input)), None)

@@ -17,9 +17,8 @@ KEY_CACHE_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a request says about where it comes from."""
+    """What a request without a key says about where it comes from."""
 
-    authorization: str | None
     address: str | None
     host: str
     """The Host header without its port."""
@@ -83,17 +82,22 @@ class Authenticator:
         self._keys = KnownKeys(registry)
         self._dev = dev
 
-    def principal(self, caller: Caller) -> Principal:
+    def without_key(self, caller: Caller) -> Principal:
         """
-        :raises Unauthorized: no key, or one that is unknown.
+        :raises Unauthorized: a key is needed.
         :raises OriginNotAllowed: in development, a page of another site wants to act as the developer.
+        """
+        if self._dev and _is_local(caller):
+            return _developer(caller)
+        raise Unauthorized("Send `Authorization: Bearer KEY`; `runtail keys create` makes a key.")
+
+    def with_key(self, authorization: str) -> Principal:
+        """
+        :param authorization: the header.
+        :raises Unauthorized: it holds no key that is known.
         :raises StoreUnavailable: the keys cannot be read.
         """
-        if caller.authorization is None:
-            if self._dev and _is_local(caller):
-                return _developer(caller)
-            raise Unauthorized("Send `Authorization: Bearer KEY`; `runtail keys create` makes a key.")
-        scheme, _, key = caller.authorization.partition(" ")
+        scheme, _, key = authorization.partition(" ")
         found = self._keys.principal(key.strip()) if scheme.lower() == "bearer" else None
         if found is None:
             raise Unauthorized("The API key is not known.")

@@ -74,15 +74,17 @@ def principal() -> Principal:
 
 
 def _caller() -> Principal:
-    config = runtail().services.config
+    authenticator, config = runtail().authenticator, runtail().services.config
+    authorization = request.headers.get("Authorization")
+    if authorization is not None:
+        return authenticator.with_key(authorization)
     caller = Caller(
-        authorization=request.headers.get("Authorization"),
         address=request.remote_addr,
         host=_PORT.sub("", request.host),
         forwarded=is_forwarded(request.headers, config.trusted_proxy_hops),
         foreign_page=is_foreign_page(config.cors_origins),
     )
-    return runtail().authenticator.principal(caller)
+    return authenticator.without_key(caller)
 
 
 def _acting(caller: Principal) -> Principal:

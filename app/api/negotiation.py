@@ -1,10 +1,12 @@
 """What a request asks for beside its path: a media type, and how long it would wait."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from flask import Response, request
-from werkzeug.http import parse_dict_header
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header, parse_dict_header
 
 from app.errors import NotAcceptable
 
@@ -15,18 +17,29 @@ WAIT_MAX_SECONDS = 25
 """Of `Prefer: wait=N`. Some routers give up on an answer after 30 s."""
 
 
+ACCEPTS_KNOWN = 100
+"""`Accept` headers whose meaning is remembered: a client always sends the same one."""
+
+
 def accepted_type(*offered: str) -> str:
     """The offered media type that `Accept` prefers; the first one where it has no preference.
 
     :raises NotAcceptable: none of them will do.
     """
-    ranges = [(_plain(name), quality) for name, quality in request.accept_mimetypes]
+    preferred = _preferred(request.headers.get("Accept", ""), offered)
+    if preferred is None:
+        raise NotAcceptable(f"This comes as {', '.join(offered)}.")
+    return preferred
+
+
+@lru_cache(ACCEPTS_KNOWN)
+def _preferred(accept: str, offered: tuple[str, ...]) -> str | None:
+    """The one of the offered types that a header prefers; None: none of them will do."""
+    ranges = [(_plain(name), quality) for name, quality in parse_accept_header(accept, MIMEAccept)]
     if not ranges:
         return offered[0]
     qualities = [_quality(media_type, ranges) for media_type in offered]
-    if max(qualities) <= (0, 0):
-        raise NotAcceptable(f"This comes as {', '.join(offered)}.")
-    return offered[qualities.index(max(qualities))]
+    return offered[qualities.index(max(qualities))] if max(qualities) > (0, 0) else None
 
 
 def names(media_type: str) -> bool:
@@ -57,5 +70,6 @@ def no_content(headers: Mapping[str, str] | None = None) -> Response:
 
 def preferred_wait() -> int:
     """Seconds of `Prefer: wait=N`; 0 where there is no such preference. One that means nothing is ignored."""
-    wait = parse_dict_header(", ".join(request.headers.getlist("Prefer"))).get("wait") or ""
+    preferences = request.headers.getlist("Prefer")
+    wait = (parse_dict_header(", ".join(preferences)).get("wait") if preferences else None) or ""
     return min(int(wait), WAIT_MAX_SECONDS) if wait.isascii() and wait.isdigit() and len(wait) < 10 else 0

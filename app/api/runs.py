@@ -219,11 +219,13 @@ def _start_external(start: StartRequest) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _started(run: RunRecord) -> dict[str, Any]:
-    return {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": _urls(run.id)}
+    url = _url(run)
+    urls = {"self": url, "events": f"{url}/events", "cancel": f"{url}/cancel"}
+    return {"run_id": run.id, "status": run.status, "session_id": run.session_id, "urls": urls}
 
 
 def _about(run: RunRecord) -> dict[str, str]:
-    return {"Location": _urls(run.id)["self"], "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
+    return {"Location": _url(run), "X-Run-Id": run.id, "X-Session-Id": run.session_id, **VARY}
 
 
 def _cancel(run_id: str) -> Response:
@@ -231,9 +233,5 @@ def _cancel(run_id: str) -> Response:
     return answer(alone(run), 200 if run.terminal else 202)
 
 
-def _urls(run_id: str) -> dict[str, str]:
-    return {
-        "self": url_for("runs.RunView", run_id=run_id),
-        "events": url_for("runs.events", run_id=run_id),
-        "cancel": url_for("runs.cancel", run_id=run_id),
-    }
+def _url(run: RunRecord) -> str:
+    return url_for("runs.RunView", run_id=run.id)
