@@ -48,11 +48,13 @@ def eventually(condition: Callable[[], T | None], seconds: float, what: str, pau
 class Child:
     """A process with its output in files and a pipe to its stdin; killed when its `with` block ends."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, env: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, name: str, command: list[str], folder: Path, env: Mapping[str, str] = os.environ, cwd: Path = ROOT
+    ) -> None:
         base = folder / f"{name}-{secrets.token_hex(3)}"
         self.name, self.out, self.err = name, base.with_suffix(".out"), base.with_suffix(".err")
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.popen = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=out, stderr=err)
+            self.popen = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=out, stderr=err)
 
     @property
     def pid(self) -> int:

@@ -215,11 +215,11 @@ class Nchan(Server):
         folder.mkdir()
         filled = (Path(__file__).parent / "baselines" / "nchan.conf").read_text()
         user = "user root;" if os.geteuid() == 0 else ""
-        values = {"module": str(_nchan_module()), "folder": str(folder), "port": str(self.port), "user": user}
+        values = {"module": str(nchan_module()), "folder": str(folder), "port": str(self.port), "user": user}
         for name, value in values.items():
             filled = filled.replace(f"{{{name}}}", value)
         (folder / "nginx.conf").write_text(filled)
-        return [_nginx() or "nginx", "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
+        return [nginx() or "nginx", "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
 
     def path(self, run_id: str) -> str:
         """A channel is named like its run."""
@@ -232,7 +232,7 @@ class Nchan(Server):
     @staticmethod
     def installed() -> bool:
         """Whether the Debian packages nginx and libnginx-mod-nchan, or their like, are there."""
-        return bool(_nginx() and _nchan_module())
+        return bool(nginx() and nchan_module())
 
 
 BASELINES: dict[str, tuple[type[Server], Callable[[], bool]]] = {
@@ -253,9 +253,11 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
-def _nginx() -> str | None:
+def nginx() -> str | None:
+    """The program, where it is installed."""
     return next((path for path in NGINX_PATHS if os.access(path, os.X_OK)), None)
 
 
-def _nchan_module() -> Path | None:
+def nchan_module() -> Path | None:
+    """nginx' module, where it is installed."""
     return next((path for path in NCHAN_MODULES if path.exists()), None)

@@ -40,6 +40,7 @@ UNLIMITED = {"STREAM_MAX_PER_USER": "0", "STREAM_MAX_PER_ADDRESS": "0", "STREAM_
 UNCAPPED = {**UNLIMITED, "REPLAY_MAX_EVENTS": "0", "REPLAY_MAX_BYTES": "0"}
 """Every event is replayed; no snapshot takes the place of many."""
 LAZY_COMMITS = "options=-c%20synchronous_commit%3Doff"
+WORKER = python("-m", "workers")
 WORKER_SECONDS = 30
 CLIENTS_GONE_SECONDS = 15
 SETTLED_SECONDS = 60
@@ -139,12 +140,16 @@ class Stage:
     @contextmanager
     def worker(self, concurrency: int = 100, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Child]:
         """A worker that executes runs, so many at once; it has the benchmarks' agents too."""
-        limits = {"RUNTAIL_WORKERS": "1", "RUNTAIL_WORKER_CONCURRENCY": str(concurrency)}
-        env = {**clean_environment(), **self.web().environment, **limits, **environment}
-        env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(AGENTS)])
-        with Child("worker", python("-m", "workers"), self.folder, env) as child:
+        env = {**self.worker_environment(concurrency), **environment}
+        with Child("worker", WORKER, self.folder, env) as child:
             eventually(lambda: " is ready: " in child.err.read_text(), WORKER_SECONDS, "Readiness of the worker")
             yield child
+
+    def worker_environment(self, concurrency: int) -> dict[str, str]:
+        """The environment of a worker that executes so many runs at once and has the benchmarks' agents too."""
+        limits = {"RUNTAIL_WORKERS": "1", "RUNTAIL_WORKER_CONCURRENCY": str(concurrency)}
+        env = {**clean_environment(), **self.web().environment, **limits}
+        return {**env, "PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(AGENTS)])}
 
     def wait_open(self, load: Load, server: Server, runs: Sequence[str]) -> float:
         """Wait until all windows are open and set up. Returns the seconds that their opening took."""

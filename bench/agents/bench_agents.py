@@ -1,4 +1,4 @@
-"""Agents that the benchmarks execute, beside `emit`: one that asks, one that sleeps, one that listens, and a census.
+"""Agents that the benchmarks execute, beside `emit`: one that asks, one that sleeps, one that counts, and so on.
 
 Workers find them on PYTHONPATH as they would find any other distribution's.
 """
@@ -38,6 +38,14 @@ class FillInput(Schema):
     share = fields.Float(required=True)
 
 
+class NumbersInput(Schema):
+    """How many deltas, and the pause after each; whether they are one message's text or events of their own."""
+
+    count = fields.Integer(required=True)
+    interval_ms = fields.Float(required=True)
+    text = fields.Boolean(load_default=False)
+
+
 class ListenInput(Schema):
     """To whom."""
 
@@ -59,6 +67,21 @@ def sleep(run: RunContext) -> object:
     return {"slept": True}
 
 
+@agent("bench_numbers", input=NumbersInput)
+def numbers(run: RunContext) -> object:
+    """Says numbered deltas at a pace: what every server of `runtail bench peers` does."""
+    if run.input["text"]:
+        with run.message() as message:
+            for number in range(run.input["count"]):
+                message.write(_delta(number))
+                _pause(run)
+        return None
+    for number in range(run.input["count"]):
+        run.emit("custom.delta", {"text": _delta(number)})
+        _pause(run)
+    return None
+
+
 @agent("bench_listen", input=ListenInput)
 def listen(run: RunContext) -> object:
     """Streams what a provider answers."""
@@ -78,6 +101,15 @@ def fill(run: RunContext) -> object:
         run.stream([f"Message {n}"])
     run.stream("some words é " * 20 for _ in range(2 * count))
     return None
+
+
+def _delta(number: int) -> str:
+    return f"#{number}# and some words "
+
+
+def _pause(run: RunContext) -> None:
+    if run.input["interval_ms"]:
+        run.sleep(run.input["interval_ms"] / 1_000)
 
 
 def _answer(url: str) -> Iterator[str]:

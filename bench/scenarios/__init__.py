@@ -11,6 +11,7 @@ from bench.scenarios.first_event import FirstEvent
 from bench.scenarios.load_client import LoadClient
 from bench.scenarios.memory import Memory
 from bench.scenarios.outage import RedisRestart, Sigterm, Storm
+from bench.scenarios.peers import Peers
 from bench.scenarios.replay import Replay
 from bench.scenarios.short_runs import ShortRuns
 from bench.scenarios.slow import Slow
@@ -51,4 +52,5 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "standstill": Standstill,
     "websockets": WebSockets,
     "feed": FeedBeside,
+    "peers": Peers,
 }
