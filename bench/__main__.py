@@ -52,6 +52,7 @@ HELP = {
     "runs": "runs that the windows follow, that stream, that wait, or that do nothing",
     "sample": "share of the events that the feed is to show",
     "seconds": "how long it is measured",
+    "settle": "seconds that a server is given before it is weighed",
     "shapes": "names with commas between, or all",
     "share": "of what a run may keep, how much it is to keep",
     "stalled": "windows that never read",

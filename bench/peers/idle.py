@@ -18,8 +18,6 @@ from bench.processes import usage
 
 AT_ONCE = 10
 PAUSE_SECONDS = 0.1
-SETTLE_SECONDS = 8.0
-"""Until all are set up behind the connection, and the first have been told something."""
 READ_BYTES = 65_536
 
 
@@ -32,8 +30,8 @@ class Windows:
         self._sockets: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
 
-    def open(self) -> None:
-        """Open them a few at a time, and wait until the server has had its time."""
+    def open(self, settle: float) -> None:
+        """Open them a few at a time, and give the server so many seconds."""
         for first in range(0, len(self._requests), AT_ONCE):
             for request in self._requests[first : first + AT_ONCE]:
                 opened = socket.create_connection((HOST, self._peer.port), ANSWER_SECONDS)
@@ -41,7 +39,7 @@ class Windows:
                 self._sockets.append(opened)
                 self._selector.register(opened, selectors.EVENT_READ)
             self._read(PAUSE_SECONDS)
-        self._read(SETTLE_SECONDS)
+        self._read(settle)
 
     def still_open(self) -> int:
         """How many the server has not closed."""

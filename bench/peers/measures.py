@@ -21,8 +21,6 @@ WARM_UP_POSTS = 5
 WARM_UP_WINDOWS = 20
 WAITING_RUNS = 4
 RUN_SECONDS = 60.0
-SETTLE_SECONDS = 4.0
-"""For what a server does a little after the last event: archives, counters, the collection of garbage."""
 KILLED_AT = 1 / 3
 
 
@@ -44,6 +42,8 @@ class Sizes:
     stored_runs: int
     deltas: int
     delta_interval_ms: float
+    settle: float
+    """Seconds for what a server does a little later: setting up windows, archiving, counting."""
 
 
 def first_event(peer: Peer, sizes: Sizes) -> Figures:
@@ -131,9 +131,9 @@ def idle_windows(peer: Peer, sizes: Sizes) -> Figures:
     with peer:
         runs = [_waiting(peer) for _ in range(WAITING_RUNS)]
         with Windows(peer, runs, WARM_UP_WINDOWS) as first, Windows(peer, runs, sizes.windows) as windows:
-            first.open()
+            first.open(sizes.settle)
             before = bytes_held(peer)
-            windows.open()
+            windows.open(sizes.settle)
             after = bytes_held(peer)
             open_now = windows.still_open()
     per_window = {name: (after[name] - before[name]) / sizes.windows for name in before}
@@ -152,11 +152,11 @@ def storage(peer: Peer, sizes: Sizes) -> Figures:
     work = Work(sizes.deltas, sizes.delta_interval_ms)
     with peer:
         _finished(peer, work)
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(sizes.settle)
         before = kept(peer)
         with ThreadPoolExecutor(WAITING_RUNS) as pool:
             readers = list(pool.map(lambda _: _finished(peer, work), range(sizes.stored_runs)))
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(sizes.settle)
         after = kept(peer)
         late = Reader(peer, Run(readers[0].run.id, readers[0].run.session), Account(work.count))
         with peer.open(peer.follow(late.run)) as stream:

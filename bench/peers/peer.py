@@ -115,12 +115,9 @@ class Peer(ABC):
 
     @abstractmethod
     def environment(self) -> Environment | None:
-        """What is to be installed for it."""
+        """What is to be installed for it.
 
-    def check(self) -> None:
-        """That the machine has what no environment can be filled with.
-
-        :raises NotInstalled: it has not.
+        :raises NotInstalled: it is of the kind that the machine has or has not.
         """
 
     @property

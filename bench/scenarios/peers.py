@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 ALL = "all"
 MISSING, NEVER = "missing", "never"
-FOLDER = Path("~/.cache/runtail-bench")
+FOLDER = "~/.cache/runtail-bench"
 MEASURES: dict[str, Callable[[Peer, Sizes], Figures]] = {
     "first-event": first_event,
     "reconnects": reconnects,
@@ -35,7 +35,7 @@ class Peers:
 
     only: str = ALL
     measures: str = ALL
-    folder: Path = FOLDER
+    folder: str = FOLDER
     install: str = MISSING
     posts: int = 100
     events: int = 3_000
@@ -51,13 +51,14 @@ class Peers:
     stored_runs: int = 8
     deltas: int = 1_000
     delta_interval_ms: float = 20
+    settle: float = 6
 
     def run(self, stage: Stage) -> Result:
         """Play it. A peer that cannot be installed is told as such; one that fails at something is a finding."""
         result = Result(compare=("first_delta_p50_ms", "window_server_bytes"))
         measures = chosen(self.measures, MEASURES, "measurements")
         for number, (name, kind) in enumerate(chosen(self.only, PEERS, "peers").items(), 1):
-            peer = kind(stage, self.folder.expanduser(), number)
+            peer = kind(stage, Path(self.folder).expanduser(), number)
             try:
                 self._prepare(peer)
             except NotInstalled as error:
@@ -68,7 +69,6 @@ class Peers:
         return result
 
     def _prepare(self, peer: Peer) -> None:
-        peer.check()
         environment = peer.environment()
         if environment is None or environment.installed:
             return

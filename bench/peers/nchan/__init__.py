@@ -36,13 +36,10 @@ class NchanServer(Peer):
             module = ""
         return {"nginx": said.strip().rpartition("/")[2] or "?", "libnginx-mod-nchan": module or "?"}
 
-    def check(self) -> None:
+    def environment(self) -> None:
         """Its packages are the machine's."""
         if not (nginx() and nchan_module()):
             raise NotInstalled("the Debian packages nginx and libnginx-mod-nchan, or their like, are not there")
-
-    def environment(self) -> None:
-        """None: see `check`."""
 
     def clear(self) -> None:
         """The configuration, filled in."""

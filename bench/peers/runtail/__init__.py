@@ -26,6 +26,7 @@ class Runtail(Peer):
     as_run = "web and worker as deployed, PostgreSQL and Valkey"
     not_for = "work that is not a run"
     resumes = "Last-Event-ID"
+    has_database = True
     as_text: ClassVar[bool] = False
 
     @classmethod
