@@ -6,6 +6,7 @@ asked for anything (`bench.peers.peer`).
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ from bench.peers.idle import Windows, bytes_held
 from bench.peers.peer import WAITING, Peer, Run, Work
 from bench.peers.reader import Reader
 from bench.peers.stores import kept
+from bench.peers.wire import Refused
 from bench.quantiles import quantiles
 from bench.report import Figures
 
@@ -158,11 +160,17 @@ def storage(peer: Peer, sizes: Sizes) -> Figures:
             readers = list(pool.map(lambda _: _finished(peer, work), range(sizes.stored_runs)))
         time.sleep(sizes.settle)
         after = kept(peer)
-        late = Reader(peer, Run(readers[0].run.id, readers[0].run.session), Account(work.count))
-        with peer.open(peer.follow(late.run)) as stream:
-            late.read(stream)
+        late = _late(peer, readers[0].run, work)
     bytes_each = {f"stored_{name}_bytes": (after[name] - before[name]) / sizes.stored_runs for name in after}
     return {**bytes_each, "stored_runs_ended": sum(r.ended for r in readers), "read_later": len(late.account.times)}
+
+
+def _late(peer: Peer, run: Run, work: Work) -> Reader:
+    """A client that comes when the run has ended, and wants all of it."""
+    late = Reader(peer, Run(run.id, run.session), Account(work.count))
+    with peer.open(peer.follow(late.run)) as stream, suppress(Refused):  # nothing of it is there any more
+        late.read(stream)
+    return late
 
 
 def _finished(peer: Peer, work: Work) -> Reader:

@@ -177,7 +177,7 @@ class Peer(ABC):
 
     def pids(self) -> list[int]:
         """All its processes; PostgreSQL and Redis are none of them."""
-        roots = [psutil.Process(child.pid) for child in self.children]
+        roots = [psutil.Process(child.pid) for child in self.children if not child.ended]
         return [process.pid for root in roots for process in (root, *root.children(recursive=True))]
 
     def kill(self) -> None:

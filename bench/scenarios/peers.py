@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from bench.peers.environments import NotInstalled
 from bench.peers.measures import Sizes, first_event, idle_windows, killed, reconnects, storage
 from bench.peers.names import PEERS
@@ -46,7 +48,7 @@ class Peers:
     killed_events: int = 1_000
     killed_interval_ms: float = 10
     outage: float = 2
-    patience: float = 60
+    patience: float = 150
     windows: int = 200
     stored_runs: int = 8
     deltas: int = 1_000
@@ -88,7 +90,7 @@ class Peers:
             begun = time.monotonic()
             try:
                 figures |= measure(peer, sizes)
-            except (BenchError, Refused, OSError) as error:
+            except (BenchError, Refused, OSError, psutil.Error) as error:
                 result.doubts.append(f"{peer.name}, {measure.__name__}, {time.monotonic() - begun:.0f} s: {error}")
         return figures
 

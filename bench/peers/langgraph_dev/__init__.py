@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 WANTED = HERE / "requirements.txt"
 GRAPH = "numbers"
 STREAM = {"stream_mode": ["custom"], "stream_resumable": True, "on_disconnect": "continue", "if_not_exists": "create"}
+OPTIONS = ("--no-browser", "--no-reload", "--n-jobs-per-worker", "10")
 OFFLINE = {"LANGSMITH_TRACING": "false", "LANGGRAPH_CLI_NO_ANALYTICS": "1"}
 
 
@@ -42,9 +43,10 @@ class LangGraphDev(Peer):
             shutil.copy(HERE / name, self.folder)
 
     def programs(self) -> Sequence[Program]:
-        """One."""
-        options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-browser", "--no-reload")
-        return (Program("langgraph", (self.environment().python.parent / "langgraph", "dev", *options), OFFLINE),)
+        """One. Without --n-jobs-per-worker it executes one run at a time."""
+        bind = ("--host", "127.0.0.1", "--port", str(self.port))
+        command = (self.environment().python.parent / "langgraph", "dev", *bind, *OPTIONS)
+        return (Program("langgraph", command, OFFLINE),)
 
     def ready_path(self) -> str:
         """Its own."""
