@@ -22,7 +22,7 @@ from bench.report import Figures
 WARM_UP_POSTS = 5
 WARM_UP_WINDOWS = 20
 WAITING_RUNS = 4
-RUN_SECONDS = 60.0
+RUN_SECONDS = 120.0
 KILLED_AT = 1 / 3
 
 
@@ -90,14 +90,13 @@ def reconnects(peer: Peer, sizes: Sizes) -> Figures:
 
 
 def _cut(peer: Peer, sizes: Sizes) -> Reader:
-    reader, stream = Reader.started(peer, Work(sizes.events, sizes.interval_ms))
-    deadline = time.monotonic() + RUN_SECONDS
+    reader, stream = Reader.started(peer, Work(sizes.events, sizes.interval_ms), RUN_SECONDS)
     places = [sizes.events * (cut + 1) // (sizes.cuts + 1) for cut in range(sizes.cuts)]
     with stream:
         reader.read(stream, partial(_beyond, places[0]))
     for place in [*places[1:], sizes.events]:
         time.sleep(sizes.away_ms / 1_000)
-        reader.come_back(deadline, partial(_beyond, place))
+        reader.come_back(partial(_beyond, place))
     return reader
 
 
@@ -109,14 +108,15 @@ def killed(peer: Peer, sizes: Sizes) -> Figures:
     """kill -9 of all processes of the server in the middle of a run; started again a little later."""
     work = Work(sizes.killed_events, sizes.killed_interval_ms)
     with peer:
-        reader, stream = Reader.started(peer, work)
+        reader, stream = Reader.started(peer, work, RUN_SECONDS)
         with stream:
             reader.read(stream, partial(_beyond, int(work.count * KILLED_AT)))
             peer.kill()
             died, before = time.monotonic(), reader.account.furthest
         time.sleep(sizes.outage)
         peer.launch()
-        reader.come_back(time.monotonic() + sizes.patience)
+        reader.deadline = time.monotonic() + sizes.patience
+        reader.come_back()
     further = [at for at in reader.arrivals if at > died]
     return {
         "kill_run_ended": "yes" if reader.ended and reader.account.furthest == work.count - 1 else "no",
@@ -143,7 +143,7 @@ def idle_windows(peer: Peer, sizes: Sizes) -> Figures:
 
 
 def _waiting(peer: Peer) -> Run:
-    reader, stream = Reader.started(peer, WAITING)
+    reader, stream = Reader.started(peer, WAITING, RUN_SECONDS)
     with stream:
         reader.read(stream, partial(_beyond, 0))
     return reader.run
@@ -167,14 +167,14 @@ def storage(peer: Peer, sizes: Sizes) -> Figures:
 
 def _late(peer: Peer, run: Run, work: Work) -> Reader:
     """A client that comes when the run has ended, and wants all of it."""
-    late = Reader(peer, Run(run.id, run.session), Account(work.count))
+    late = Reader(peer, Run(run.id, run.session), Account(work.count), time.monotonic() + RUN_SECONDS)
     with peer.open(peer.follow(late.run)) as stream, suppress(Refused):  # nothing of it is there any more
         late.read(stream)
     return late
 
 
 def _finished(peer: Peer, work: Work) -> Reader:
-    reader, stream = Reader.started(peer, work)
+    reader, stream = Reader.started(peer, work, RUN_SECONDS)
     with stream:
         reader.read(stream)
     return reader

@@ -25,6 +25,8 @@ class Reader:
     peer: Peer
     run: Run
     account: Account
+    deadline: float
+    """By `time.monotonic`: nothing is waited for any more."""
     ended: bool = False
     refused: int = 0
     """The status of the last answer that was no stream; 0: there was none."""
@@ -32,17 +34,17 @@ class Reader:
     """When a delta came that was further than all before, by `time.monotonic`."""
 
     @classmethod
-    def started(cls, peer: Peer, work: Work) -> tuple["Reader", Stream]:
-        """A reader of a new run, and its first stream."""
+    def started(cls, peer: Peer, work: Work, seconds: float) -> tuple["Reader", Stream]:
+        """A reader of a new run, who has so many seconds, and its first stream."""
         run, stream = peer.start(work)
-        return cls(peer, run, Account(work.count)), stream
+        return cls(peer, run, Account(work.count), time.monotonic() + seconds), stream
 
     def read(self, stream: Stream, enough: Callable[[Account], bool] = lambda _: False) -> None:
         """Read until there is enough, the run has ended, or the stream is gone.
 
         :raises Refused: it was no stream.
         """
-        for frame in stream.frames():
+        for frame in stream.frames(self.deadline):
             self.refused = 0
             self.peer.learn(self.run, frame)
             if self.account.see(self.peer.deltas(frame)):
@@ -51,13 +53,10 @@ class Reader:
             if self.ended or enough(self.account):
                 return
 
-    def come_back(self, deadline: float, enough: Callable[[Account], bool] = lambda _: False) -> None:
-        """Come back, as often as it takes, until there is enough, the run has ended, or time is up.
-
-        :param deadline: by `time.monotonic`.
-        """
+    def come_back(self, enough: Callable[[Account], bool] = lambda _: False) -> None:
+        """Come back, as often as it takes, until there is enough, the run has ended, or time is up."""
         refusals = 0
-        while time.monotonic() < deadline and not self.ended and not enough(self.account) and refusals < REFUSALS:
+        while time.monotonic() < self.deadline and not self.ended and not enough(self.account) and refusals < REFUSALS:
             try:
                 with self.peer.open(self.peer.back(self.run)) as stream:
                     self.read(stream, enough)

@@ -3,6 +3,7 @@
 Responsible for requests, frames, and ends of connections of every kind. Not responsible for what a frame means.
 """
 
+import math
 import socket
 import struct
 import time
@@ -97,14 +98,15 @@ class Stream:
         self._connection.request(request.method, request.path, request.body or None, dict(request.headers))
         self._response: HTTPResponse | None = None
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, deadline: float = math.inf) -> Iterator[Frame]:
         """Each as it comes, until the server ends the stream, in order or not, or says nothing for `timeout`.
 
+        :param deadline: by `time.monotonic`: what says no more than that it is alive does not go on beyond that.
         :raises Refused: there is no stream.
         """
         parser = Parser()
         with suppress(OSError, HTTPException):
-            while read := self._opened().read1(READ_BYTES):
+            while time.monotonic() < deadline and (read := self._opened().read1(READ_BYTES)):
                 at = time.monotonic()
                 yield from (frame._replace(at=at) for frame in parser.feed(read))
 

@@ -47,7 +47,9 @@ class RqFlaskSse(Peer):
 
     def ready(self) -> bool:
         """The workers listen, too."""
-        return super().ready() and all("Listening on" in child.out.read_text() + child.err.read_text() for child in self.children[1:])
+        return super().ready() and all(
+            "Listening on" in child.out.read_text() + child.err.read_text() for child in self.children[1:]
+        )
 
     def start(self, work: Work) -> tuple[Run, Stream]:
         """The window is there first, on a channel that the client names: what comes before it would be lost."""
