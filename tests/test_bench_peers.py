@@ -260,6 +260,7 @@ def test_a_peer_that_is_none_is_refused(tmp_path: Path) -> None:
         Peers(only="sidekiq").run(bare_stage(tmp_path))
 
 
+@pytest.mark.thorough
 def test_runtail_is_measured_by_the_same_code() -> None:
     small: dict[str, Any] = {"posts": 2, "events": 60, "cuts": 3, "away_ms": 10, "rounds": 1, "windows": 4}
     scenario = Peers(

@@ -1,4 +1,4 @@
-"""`langgraph dev`: LangGraph's server with everything in memory, the one of its editions that needs no licence."""
+"""`langgraph dev`: LangGraph's server with everything in memory, as it comes from pip."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ class LangGraphDev(Peer):
 
     name = "langgraph-dev"
     as_run = "langgraph dev, one process, in memory and in files that it writes now and then"
-    not_for = "production: its makers offer a licensed server with PostgreSQL and Redis for that"
+    not_for = "production: it says itself that it is for development and testing"
     resumes = "Last-Event-ID, at the run's stream"
     keeps_in_memory = True
 
