@@ -16,6 +16,7 @@ from bench.peers.peer import WAITING, Peer, Run, Work
 from bench.peers.reader import Reader
 from bench.peers.stores import kept
 from bench.peers.wire import Refused
+from bench.processes import BenchError
 from bench.quantiles import quantiles
 from bench.report import Figures
 
@@ -71,6 +72,8 @@ def _post(peer: Peer) -> tuple[float, float]:
                 delta = delta or frame.at
             if peer.is_end(frame):
                 break
+    if not delta:
+        raise BenchError(f"A run of {peer.name} has ended, or fallen silent, without a delta.")
     return (first - begun) * 1_000, (delta - begun) * 1_000
 
 

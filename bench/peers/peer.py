@@ -90,7 +90,7 @@ class Peer(ABC):
 
     name: ClassVar[str]
     as_run: ClassVar[str]
-    """How it is run here, and by which page of its documentation."""
+    """How it is run here."""
     not_for: ClassVar[str]
     """What it is not made for."""
     resumes: ClassVar[str]
