@@ -83,7 +83,8 @@ class Authenticator:
         self._dev = dev
 
     def without_key(self, caller: Caller) -> Principal:
-        """
+        """Who calls without a key: in development the developer.
+
         :raises Unauthorized: a key is needed.
         :raises OriginNotAllowed: in development, a page of another site wants to act as the developer.
         """
@@ -92,7 +93,8 @@ class Authenticator:
         raise Unauthorized("Send `Authorization: Bearer KEY`; `runtail keys create` makes a key.")
 
     def with_key(self, authorization: str) -> Principal:
-        """
+        """Who calls with a key.
+
         :param authorization: the header.
         :raises Unauthorized: it holds no key that is known.
         :raises StoreUnavailable: the keys cannot be read.

@@ -67,6 +67,11 @@ class Config:
     drain_seconds: int = 20
     """Time that running agents get to finish when a worker is asked to stop; 0 = none."""
 
+    @property
+    def share_redis(self) -> bool:
+        """The event log and RQ are in the same Redis."""
+        return self.redis_url == self.events_redis_url
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Config":
         """Read the settings.

@@ -188,23 +188,30 @@ class Runs:
                 return run
             self.services.ownership.end_unowned(run)
             return self.services.store.get(run.id) or run
-        except (StoreUnavailable, Fenced, Behind) as error:
+        except Fenced:
+            return run  # somebody has claimed it already
+        except (StoreUnavailable, Behind) as error:
             log.warning("%s is committed but not announced yet. %s", run.id, error.detail)
             return run
 
     def _announce_all(self, made: Sequence[tuple[RunRecord, Event]]) -> list[Outcome]:
         """What is announced at the same time, to the log and to the queue: in one round trip, where they share a Redis.
 
-        A hint at a run of which the log was not told does no harm: its claim levels the log.
+        A hint for a run whose first event is not in the log does no harm: the claim appends it.
         """
         appends = [Append(run.id, 0, [event], archived=event.seq) for run, event in made]
         pending = [(run.id, run.epoch, run.queue) for run, _ in made if not run.cancel_requested]
-        if not pending:
-            return self.services.log.append_all(appends)
-        if self.services.config.redis_url == self.services.config.events_redis_url:
+        # What was cancelled is to end, also where the queue is refused.
+        if self.services.config.share_redis and len(pending) == len(made):
             return self.services.log.append_all(appends, along=self.services.queue.hints(pending))
         outcomes = self.services.log.append_all(appends)
-        self.services.queue.enqueue_all(pending)
+        try:
+            if pending:
+                self.services.queue.enqueue_all(pending)
+        except StoreUnavailable as error:
+            return [
+                outcome if run.cancel_requested else error for outcome, (run, _) in zip(outcomes, made, strict=True)
+            ]
         return outcomes
 
     def _follow_to_end(self, run_id: str, seconds: float, *, ring: bool) -> None:

@@ -71,7 +71,7 @@ class Services:
         store, waits = RunStore(database), Waits(database)
         hooks = Hooks.load()
         log = EventLog(config.events_redis_url, ttl_seconds=config.stream_ttl_seconds, max_connections=log_connections)
-        breaker = log.breaker if config.redis_url == config.events_redis_url else Breaker()
+        breaker = log.breaker if config.share_redis else Breaker()
         queue = RunQueue(config.redis_url, breaker, max_connections=queue_connections)
         return cls(
             config=config,

@@ -323,7 +323,8 @@ def test_in_development_a_malformed_host_opens_nothing(live: Stack, host: str) -
 
 
 def test_in_development_a_wrong_key_is_still_wrong(live: Stack) -> None:
-    problem(live.http.get("/runs", headers={"Authorization": "Bearer nonsense"}), 401, "unauthorized")
+    for sent in ("Bearer nonsense", "Bearer", ""):
+        problem(live.http.get("/runs", headers={"Authorization": sent}), 401, "unauthorized")
 
 
 def test_a_foreign_page_cannot_start_runs_through_the_browser_of_a_developer(live: Stack) -> None:

@@ -88,15 +88,17 @@ def test_of_a_name_there_is_one_run_however_many_create_it(apart: Services) -> N
     assert sorted(run.idempotency_key for run in made) == [f"k{n}" for n in range(5)]
 
 
-def test_each_is_announced_to_the_log_and_to_the_queue_of_its_agent(apart: Services) -> None:
+@pytest.mark.parametrize("redis_of_the_log", ["same", "another"])
+def test_each_is_announced_to_the_log_and_to_the_queue_of_its_agent(apart: Services, redis_of_the_log: str) -> None:
     for isolation in ("gevent", "process"):
         apart.registry.put_agent(AgentRecord(isolation, {}, isolation, "1"))
-    runs = Runs(apart)
+    runs = Runs(apart if redis_of_the_log == "same" else _with_two(apart))
     apart.queue.redis.delete("rq:queue:runs", "rq:queue:isolated")
 
     def start(n: int) -> RunRecord:
         agent = "process" if n % 3 else "gevent"
-        return runs.start(DEV, StartRequest(agent, {}, None, "continue", None, {}, None, f"r{n}" if n % 2 else None))
+        key = f"{redis_of_the_log}{n}" if n % 2 else None
+        return runs.start(DEV, StartRequest(agent, {}, None, "continue", None, {}, None, key))
 
     made = at_once(start)
     assert {run.id for run in made} == apart.queue.waiting()
@@ -109,11 +111,16 @@ def test_each_is_announced_to_the_log_and_to_the_queue_of_its_agent(apart: Servi
 def test_a_cancel_that_came_before_is_heeded_although_the_queue_of_the_others_is_away(apart: Services) -> None:
     apart.registry.put_agent(AgentRecord("gevent", {}, "gevent", "1"))
     queue = RunQueue(f"redis://127.0.0.1:{free_port()}", Breaker(), max_connections=8)
-    runs = Runs(replace(apart, queue=queue))
+    runs = Runs(replace(_with_two(apart), queue=queue))
     for n in range(0, 20, 2):
         runs.cancel_named(DEV, "client_run_id", f"c{n}")
     made = at_once(lambda n: runs.start(DEV, StartRequest("gevent", {}, None, "continue", None, {}, f"c{n}", None)), 20)
     assert [run.status for run in made] == ["cancelled", "pending"] * 10
+
+
+def _with_two(services: Services) -> Services:
+    """The same, as if the log and the queue were not in the same Redis."""
+    return replace(services, config=replace(services.config, events_redis_url=f"{services.config.redis_url}?log"))
 
 
 # Runs that end at the same time.

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 from redis import Redis
+from redis.connection import _HiredisParser
 
 from app.config import Config
 from app.errors import Behind, Fenced, StoreUnavailable
@@ -13,7 +14,7 @@ from app.identifiers import new_id
 from app.protocol.events import Event, encode
 from app.storage import event_log
 from app.storage.event_log import Append, EventLog, channel
-from app.storage.redis_connections import connect
+from app.storage.redis_connections import borrowed, connect, transaction
 from tests.harness import eventually, free_port
 
 TTL = 100
@@ -226,6 +227,55 @@ def test_a_lost_connection_is_not_replaced_behind_an_owners_back(log: EventLog, 
         log.append_all([Append(run_id, 1, _events(run_id, 3, 3))], confirmed=confirmed)
     assert log.head(run_id) == 2
     assert log.append_all([Append(run_id, 1, _events(run_id, 3, 3))], confirmed=log.connects) == [3]
+
+
+def test_an_idle_connection_that_was_lost_or_has_something_unread_is_replaced_before_it_is_used(
+    log: EventLog, redis: Redis, run_id: str
+) -> None:
+    log.append(Append(run_id, 1, _events(run_id, 1, 1)))
+    redis.client_kill_filter(_id=str(log._redis.client_id()))
+    assert log.head(run_id) == 1
+    with borrowed(log._redis) as connection:
+        connection.send_command("PING")
+        assert connection.can_read(timeout=5)
+    assert log.head(run_id) == 1
+    assert log.connects == 3
+
+
+def test_what_goes_along_is_carried_out_with_the_appends(log: EventLog, redis: Redis, run_id: str) -> None:
+    key = f"along:{run_id}"
+    along = transaction([("RPUSH", key, "a"), ("RPUSH", key, "b")])
+    later = new_id("run")
+    appends = [Append(run_id, 1, _events(run_id, 1, 1)), Append(later, 1, _events(later, 2, 2))]
+    one, other = log.append_all(appends, along=along)
+    assert one == 1
+    assert isinstance(other, Behind)
+    assert redis.lrange(key, 0, -1) == [b"a", b"b"]
+    with pytest.raises(StoreUnavailable):
+        log.append_all([Append(run_id, 1, _events(run_id, 2, 2))], along=transaction([("SET", key)]))
+    with pytest.raises(StoreUnavailable):
+        log.append_all([Append(run_id, 1, _events(run_id, 3, 3))], along=transaction([("HSET", key, "a", "b")]))
+    assert log.append_all([Append(run_id, 1, _events(run_id, 4, 4))]) == [4]  # each reply was read
+    redis.script_flush()
+    assert log.append_all([Append(run_id, 1, _events(run_id, 5, 5))], along=transaction([("DEL", key)])) == [5]
+    assert not redis.exists(key)
+    redis.delete(*_keys(later))
+
+
+def test_a_question_that_was_broken_off_leaves_no_reply_to_the_next(
+    log: EventLog, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(Append(run_id, 1, _events(run_id, 1, 1)))
+
+    def stopped(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as broken:
+        broken.setattr(_HiredisParser, "read_from_socket", stopped)
+        with pytest.raises(SystemExit):
+            log.append(Append(run_id, 1, _events(run_id, 2, 2)))
+    assert log.read(run_id, 0, 10)[-1].seq == 2
+    assert log.append(Append(run_id, 1, _events(run_id, 3, 3))) == 3
 
 
 def test_callers_wait_for_a_free_connection(config: Config) -> None:

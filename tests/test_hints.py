@@ -7,6 +7,7 @@ import redis
 from rq.job import Job
 from rq.queue import Queue
 
+from app.errors import StoreUnavailable
 from app.identifiers import new_id
 from app.storage.run_queue import JOB, NO_TIMEOUT, QUEUE
 from app.wiring import Services
@@ -123,6 +124,14 @@ def test_a_job_is_what_rq_makes_of_it_so_that_older_workers_can_read_it(apart: S
     passing = {b"created_at", b"enqueued_at"}
     assert ours.keys() == theirs.keys()
     assert {k: v for k, v in ours.items() if k not in passing} == {k: v for k, v in theirs.items() if k not in passing}
+
+
+def test_a_queue_that_redis_refuses_is_said_so(apart: Services, queue: HintQueue) -> None:
+    apart.queue.redis.set(Queue(QUEUE, connection=queue.connection).key, "no list")
+    with pytest.raises(StoreUnavailable):
+        apart.queue.enqueue(new_id("run"), 0, QUEUE)
+    apart.queue.redis.flushdb()
+    assert len(given(queue, len(hints(apart, 2)))) == 2
 
 
 def test_rq_shows_the_jobs_that_wait(apart: Services, queue: HintQueue) -> None:

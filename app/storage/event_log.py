@@ -99,27 +99,26 @@ class EventLog:
         :param confirmed: `connects` as it was before the epochs were last confirmed in Postgres. If a connection was
             made since, nothing is appended and StoreUnavailable raised. None: the events are archived, which needs
             no confirmation.
-        :param along: a transaction for this Redis that goes along, behind the appends. Where it is refused
-            StoreUnavailable is raised, as it is where nobody knows what was appended.
+        :param along: a transaction that is sent behind the appends, in the same round trip. Where it is refused
+            StoreUnavailable is raised, whatever was appended.
         """
         with self.breaker.asking():
-            return self._exchange(appends, confirmed, along)
+            return self._ask(appends, confirmed, along)
 
-    def _exchange(self, appends: Sequence[Append], confirmed: int | None, along: Sequence[Command]) -> list[Outcome]:
+    def _ask(self, appends: Sequence[Append], confirmed: int | None, along: Sequence[Command]) -> list[Outcome]:
         commands: list[Command] = [
             ("EVALSHA", self._append.sha, 2, *_keys(append.run_id), *self._arguments(append)) for append in appends
         ]
-        if wish := self._feed.ask():
-            commands.append(wish)
+        if question := self._feed.question():
+            commands.append(question)
         with borrowed(self._redis) as connection:
             # The pool replaces a connection that was lost without a word; here is the moment to notice.
             if confirmed is not None and confirmed != self.connects:
                 raise StoreUnavailable("The connection to Redis was lost.")
             replies = exchange(connection, [*commands, *along])
-        if along:
-            committed(replies[-1])
-            del replies[len(commands) :]
-        if wish:
+        done = replies[-1] if along else None
+        del replies[len(commands) :]
+        if question:
             self._feed.learn(replies.pop())
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):  # a Redis that was just restarted
@@ -127,6 +126,7 @@ class EventLog:
                 replies[index] = self._append(keys=_keys(append.run_id), args=self._arguments(append))
         outcomes = [_refused(reply) if isinstance(reply, redis.RedisError) else _outcome(*reply) for reply in replies]
         self._feed.write([a for a, outcome in zip(appends, outcomes, strict=True) if isinstance(outcome, int)])
+        committed(done)
         return outcomes
 
     def _arguments(self, append: Append) -> list[str | int]:

@@ -87,8 +87,8 @@ class FeedWriter:
         self._ask_at = 0.0
         self._failed = False
 
-    def ask(self) -> Command | None:
-        """Where it is time, what asks Redis what is wanted: `learn` is to be told the reply."""
+    def question(self) -> Command | None:
+        """Where it is time, the command that asks Redis what is wanted; `learn` is to be told the reply."""
         now = time.monotonic()
         if now < self._ask_at:
             return None
@@ -96,7 +96,7 @@ class FeedWriter:
         return "HGET", WANTED, HIGHEST
 
     def learn(self, reply: Any) -> None:
-        """What `ask` was answered: an error counts as no wish."""
+        """The reply to the `question`: an error counts as no wish."""
         self._sample = float(reply) if isinstance(reply, bytes) else 0.0
 
     def write(self, appended: Sequence[Appended]) -> None:

@@ -22,7 +22,7 @@ import redis
 
 from app.errors import StoreUnavailable
 from app.storage.breaker import Breaker
-from app.storage.redis_connections import one_connection
+from app.storage.redis_connections import Command, exchange, one_connection
 from app.storage.together import Together
 
 LEASE_SECONDS = 30
@@ -35,8 +35,6 @@ CALLS_PER_TURN = 32
 
 _SCRIPT = (Path(__file__).parent / "lease.lua").read_text()
 _SHA = hashlib.sha1(_SCRIPT.encode()).hexdigest()
-
-Command = tuple[str | int, ...]
 
 
 class Claim(NamedTuple):
@@ -112,30 +110,15 @@ class Leases:
         return replies
 
     def _answer(self, calls: Sequence[Sequence[Command]]) -> list[list[Any]]:
-        try:
-            with self._breaker.asking():
-                replies = iter(self._send([command for commands in calls for command in commands]))
-        except BaseException:
-            # In the middle of a reply the rest of it is unread: the connection is of no more use.
-            self._connection.disconnect()
-            raise
+        with self._breaker.asking():
+            replies = iter(self._send([command for commands in calls for command in commands]))
         return [list(islice(replies, len(commands))) for commands in calls]
 
     def _send(self, commands: Sequence[Command]) -> list[Any]:
-        replies = self._exchange(commands)
+        replies = exchange(self._connection, commands)
         if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):  # a Redis that just started
-            replies = self._exchange([("SCRIPT", "LOAD", _SCRIPT), *commands])[1:]
+            replies = exchange(self._connection, [("SCRIPT", "LOAD", _SCRIPT), *commands])[1:]
         return replies
-
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
-        return [self._reply() for _ in commands]
-
-    def _reply(self) -> Any:
-        try:
-            return self._connection.read_response()
-        except redis.exceptions.ResponseError as error:
-            return error
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()

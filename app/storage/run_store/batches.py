@@ -23,6 +23,7 @@ from app.errors import (
     TooManyItems,
 )
 from app.protocol.events import Event, Outbound, dumps, encode, timestamp
+from app.storage.run_store.as_json import event_row, recordset
 from app.storage.run_store.database import BEGIN, Database, columns
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
@@ -330,10 +331,11 @@ def _commit(db: Any, holds: Sequence[_Hold]) -> None:
             insert_approval(db, hold.run_id, new)
     if told := [(hold.run_id, id, told) for hold in holds for id, told in hold.told.items()]:
         db.execute_sql(_TOLD, columns(told))
-    events = [(hold.run_id, e.seq, e.type, e.op, e.text) for hold in holds for e in hold.events]
+    events = [event_row(hold.run_id, event) for hold in holds for event in hold.events]
     writers = [(h.run_id, h.epoch, h.producer_seq, h.head, h.inputs_told, dumps(h.kept)) for h in holds]
-    statements = [(INSERT_EVENTS, events)] * bool(events) + [(_UPDATE_WRITERS, writers)] * bool(writers)
-    values = [column for _, rows in statements for column in columns(rows)]
+    statements: list[tuple[str, list[Any]]] = [(INSERT_EVENTS, [recordset(events)])] * bool(events)
+    statements += [(_UPDATE_WRITERS, columns(writers))] * bool(writers)
+    values = [value for _, columns in statements for value in columns]
     db.execute_sql("; ".join([*(sql for sql, _ in statements), "COMMIT"]), values)
 
 

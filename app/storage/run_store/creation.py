@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from app.protocol.events import Event, dumps
+from app.storage.run_store.as_json import INSERT_NEW_EVENTS, NEW_EVENTS, event_row, recordset, row
 from app.storage.run_store.early import CANCELLED, FORGET, locking
 from app.storage.run_store.records import RUN_COLUMNS, NewRun, RunRecord
 
@@ -24,9 +25,7 @@ WITH new AS (
     WHERE registered_at IS NULL OR EXISTS (SELECT FROM agents WHERE name = agent AND updated_at = registered_at)
     ON CONFLICT DO NOTHING RETURNING {RUN_COLUMNS}
 ), archived AS (
-    INSERT INTO run_events (run_id, seq, type, ts, op, e)
-    SELECT run_id, seq, type, (e ->> 'ts')::timestamptz, op, e::text
-    FROM json_to_recordset(%s::json) AS first (run_id text, seq int, type text, op text, e json)
+    {INSERT_NEW_EVENTS} FROM {NEW_EVENTS}
     WHERE run_id IN (SELECT id FROM run)
 ){{forgotten}} SELECT * FROM run
 """
@@ -41,36 +40,30 @@ _PLAIN = (
     *("id", "session_id", "agent", "on_disconnect", "timeout_s", "idempotency_key", "request_hash", "client_run_id"),
     *("queue", "agent_version"),
 )
+"""Members of a NewRun that are stored as they are."""
 
 
 class Creation(NamedTuple):
-    """A run that is to be created with its first events, as rows in JSON, events without brackets."""
+    """A run that is to be created with its first events, as rows."""
 
     new: NewRun
     run: str
-    events: str
+    events: Sequence[str]
 
     @classmethod
     def of(cls, new: NewRun, events: Sequence[Event]) -> "Creation":
         """Serialised, once."""
-        row = {name: getattr(new, name) for name in _PLAIN}
+        values = {name: getattr(new, name) for name in _PLAIN}
         who = new.principal
-        row |= {"tenant_id": who.tenant_id, "user_id": who.user_id, "state_seq": new.state["last_seq"]}
-        row["registered_at"] = new.registered_at and new.registered_at.isoformat()
-        run = _with(row, input=dumps(new.input), metadata=dumps(new.metadata), state=dumps(new.state))
-        firsts = (_with({"run_id": new.id, "seq": e.seq, "type": e.type, "op": e.op}, e=e.text) for e in events)
-        return cls(new, run, ",".join(firsts))
+        values |= {"tenant_id": who.tenant_id, "user_id": who.user_id, "state_seq": new.state["last_seq"]}
+        values["registered_at"] = new.registered_at and new.registered_at.isoformat()
+        run = row(values, input=dumps(new.input), metadata=dumps(new.metadata), state=dumps(new.state))
+        return cls(new, run, [event_row(new.id, event) for event in events])
 
     @property
     def chars(self) -> int:
         """How long it is."""
-        return len(self.run) + len(self.events)
-
-
-def _with(row: dict[str, Any], **texts: str) -> str:
-    """A row as JSON. Values that are JSON already stay as they are, and so Postgres stores them."""
-    members = [dumps(row)[1:-1], *(f'"{name}":{text}' for name, text in texts.items())]
-    return f"{{{','.join(members)}}}"
+        return len(self.run) + sum(map(len, self.events))
 
 
 def insert_runs(db: Any, creations: Sequence[Creation]) -> list[RunRecord | None]:
@@ -81,7 +74,8 @@ def insert_runs(db: Any, creations: Sequence[Creation]) -> list[RunRecord | None
     None: the principal has a run with its idempotency key, or its client's id; or its agent was registered anew.
     """
     locks, numbers = locking(creation.new for creation in creations)
-    runs, events = (f"[{','.join(texts)}]" for texts in zip(*(creation[1:] for creation in creations), strict=True))
+    runs = recordset(creation.run for creation in creations)
+    events = recordset(event for creation in creations for event in creation.events)
     sql = locks + _CREATE_NAMED if locks else _CREATE
     inserted = {row[0]: RunRecord(*row) for row in db.execute_sql(sql, (*numbers, runs, events)).fetchall()}
     return [inserted.get(creation.new.id) for creation in creations]

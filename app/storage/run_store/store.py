@@ -9,6 +9,7 @@ from app.pace import dumps_paced, in_chunks
 from app.protocol.ending import NOT_DECIDED
 from app.protocol.events import Event, unbroken
 from app.storage.run_store import losses
+from app.storage.run_store.as_json import INSERT_NEW_EVENTS, NEW_EVENTS, event_row, recordset
 from app.storage.run_store.creation import Creation, insert_runs
 from app.storage.run_store.database import Database, columns
 from app.storage.run_store.early import names_of
@@ -65,17 +66,15 @@ SELECT {", ".join(_LIGHT)}, {", ".join(_HEAVY)}, found FROM (
     ) AS page WINDOW newer AS (ORDER BY id DESC)
 ) AS counted WHERE bytes <= %s OR n = 1 ORDER BY id DESC
 """
-INSERT_EVENTS = """
+INSERT_EVENTS = f"""
 WITH new AS (
-    SELECT * FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[]) AS t (run_id, seq, type, op, e)
+    SELECT * FROM {NEW_EVENTS}
 ), archive AS (
     SELECT run_id, min(seq) AS first,
            (SELECT coalesce(max(seq), 0) FROM run_events e WHERE e.run_id = new.run_id) AS head
     FROM new GROUP BY run_id
 ), inserted AS (
-    INSERT INTO run_events (run_id, seq, type, ts, op, e)
-    SELECT run_id, seq, type, (e::json ->> 'ts')::timestamptz, op, e
-    FROM new JOIN archive USING (run_id) WHERE first <= head + 1
+    {INSERT_NEW_EVENTS} FROM new JOIN archive USING (run_id) WHERE first <= head + 1
     ON CONFLICT DO NOTHING
 ) SELECT run_id, head FROM archive WHERE first > head + 1
 """
@@ -111,9 +110,7 @@ WHERE id = %s AND epoch = %s AND coalesce(%s, owner) IS NOT DISTINCT FROM owner 
 # One that had to wait for the row looks at the archive as it was before it waited: then it may find it too short.
 _FINISH_AT_ONCE = f"""
 WITH finished AS ({_FINISH} AND ({_HEAD}) >= %s RETURNING id)
-INSERT INTO run_events (run_id, seq, type, ts, op, e)
-SELECT id, seq, last.type, (e::json ->> 'ts')::timestamptz, op, e
-FROM finished, unnest(%s::int[], %s::text[], %s::text[], %s::text[]) AS last (seq, type, op, e)
+{INSERT_NEW_EVENTS} FROM finished, {NEW_EVENTS}
 ON CONFLICT DO NOTHING RETURNING seq
 """
 # A row that somebody else has locked is left to a janitor: one run is not to hold up all ends of a process.
@@ -434,12 +431,12 @@ class RunStore:
         size = sum(len(text) for text in (*row, *(event.text for event in events)) if text)
         if not events or size > LONG_CHARS or tells_of_rows(events):
             return False
-        archived = columns((e.seq, e.type, e.op, e.text) for e in events)
+        archived = recordset(event_row(owned[0], event) for event in events)
         with self._database.session() as db:
             self._check(losses)
             status, output, error, usage, text = row
             end = (status, long_text(db, output), error, usage, long_text(db, text), state["last_seq"], state["digest"])
-            values = (*end, *owned, owned[0], events[0].seq - 1, *archived)
+            values = (*end, *owned, owned[0], events[0].seq - 1, archived)
             return db.execute_sql(_FINISH_AT_ONCE, values).fetchone() is not None
 
     def suspend(
@@ -668,9 +665,9 @@ def insert_events(db: Any, events: Iterable[tuple[str, Event]]) -> dict[str, int
     Returns the runs whose archive ends before the first of their events, and where: nothing was archived of these.
     """
     behind: dict[str, int] = {}
-    rows = ((run_id, e.seq, e.type, e.op, e.text) for run_id, e in events)
-    for chunk in in_chunks(rows, weigh=lambda row: len(row[4]), most=INSERTED_CHARS):
-        behind |= db.execute_sql(INSERT_EVENTS, columns(chunk)).fetchall()
+    rows = (event_row(run_id, event) for run_id, event in events)
+    for chunk in in_chunks(rows, weigh=len, most=INSERTED_CHARS):
+        behind |= db.execute_sql(INSERT_EVENTS, (recordset(chunk),)).fetchall()
     return behind
 
 
