@@ -30,6 +30,7 @@ from bench.report import Result
 from bench.scenarios import SCENARIOS, Scenario
 from bench.scenarios.approval import Approval
 from bench.scenarios.cancel import Cancel
+from bench.scenarios.crowd import Crowd
 from bench.scenarios.delivery import Fanout, Wide
 from bench.scenarios.feed import FeedBeside
 from bench.scenarios.first_event import FirstEvent
@@ -175,6 +176,15 @@ def test_memory_weighs_windows_that_stay_open(stage: Stage) -> None:
     assert figures["open"] == 50
     assert 1 <= figures["files_per_window"] < 1.5
     assert figures["rss_after_mb"] >= figures["rss_before_mb"] > 0
+
+
+def test_a_crowd_is_weighed_and_then_gets_an_event_each(stage: Stage) -> None:
+    scenario = Crowd(windows=60, rate=100, processes=2, clients=2, warm_up=10, idle_seconds=0.2)
+    figures = played(stage, scenario)["figures"]["runtail"]
+    assert figures["delivered"] == 1
+    assert figures["complete"] == 60
+    assert figures["gaps"] == figures["repeats"] == figures["snapshots"] == 0
+    assert 1 <= figures["files_per_window"] < 1.5
 
 
 def test_slow_readers_are_closed_and_come_back_complete(stage: Stage) -> None:

@@ -5,6 +5,7 @@ from typing import Protocol
 from bench.report import Result
 from bench.scenarios.approval import Approval
 from bench.scenarios.cancel import Cancel
+from bench.scenarios.crowd import Crowd
 from bench.scenarios.delivery import Fanout, Wide
 from bench.scenarios.feed import FeedBeside
 from bench.scenarios.first_event import FirstEvent
@@ -38,6 +39,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "storm": Storm,
     "first-event": FirstEvent,
     "memory": Memory,
+    "crowd": Crowd,
     "slow": Slow,
     "redis-restart": RedisRestart,
     "sigterm": Sigterm,

@@ -46,20 +46,20 @@ class Delivery:
                 written = writer.result(self.seconds + GRACE_SECONDS)
                 found = load.result()
             after, redis_after = usage(server.workers()), usage([redis_pid])
-        _doubt(server.name, written, found, self.clients, result)
-        figures = _figures(found, self.windows * self.per_run, before, after)
+        doubt(server.name, written, found, self.clients, result)
+        told = figures(found, self.windows * self.per_run, before, after)
         return {
             "open_s": open_s,
             "redis_connections": connections.total(),
             "redis_last_commands": ", ".join(f"{n} {command}" for command, n in connections.most_common()),
-            **figures,
+            **told,
             "redis_cpu_s": redis_after.cpu_s - redis_before.cpu_s,
             "writer_rate": written["rate"],
             "writer_late_p99_ms": written["late_p99_ms"],
         }
 
 
-def _figures(found: dict[str, Any], expected: int, before: Usage, after: Usage) -> Figures:
+def figures(found: dict[str, Any], expected: int, before: Usage, after: Usage) -> Figures:
     cpu, frames = after.cpu_s - before.cpu_s, found["frames"]
     return {
         "frames": frames,
@@ -75,7 +75,7 @@ def _figures(found: dict[str, Any], expected: int, before: Usage, after: Usage) 
     }
 
 
-def _doubt(name: str, written: dict[str, Any], found: dict[str, Any], clients: int, result: Result) -> None:
+def doubt(name: str, written: dict[str, Any], found: dict[str, Any], clients: int, result: Result) -> None:
     """Figures of a writer that was late, or of a load client that was busy, are not the server's own."""
     if written["late_p99_ms"] > LATE_MS:
         result.doubts.append(f"{name}: the writer ran {written['late_p99_ms']:.1f} ms late (p99).")
