@@ -10,6 +10,8 @@ from tests.harness import Process, Stack, eventually
 from tests.test_worker import check_log
 
 SIDE_BY_SIDE = 10
+TRIES = 3
+"""A machine that is busy for a second is no fault: ten that wait for one another are slow each time."""
 CANCEL_SECONDS = 2.0
 """From a cancel to the end of a run that would never end."""
 
@@ -41,13 +43,15 @@ def side_by_side(server: Stack, way: str) -> float:
     "way", ["runs", "runs_in_a_tool", "runs_sync", "makes_a_loop", "groups", "talks", "blocks_in_a_coroutine"]
 )
 def test_ten_loops_turn_side_by_side_and_nobody_sees_another_s(server: Stack, worker: Process, way: str) -> None:
-    without = side_by_side(server, "sleeps")
     neighbour = server.start("in_a_loop", {"way": "looks_around"})
     eventually(lambda: server.read(neighbour)["status"] == "running")
     took = side_by_side(server, way)
     assert server.ended(neighbour)["output"] == "done"
     if way != "talks":  # which waits for programs, and ends only if ten of them talk at the same time
-        assert took < 2 * without, "the last to begin waited for no other"
+        fast = took < 2 * side_by_side(server, "sleeps") or any(
+            side_by_side(server, way) < 2 * side_by_side(server, "sleeps") for _ in range(TRIES - 1)
+        )
+        assert fast, "the last to begin waited for no other"
     assert worker.popen.poll() is None
 
 
