@@ -24,7 +24,7 @@ from psycopg2.sql import SQL, Identifier
 
 from app.devservices.servers import free_port
 from bench.peers.account import numbers
-from bench.peers.environments import Environment
+from bench.peers.environments import Environment, Venv
 from bench.peers.wire import Frame, Refused, Request, Stream, ask
 from bench.processes import Child, eventually
 from bench.stage import Stage
@@ -254,6 +254,23 @@ class Peer(ABC):
         :raises OSError: it does not listen.
         """
         return Stream(self.port, request, SILENCE_SECONDS)
+
+
+class PythonPeer(Peer):
+    """One that pip installs: its folder has a requirements.txt, with its versions."""
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """From the list."""
+        return pinned(cls._requirements())
+
+    def environment(self) -> Venv:
+        """A virtual environment."""
+        return Venv(self.environments / self.name, self._requirements())
+
+    @classmethod
+    def _requirements(cls) -> Path:
+        return next(file for file in cls.files() if file.name == "requirements.txt")
 
 
 def pinned(requirements: Path) -> dict[str, str]:

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
-from bench.peers.environments import Venv
-from bench.peers.peer import Peer, Program, Run, Work, pinned
+from bench.peers.peer import Program, PythonPeer, Run, Work
 from bench.peers.wire import Frame, Request, Stream
 
 HERE = Path(__file__).parent
-WANTED = HERE / "requirements.txt"
 AGENT = "/agents/numbers/runs"
 ENDS = ("RunCompleted", "RunError", "RunCancelled")
 
 
-class AgentOS(Peer):
+class AgentOS(PythonPeer):
     """One process of uvicorn; runs are asked for in the background and as a stream, which makes them resumable."""
 
     name = "agentos"
@@ -24,15 +22,6 @@ class AgentOS(Peer):
     not_for = "exactly once: a run whose process dies is executed again from its start"
     resumes = "POST …/resume with last_event_index"
     has_database = True
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        """From the list."""
-        return pinned(WANTED)
-
-    def environment(self) -> Venv:
-        """A virtual environment."""
-        return Venv(self.environments / self.name, WANTED)
 
     def programs(self) -> Sequence[Program]:
         """One."""

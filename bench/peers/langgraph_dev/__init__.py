@@ -6,19 +6,17 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.environments import Venv
-from bench.peers.peer import JSON, SSE, Peer, Program, Run, Work, pinned
+from bench.peers.peer import JSON, SSE, Program, PythonPeer, Run, Work
 from bench.peers.wire import Frame, Request, Stream
 
 HERE = Path(__file__).parent
-WANTED = HERE / "requirements.txt"
 GRAPH = "numbers"
 STREAM = {"stream_mode": ["custom"], "stream_resumable": True, "on_disconnect": "continue", "if_not_exists": "create"}
 OPTIONS = ("--no-browser", "--no-reload", "--n-jobs-per-worker", "10")
 OFFLINE = {"LANGSMITH_TRACING": "false", "LANGGRAPH_CLI_NO_ANALYTICS": "1"}
 
 
-class LangGraphDev(Peer):
+class LangGraphDev(PythonPeer):
     """One process. Streams are asked to be resumable, and runs to go on when their client leaves."""
 
     name = "langgraph-dev"
@@ -26,15 +24,6 @@ class LangGraphDev(Peer):
     not_for = "production: it says itself that it is for development and testing"
     resumes = "Last-Event-ID, at the run's stream"
     keeps_in_memory = True
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        """From the list."""
-        return pinned(WANTED)
-
-    def environment(self) -> Venv:
-        """A virtual environment."""
-        return Venv(self.environments / self.name, WANTED)
 
     def clear(self) -> None:
         """It writes into the folder in which its configuration is."""

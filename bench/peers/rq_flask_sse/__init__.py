@@ -4,17 +4,15 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.environments import Venv
-from bench.peers.peer import ANSWER_SECONDS, JSON, SSE, Peer, Program, Run, Work, pinned
+from bench.peers.peer import ANSWER_SECONDS, JSON, SSE, Program, PythonPeer, Run, Work
 from bench.peers.wire import Frame, Request, Stream, ask
 
 HERE = Path(__file__).parent
-WANTED = HERE / "requirements.txt"
 WORKERS = 4
 GUNICORN = ("-k", "gevent", "--worker-connections", "20000", "--no-control-socket")
 
 
-class RqFlaskSse(Peer):
+class RqFlaskSse(PythonPeer):
     """One web process of gunicorn with gevent, as flask-sse's documentation starts it, and four RQ workers.
 
     The workers import the job before they fork, as RQ's documentation advises; jobs have `Retry(max=2)`.
@@ -24,15 +22,6 @@ class RqFlaskSse(Peer):
     as_run = "gunicorn with gevent, four forking RQ workers, Redis"
     not_for = "keeping what was published"
     resumes = "nothing: it subscribes again"
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        """From the list."""
-        return pinned(WANTED)
-
-    def environment(self) -> Venv:
-        """A virtual environment."""
-        return Venv(self.environments / self.name, WANTED)
 
     def programs(self) -> Sequence[Program]:
         """The web, and workers, of which each does one job at a time."""
