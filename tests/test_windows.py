@@ -77,6 +77,14 @@ def opened(stack: Stack, run_id: str, accept: str = SSE, **options: Any) -> Iter
         yield window
 
 
+def read_until(window: httpx.Response, what: bytes) -> tuple[bytes, Iterator[bytes]]:
+    """What the window brings up to where it has `what`, and what it will bring after that."""
+    chunks, received = window.iter_bytes(), b""
+    while what not in received:
+        received += next(chunks)
+    return received, chunks
+
+
 def messages(body: bytes) -> list[dict[str, str]]:
     """The messages of an SSE body, field by field; comments and `retry` left out."""
     lines = [line for line in body.decode().split("\n") if not line.startswith((":", "retry:"))]
@@ -285,24 +293,23 @@ def test_a_cursor_beyond_a_live_head_gets_a_gap_then_a_snapshot_then_the_tail(
     run_id = running(QUIET)
     short = live.start("emit", {"count": 10, "interval_ms": 50, "type": "custom.tick"})
     beyond = {"params": {"since_seq": 1_000}}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
-        lines = pool.submit(get, live, run_id, NDJSON, **beyond)
         ended_meanwhile = pool.submit(get, live, short, **beyond)
-        with opened(live, run_id, **beyond) as window:
-            chunks = window.iter_bytes()
-            received = b""
-            while b"stream.snapshot" not in received:
-                received += next(chunks)
+        with opened(live, run_id, **beyond) as window, opened(live, run_id, NDJSON, **beyond) as lines:
+            received, body = read_until(window, b"stream.snapshot")
             assert 4.5 < time.monotonic() - started < 8
+            received_lines, body_of_lines = read_until(lines, b"stream.snapshot")
             live.http.post(f"/runs/{run_id}/cancel")
-            received += b"".join(chunks)
+            received += b"".join(body)
+            received_lines += b"".join(body_of_lines)
     gap, snapshot, *tail = messages(received)
     assert set(gap) == {"event", "data"}, "a gap must not move the cursor"
     assert json.loads(gap["data"])["payload"] == {"requested": 1_000, "earliest": 1, "head": 3}
     assert (snapshot["event"], snapshot["id"]) == ("stream.snapshot", "3")
     assert [(message["id"], message["event"]) for message in tail] == [("4", "run.cancelled")]
-    assert [e["type"] for e in envelopes(lines.result())] == ["stream.gap", "stream.snapshot", "run.cancelled"]
+    types = [json.loads(line)["type"] for line in received_lines.split(b"\n") if line]
+    assert types == ["stream.gap", "stream.snapshot", "run.cancelled"]
     assert [e["type"] for e in envelopes(ended_meanwhile.result())] == ["stream.gap", "stream.snapshot"]
 
 
