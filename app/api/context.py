@@ -105,8 +105,10 @@ def _acting(caller: Principal) -> Principal:
 
 def _watcher() -> Principal | None:
     """The user whose run is read, for who has the run's token to watch it and no key."""
+    if request.endpoint != WATCHED or "Authorization" in request.headers:
+        return None
     token = request.args.get("watch_token")
-    if token is None or request.endpoint != WATCHED or "Authorization" in request.headers:
+    if token is None:
         return None
     run_id = cast(dict[str, str], request.view_args)["run_id"]
     found = runtail().external.watcher(run_id, token)

@@ -39,6 +39,8 @@ def _names(document: dict[str, Any], path: dict[str, Any], operation: Any) -> se
 def _strict(view: View, known: dict[str, set[str]]) -> View:
     @wraps(view)
     def strict(*args: Any, **kwargs: Any) -> Any:
+        if not request.query_string:
+            return view(*args, **kwargs)
         method = "GET" if request.method == "HEAD" else request.method
         unknown = sorted(set(request.args) - known.get(method, set()))
         if unknown and method != "OPTIONS":

@@ -7,7 +7,6 @@ import base64
 import binascii
 import hashlib
 import random
-from _socket import socket as NativeSocket
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from functools import partial
@@ -36,7 +35,7 @@ from app.errors import (
 )
 from app.protocol.framing import websocket_close
 from app.streaming.gunicorn_worker import HANDED_OVER
-from app.streaming.handover import heard_already, take_over
+from app.streaming.handover import Taken, heard_already, take_over
 from app.streaming.websocket_window import CODES
 from app.streaming.window import Closing
 from app.streaming.windows import Opening, rejection
@@ -52,7 +51,7 @@ READ_BYTES = 4_096
 HANG_UP_SECONDS = 1.0
 """Time that a client which is turned away gets to take its last bytes."""
 _ACCEPT_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-Serve = Callable[[NativeSocket, bytes], None]
+Serve = Callable[[Taken, bytes], None]
 """Takes the connection, and what was heard on it already."""
 
 blueprint = Blueprint("websocket", __name__, description="Windows as WebSockets")
@@ -94,7 +93,7 @@ def follow(query: dict[str, Any], run_id: str) -> Response:
     obey = partial(carry_out, runtail(), principal())
     return WebSocketResponse(
         headers,
-        lambda native, heard: windows.open_websocket_on(native, heard, opening, obey),
+        lambda taken, heard: windows.open_websocket_on(taken, heard, opening, obey),
         give_back=lambda: windows.admission.release(ticket, before_the_end=True),
     )
 
@@ -142,14 +141,15 @@ class WebSocketResponse(Response):
             self._give_back()
             error = WebSocketUnavailable("Over TLS to this server, or under another server, there are SSE and NDJSON.")
             return problem(error)(environ, start_response)
-        self._serve(taken[0], heard_already(start_response))
+        self._serve(taken, heard_already(start_response))
         return HANDED_OVER
 
 
-def turn_away(last: bytes, native: NativeSocket, heard: bytes) -> None:
+def turn_away(last: bytes, taken: Taken, heard: bytes) -> None:
     """Send these few bytes, and wait a moment for the client to hang up: a connection that is reset loses them."""
+    native = taken.socket
     with closing(native), suppress(OSError), gevent.Timeout(HANG_UP_SECONDS, TimeoutError):
-        native.send(last)
+        native.send(taken.head + last)
         native.shutdown(SHUT_WR)
         wait_read(native.fileno())
         while native.recv(READ_BYTES):

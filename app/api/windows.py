@@ -45,8 +45,7 @@ class WindowResponse(Response):
             self._windows.admission.release(self._opening.ticket, before_the_end=True)
             raise
         if taken is not None:
-            native, chunked = taken
-            self._windows.open_on(native, self._opening, chunked=chunked)
+            self._windows.open_on(taken, self._opening)
             return HANDED_OVER
         window = self._windows.iterate(self._opening, environ.get("gunicorn.socket"))
         self.response = window

@@ -5,7 +5,7 @@ Not every connection can be: not under TLS or HTTP/2, not under another server o
 
 from _socket import socket as NativeSocket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent.socket import socket as GeventSocket
 from gunicorn.http.wsgi import Response
@@ -15,15 +15,23 @@ from app.streaming.gunicorn_worker import Worker
 Headers = list[tuple[str, str]]
 
 
+class Taken(NamedTuple):
+    """A connection that was taken over. Nothing of the response has been sent."""
+
+    socket: NativeSocket
+    """Non-blocking."""
+    head: bytes
+    """Of the response, to be sent before anything else: together with the first bytes it costs one system call."""
+    chunked: bool
+    """The body is to be."""
+
+
 def take_over(
     environ: Mapping[str, Any], start_response: Callable[..., Any], status: str, headers: Headers
-) -> tuple[NativeSocket, bool] | None:
-    """Send the head of the response, and take the connection out of gunicorn's hands.
+) -> Taken | None:
+    """Take the connection out of gunicorn's hands; None where that is not possible.
 
-    Returns the socket, non-blocking, and whether the body is to be chunked; None, with nothing sent, where that is
-    not possible. The caller returns HANDED_OVER instead of a body.
-
-    :raises OSError: the client has gone already.
+    The caller returns HANDED_OVER instead of a body.
     """
     sock, response = environ.get("gunicorn.socket"), getattr(start_response, "__self__", None)
     if (
@@ -36,10 +44,16 @@ def take_over(
         return None
     start_response(status, headers)
     response.force_close()  # what a client asks on this connection after the window is not answered
-    response.send_headers()
+    response.headers_sent = True
     native = NativeSocket(fileno=sock.detach())
     native.setblocking(False)
-    return native, response.chunked
+    return Taken(native, _head(response), response.chunked)
+
+
+def _head(response: Response) -> bytes:
+    """As gunicorn writes it."""
+    named = [f"{name}: {value}\r\n" for name, value in response.headers]
+    return "".join([*response.default_headers(), *named, "\r\n"]).encode("latin-1")
 
 
 def heard_already(start_response: Callable[..., Any]) -> bytes:

@@ -71,7 +71,7 @@ class SocketWindow(Window):
         leave: Leave,
     ) -> None:
         """
-        :param native: a connected, non-blocking socket on which the head of the response has been sent.
+        :param native: a connected, non-blocking socket on which nothing of the response has been sent.
         :param read_for: called when the window needs to read from storage: have `read` called, in a greenlet.
         :param leave: told when the window is closed.
         """
@@ -98,9 +98,12 @@ class SocketWindow(Window):
 
     # Sending.
 
-    def open(self) -> None:
-        """As in `Window`."""
-        if self._write(self.wire.wrap(self.wire.format.opening)):
+    def open(self, head: bytes) -> None:
+        """Begin.
+
+        :param head: of the response.
+        """
+        if self._write(head + self.wire.wrap(self.wire.format.opening)):
             self._advance()
 
     def stir(self) -> None:

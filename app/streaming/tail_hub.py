@@ -133,7 +133,6 @@ class TailHub:
         """A window begins, at the tail that `tail` returned, with no wait in between."""
         self._windows.add(window)
         window.tail.enter(window)
-        window.open()
 
     def leave(self, window: Window) -> None:
         """A window is closed."""

@@ -119,9 +119,6 @@ class Window:
         self._ahead_since: float | None = None
         self._replayed = 0
 
-    def open(self) -> None:
-        """Begin."""
-
     def stir(self) -> None:
         """Something may have become possible: the tail has moved, time has passed, or `farewell` was set."""
         raise NotImplementedError

@@ -5,7 +5,6 @@ import random
 import socket
 import threading
 import time
-from _socket import socket as NativeSocket
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from app.protocol.events import control
 from app.storage.history import History
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Admission, Ticket
+from app.streaming.handover import Taken
 from app.streaming.iterated_window import IteratedWindow, cut
 from app.streaming.multi_window import MultiWindow
 from app.streaming.playback import PlaybackWindow
@@ -114,29 +114,26 @@ class Windows:
         for duty in (self.admission.run, self._drain, self._look_after_keys):
             threading.Thread(target=duty, daemon=True).start()  # a greenlet, where there is gevent
 
-    def open_on(self, native: NativeSocket, opening: Opening, *, chunked: bool) -> None:
-        """Open a window on a connection that is ours; the head of the response has been sent. Never blocks."""
-        self._hub.enter(self._on_socket(SocketWindow, native, opening, chunked=chunked))
+    def open_on(self, taken: Taken, opening: Opening) -> None:
+        """Open a window on a connection that is ours. Never blocks."""
+        self._on_socket(SocketWindow, taken, opening)
 
-    def open_websocket_on(self, native: NativeSocket, heard: bytes, opening: Opening, carry_out: CarryOut) -> None:
+    def open_websocket_on(self, taken: Taken, heard: bytes, opening: Opening, carry_out: CarryOut) -> None:
         """As `open_on`.
 
         :param heard: what the client has sent already.
         :param carry_out: called in a greenlet for each command.
         """
-        window = self._on_socket(partial(WebSocketWindow, carry_out=carry_out), native, opening, chunked=False)
-        self._hub.enter(window)
+        window = self._on_socket(partial(WebSocketWindow, carry_out=carry_out), taken, opening)
         if heard:
             window.listen(heard)
 
-    def _on_socket(
-        self, make: Callable[..., SocketWindow], native: NativeSocket, opening: Opening, *, chunked: bool
-    ) -> SocketWindow:
-        tune(native, self.limits)
+    def _on_socket(self, make: Callable[..., SocketWindow], taken: Taken, opening: Opening) -> SocketWindow:
+        tune(taken.socket, self.limits)
         window = make(
-            native,
+            taken.socket,
             self._tail(opening),
-            wire(opening.format, chunked=chunked, parts=opening.parts),
+            wire(opening.format, chunked=taken.chunked, parts=opening.parts),
             opening.cursor,
             self.limits,
             opening.ticket,
@@ -144,6 +141,8 @@ class Windows:
             leave=self._left,
         )
         window.posted_at = opening.posted_at
+        self._hub.enter(window)
+        window.open(taken.head)
         return window
 
     def iterate(self, opening: Opening, sock: socket.socket | None) -> IteratedWindow:
