@@ -72,6 +72,7 @@ def _admit(web: Admission, user: str = "ann", address: str = ADDRESS, run_id: st
 
 
 def _value(metric: str) -> float:
+    metrics.flush()
     return metrics.registry.get_sample_value(metric) or 0.0
 
 

@@ -41,8 +41,7 @@ class _Asked(Generic[Q, A]):
         self.leads = False
         """It makes the next round trip."""
         self.gate = threading.Lock()
-        """Opens once it has its answer, or is to lead."""
-        self.gate.acquire()
+        """Closed for who has to wait; opens once it has its answer, or is to lead."""
 
 
 class Together(Generic[Q, A]):
@@ -82,6 +81,8 @@ class Together(Generic[Q, A]):
         with self._guard:
             self._waiting.append(asked)
             asked.leads, self._led = not self._led, True
+            if not asked.leads:
+                asked.gate.acquire()
         try:
             if not asked.leads:
                 self._wait(asked)

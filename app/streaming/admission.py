@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from itertools import chain, islice
 from sys import intern
@@ -30,6 +31,8 @@ SLICES = 20
 """A flush renews one slice of the subjects: each is renewed every SLICES * FLUSH_SECONDS, a third of its lease."""
 PIECE = 32
 """Subjects in one round trip: a large flush must not keep events waiting."""
+NETWORKS_KNOWN = 1_000
+"""Addresses whose network is remembered."""
 CLOSE_SECONDS = 1.0
 """Time that a process takes at its end to hand back its leases; what is left runs out."""
 
@@ -97,7 +100,7 @@ class Admission:
                 self._add(run_id, 1)
                 self._changed[run_id] = self._changed.get(run_id, 0) + 1
                 self._left.pop(run_id, None)  # somebody came back
-        metrics.OPEN_WINDOWS.inc()
+            metrics.OPEN_WINDOWS.inc()
         return ticket
 
     def release(self, ticket: Ticket, *, before_the_end: bool, ended: Container[str] = ()) -> None:
@@ -113,7 +116,7 @@ class Admission:
                 self._changed.setdefault(run_id, 0)
                 if before_the_end and run_id not in ended:
                     self._left[run_id] = self._left.get(run_id, 0) + 1
-        metrics.OPEN_WINDOWS.dec()
+            metrics.OPEN_WINDOWS.inc(-1)
 
     def run(self) -> None:
         """Keep what the other processes see of this one up to date, until `close`."""
@@ -254,6 +257,7 @@ class Admission:
         self._away = False
 
 
+@lru_cache(NETWORKS_KNOWN)
 def _network(address: str) -> str:
     """What one client has: an IPv4 address, or the /64 that an IPv6 address is from."""
     try:

@@ -5,6 +5,7 @@ Not every connection can be: not under TLS or HTTP/2, not under another server o
 
 from _socket import socket as NativeSocket
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gevent.socket import socket as GeventSocket
@@ -34,13 +35,7 @@ def take_over(
     The caller returns HANDED_OVER instead of a body.
     """
     sock, response = environ.get("gunicorn.socket"), getattr(start_response, "__self__", None)
-    if (
-        type(response) is not Response
-        or type(sock) is not GeventSocket
-        or not issubclass(response.cfg.worker_class, Worker)
-    ):
-        return None
-    if response.cfg.protocol != "http":
+    if type(response) is not Response or type(sock) is not GeventSocket or not _lets_go(response.cfg):
         return None
     start_response(status, headers)
     response.force_close()  # what a client asks on this connection after the window is not answered
@@ -48,6 +43,12 @@ def take_over(
     native = NativeSocket(fileno=sock.detach())
     native.setblocking(False)
     return Taken(native, _head(response), response.chunked)
+
+
+@lru_cache(1)
+def _lets_go(config: Any) -> bool:
+    """Whether the worker that has been configured does: gunicorn looks each setting up anew."""
+    return issubclass(config.worker_class, Worker) and config.protocol == "http"
 
 
 def _head(response: Response) -> bytes:
