@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import gevent
 import pytest
 from gevent.queue import Queue
+from redis import Redis
 
 from app.errors import StoreUnavailable
 from app.protocol.events import Outbound, encode
@@ -52,6 +53,20 @@ def test_what_was_begun_is_what_a_read_brings(reader: LogReader, run_id: str) ->
     assert reader.finish() == reader.read_many({run_id: 0}, 10)
     assert reader.begin({run_id: 1}, 10)
     assert reader.finish() == {}
+
+
+def test_the_ends_of_runs_are_in_order_and_begin_where_no_seq_is_missing(
+    reader: LogReader, services: Services, environment: dict[str, str], run_id: str
+) -> None:
+    nothing, broken = "run_nothing", pending_run(services).id
+    with Redis.from_url(environment["REDIS_URL"]) as redis:
+        for log, seqs in ((run_id, (2, 3, 4)), (broken, (2, 5, 6))):
+            for seq in seqs:
+                event = encode(log, seq, "custom.tick", {"n": seq})
+                redis.xadd(stream_key(log), {"t": event.type, "e": event.text, "o": event.op}, f"{seq}-0")
+    ends = reader.ends([run_id, nothing, broken], 3)
+    assert {log: [event.seq for event in events] for log, events in ends.items()} == {run_id: [2, 3, 4], broken: [5, 6]}
+    assert ends[run_id] == reader.read(run_id, 1, 10)
 
 
 def test_a_question_of_any_length_is_begun_without_a_wait_and_answered(reader: LogReader, run_id: str) -> None:

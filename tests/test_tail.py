@@ -56,6 +56,36 @@ def test_a_ring_of_a_format_that_nobody_had_for_a_while_begins_anew(tail: Tail) 
     assert tail.rings[SSE].after(3) == [SSE.event(event) for event in made(4, 8)]
 
 
+def test_a_run_that_begins_to_be_watched_has_its_end_in_memory_for_every_window(tail: Tail) -> None:
+    window_of(tail, NDJSON)
+    window_of(tail, SSE)
+    tail.begin(made(4, 6))
+    assert tail.head == 6
+    for format in (NDJSON, SSE):
+        assert tail.rings[format].after(3) == [format.event(event) for event in made(4, 6)]
+        assert tail.rings[format].after(2) == []
+    tail.accept(made(7, 7), 0.0)
+    assert tail.rings[SSE].after(4) == [SSE.event(event) for event in made(5, 7)]
+
+
+def test_of_an_end_that_is_large_only_what_is_small_is_kept(tail: Tail) -> None:
+    window_of(tail, SSE)
+    large = encode("run_1", 5, "custom.tick", {"text": "x" * module.RING_BYTES}, MOMENT)
+    tail.begin([*made(4, 4), large, *made(6, 7)])
+    assert tail.rings[SSE].after(4) == []
+    assert tail.rings[SSE].after(5) == [SSE.event(event) for event in made(6, 7)]
+    tail.cool()
+    tail.begin([large])
+    assert (tail.head, tail.rings) == (5, {})
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_may_have_no_end_or_one_that_is_terminal(tail: Tail, ended: bool) -> None:
+    window_of(tail, SSE)
+    tail.begin([encode("run_1", 3, "run.completed", {}, MOMENT)] if ended else [])
+    assert (tail.head, tail.ended) == ((3, True) if ended else (0, False))
+
+
 def test_a_ring_forgets_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RING_EVENTS", 4)
     ring = Ring(10)

@@ -24,7 +24,7 @@ from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
 from app.storage.run_store import migrate
 from app.streaming.tail import Tail
-from app.streaming.tail_hub import CHARS_PER_TURN, EVENTS_PER_READ, TailHub
+from app.streaming.tail_hub import CHARS_PER_TURN, ENDS_PER_READ, EVENTS_PER_READ, TailHub
 from app.streaming.window import HEALING_SECONDS
 from tests.conftest import StackMaker
 from tests.harness import Stack, eventually, pending_run
@@ -70,7 +70,13 @@ def reading_connections(web: Stack) -> int:
     with Redis.from_url(web.env["REDIS_URL"]) as redis:
         database = str(redis.connection_pool.connection_kwargs["db"])
         clients = [client for client in redis.client_list() if client["db"] == database]
-    return sum(client["cmd"] in ("xread", "xrange") or client["sub"] != "0" for client in clients)
+    return sum(client["cmd"] in READING or client["sub"] != "0" for client in clients)
+
+
+def reads_of(web: Stack) -> int:
+    """How often Redis was asked for a part of a log, so far."""
+    with Redis.from_url(web.env["REDIS_URL"]) as redis:
+        return int(redis.info("commandstats").get("cmdstat_xrange", {"calls": 0})["calls"])
 
 
 # Delivery.
@@ -86,6 +92,32 @@ def test_an_event_whose_ring_was_lost_arrives_with_the_next_sweep(web: Stack, au
         client.until(b'"seq":5')
         assert time.monotonic() - started < 3
         assert client.body == expected(author)
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", NDJSON])
+def test_who_comes_back_a_little_behind_is_served_by_the_read_that_tells_where_the_head_is(
+    web: Stack, author: LogAuthor, accept: str
+) -> None:
+    author.append(ENDS_PER_READ * 2)
+    before = reads_of(web)
+    with RawClient(web.port) as client:
+        client.ask(f"{author.path}?since_seq={author.head - ENDS_PER_READ}", accept).until(b'"seq":%d,' % author.head)
+        assert reads_of(web) == before
+        author.append(2)
+        author.end()
+        client.to_the_end()
+    assert client.seqs == list(range(ENDS_PER_READ + 2, author.head + 1))
+    assert client.ended_in_order
+
+
+def test_who_is_further_behind_gets_every_event_once_all_the_same(web: Stack, author: LogAuthor) -> None:
+    author.append(3 * ENDS_PER_READ)
+    author.append(1, LONG * 2)
+    author.append(3)
+    for cursor in range(author.head):
+        with RawClient(web.port) as client:
+            client.ask(f"{author.path}?since_seq={cursor}").until(b'"seq":%d,' % author.head)
+        assert client.body == expected(author, cursor)
 
 
 def test_a_burst_of_more_than_one_read_arrives_whole(web: Stack, author: LogAuthor) -> None:

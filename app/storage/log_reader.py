@@ -81,10 +81,10 @@ class LogReader:
         replies = self._ask([("XRANGE", stream_key(run_id), f"{n}-0", f"{n}-0") for run_id, n in seqs.items()])
         return {run_id: _event(reply[0]) for run_id, reply in zip(seqs, replies, strict=True) if reply}
 
-    def last_events(self, run_ids: Sequence[str]) -> dict[str, Event]:
-        """Of each run its last event, where Redis knows one."""
-        replies = self._ask([("XREVRANGE", stream_key(run_id), "+", "-", "COUNT", 1) for run_id in run_ids])
-        return {run_id: _event(reply[0]) for run_id, reply in zip(run_ids, replies, strict=True) if reply}
+    def ends(self, run_ids: Sequence[str], limit: int) -> dict[str, list[Event]]:
+        """Of each run its last events, consecutive ones, at most `limit`, where Redis knows any."""
+        replies = self._ask([("XREVRANGE", stream_key(run_id), "+", "-", "COUNT", limit) for run_id in run_ids])
+        return {run_id: _end(reply) for run_id, reply in zip(run_ids, replies, strict=True) if reply}
 
     def head(self, run_id: str) -> int:
         """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
@@ -221,6 +221,12 @@ def _granted(reply: Any) -> Any:
     if isinstance(reply, hiredis.ReplyError):
         raise StoreUnavailable("Redis refuses to read.") from reply
     return reply
+
+
+def _end(entries: Sequence[Any]) -> list[Event]:
+    """The end of a log, which Redis tells backwards, from where no seq is missing."""
+    events = list(map(_event, entries))
+    return [event for n, event in enumerate(events) if event.seq == events[0].seq - n][::-1]
 
 
 def _event(entry: Any) -> Event:

@@ -5,6 +5,7 @@ Pure memory. Not responsible for reading (`tail_hub`) or for what a window behin
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from app.protocol.events import TERMINAL, Event
@@ -132,13 +133,24 @@ class Tail:
             if ring is None or ring.base + len(ring.frames) != self.head:  # nobody had this format for a while
                 ring = self.rings[format] = Ring(self.head)
             ring.add(frames)
-        self.stand_at(events[-1])
+        self._stand_at(events[-1])
         self.chars = sum(len(event.text) for event in events) // len(events)
         self.active_at = now
         return framed
 
-    def stand_at(self, event: Event | None) -> None:
-        """This is the run's last event; None: it has none."""
+    def begin(self, events: Sequence[Event]) -> None:
+        """These are the run's last events, consecutive ones; empty: it has none.
+
+        Windows that wait for them have them from memory, as far as they are small.
+        """
+        self._stand_at(events[-1] if events else None)
+        sizes = accumulate(len(event.text) for event in reversed(events))
+        fitting = sum(size <= RING_BYTES for size in sizes)
+        for format in self._formats() if fitting else ():
+            ring = self.rings[format] = Ring(self.head - fitting)
+            ring.add(list(map(format.event, events[-fitting:])))
+
+    def _stand_at(self, event: Event | None) -> None:
         self.head, self.mark = (event.seq, mark_of(event)) if event else (0, None)
         self.chars = len(event.text) if event else 0
         self.ended = event is not None and event.type in TERMINAL

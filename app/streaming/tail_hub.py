@@ -29,6 +29,9 @@ from app.streaming.window import HEALING_SECONDS, Closing, Window
 RUNS_PER_READ, EVENTS_PER_READ = 1_000, 200
 QUIET_PER_READ = 50
 """Of the runs that are swept: those that rang wait for as long as these take."""
+ENDS_PER_READ = 16
+"""Events at the ends of all runs that begin to be watched; one of each in any case. A client that comes back is most
+likely that little behind, and is then served by the read that tells where the head is."""
 EVENTS_PER_TURN = 10_000
 CHARS_PER_TURN = 4_000_000
 """Of all runs together, read in one turn; that of characters as far as the last events let expect it."""
@@ -234,7 +237,9 @@ class TailHub:
         """Everything that is due, once."""
         self._tell_doorbell()
         if self._confirmed:
-            self._learn_heads(_take(self._confirmed, RUNS_PER_READ), self._reader.last_events)
+            confirmed = _take(self._confirmed, RUNS_PER_READ)
+            each = max(1, ENDS_PER_READ // len(confirmed))
+            self._learn_heads(confirmed, lambda run_ids: self._reader.ends(run_ids, each))
         if self._hot or self._quiet:
             self._read([*_take(self._hot, RUNS_PER_READ), *_take(self._quiet, QUIET_PER_READ)])
         if self._confirmed or self._hot or self._quiet:
@@ -253,11 +258,11 @@ class TailHub:
             self._ping_at = time.monotonic() + SILENCE_SECONDS / 2
             self._doorbell.ping()
 
-    def _learn_heads(self, tails: Sequence[Tail], last_events: Callable[[Sequence[str]], Mapping[str, Event]]) -> None:
-        found = last_events([tail.run_id for tail in tails])
+    def _learn_heads(self, tails: Sequence[Tail], ends: Callable[[Sequence[str]], Mapping[str, list[Event]]]) -> None:
+        found = ends([tail.run_id for tail in tails])
         for tail in tails:
             if not tail.ready:
-                tail.stand_at(found.get(tail.run_id))
+                tail.begin(found.get(tail.run_id, ()))
                 tail.ready, tail.uncertain = True, not self._connected
                 if tail.head == 0:  # every run has an event: Redis has lost it, or was not there to get it
                     self._doubt(tail)
@@ -344,7 +349,7 @@ class TailHub:
         """Bring what the archive has and the tails have not."""
         store = self._history.store
         if unready := [tail for tail in tails if not tail.ready and not self._connected]:
-            self._learn_heads(unready, store.last_events)
+            self._learn_heads(unready, store.ends)
         cursors = {tail.run_id: tail.head for tail in tails if tail.ready}
         for run_id, events in store.read_many(cursors, EVENTS_PER_READ).items():
             tail = self._tails.get(run_id)

@@ -281,12 +281,12 @@ class RunStore:
                 found.setdefault(run_id, []).append(Event(*event))
         return {run_id: unbroken(events) for run_id, events in found.items()}
 
-    def last_events(self, run_ids: Sequence[str]) -> dict[str, Event]:
-        """Of each run its last archived event, where there is one."""
+    def ends(self, run_ids: Sequence[str]) -> dict[str, list[Event]]:
+        """Of each run its last archived event, and nothing before it, where there is one."""
         sql = """SELECT DISTINCT ON (run_id) run_id, seq, type, e, op FROM run_events WHERE run_id = ANY (%s)
                  ORDER BY run_id, seq DESC"""
         with self._database.session() as db:
-            return {run_id: Event(*event) for run_id, *event in db.execute_sql(sql, (list(run_ids),)).fetchall()}
+            return {run_id: [Event(*event)] for run_id, *event in db.execute_sql(sql, (list(run_ids),)).fetchall()}
 
     def is_over(self, run_id: str, seq: int) -> bool:
         """Nothing will ever follow `seq`: it is the end of the run, or there is no such run."""
