@@ -616,6 +616,36 @@ def test_a_redis_that_stands_still_is_given_up_and_found_again(own_servers: tupl
         assert client.until(b'"seq":5,').body == expected(author)
 
 
+def test_while_redis_stands_still_a_window_is_answered_before_anything_is_known_of_its_run(
+    own_servers: tuple[EmbeddedServices, Stack],
+) -> None:
+    servers, web = own_servers
+    author, known = LogAuthor(web), LogAuthor(web)
+    with RawClient(web.port) as client, RawClient(web.port) as other:
+        other.ask(known.path).until(b"run.created")
+        os.kill(servers.pid("redis"), signal.SIGSTOP)
+        try:
+            client.ask(author.path).until(b"\nretry: 1000\n")
+        finally:
+            os.kill(servers.pid("redis"), signal.SIGCONT)
+        assert client.until(b"run.created").body == expected(author)
+
+
+@pytest.mark.parametrize(("accept", "opening"), [("text/event-stream", b"retry: 1000\n"), (NDJSON, b"\n")])
+@pytest.mark.parametrize("behind", [0, 1, 3 * ENDS_PER_READ])
+def test_a_window_begins_with_its_opening_wherever_its_cursor_is(
+    web: Stack, author: LogAuthor, accept: str, opening: bytes, behind: int
+) -> None:
+    author.append(4 * ENDS_PER_READ)
+    cursor = author.head - behind
+    with RawClient(web.port) as client:
+        client.ask(f"{author.path}?since_seq={cursor}", accept).until(b"\r\n\r\n").until(opening)
+        author.append()
+        client.until(b'"seq":%d,' % author.head)
+        frame = framing.ndjson if accept == NDJSON else framing.sse
+        assert client.body == opening + b"".join(map(frame, author.events[cursor:]))
+
+
 def test_while_redis_is_away_a_client_that_is_ahead_of_the_archive_waits_for_it(
     own_servers: tuple[EmbeddedServices, Stack],
 ) -> None:

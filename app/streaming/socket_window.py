@@ -47,6 +47,7 @@ class SocketWindow(Window):
         "_leave",
         "_mark",
         "_marked_at",
+        "_opening",
         "_read_for",
         "_reading",
         "_rest",
@@ -82,6 +83,8 @@ class SocketWindow(Window):
         """The tail hands it what comes. Its cursor is the tail's head, and is not kept."""
         self._read_for = read_for
         self._leave = leave
+        self._opening = b""
+        """Head of the response and what comes first: sent along with what is written next, one call for both."""
         self._rest: memoryview | None = None
         """What the socket has not taken; nothing else may be sent before it."""
         self._reading = False
@@ -103,8 +106,8 @@ class SocketWindow(Window):
 
         :param head: of the response.
         """
-        if self._write(head + self.wire.wrap(self.wire.format.opening)):
-            self._advance()
+        self._opening = head + self.wire.wrap(self.wire.format.opening)
+        self._advance()
 
     def stir(self) -> None:
         """Go on, unless something is under way that goes on by itself."""
@@ -120,19 +123,25 @@ class SocketWindow(Window):
                 return self._await_healing()
             if place is Place.LEVEL:
                 if not self.tail.ended:
-                    return self._join()
+                    return self._join() if self._write_opening() else None
                 self.over = True
                 continue
             body = self.from_memory()
             if not body:
+                if not self._write_opening():
+                    return None
                 self._reading = True
                 return self._read_for(self)
             if not self._write(self.wire.wrap(body)):
                 return None
         return None
 
+    def _write_opening(self) -> bool:
+        """Have nothing wait for what comes next: that may be long. False: the socket has not taken all of it."""
+        return not self._opening or self._write(b"")
+
     def _await_healing(self) -> None:
-        if self.ahead and not self._awaits_healing:
+        if self.ahead and not self._awaits_healing and self._write_opening():
             self._awaits_healing = True
             gevent.spawn_later(HEALING_SECONDS, self.stir)
 
@@ -174,6 +183,8 @@ class SocketWindow(Window):
 
     def _write(self, data: bytes) -> bool:
         """Send; False where the socket did not take all of it, or is no more."""
+        if self._opening:
+            data, self._opening = self._opening + data, b""
         try:
             sent = self.send(data)
         except BlockingIOError:
@@ -222,7 +233,7 @@ class SocketWindow(Window):
         if not self._said:
             self._said = True
             last = self._last_bytes(why, body)
-            if last and not self._write(last):
+            if (last or self._opening) and not self._write(last):
                 return
         self.finish(why)
 
@@ -252,6 +263,8 @@ class SocketWindow(Window):
             return self._give_up()
         if self.live:
             self.quiet_since = max(self.quiet_since, self.tail.active_at)
+        if self._rest is None and not self._write_opening():
+            return None
         super().visit(now)
         if self.live:
             self.look_at = min(self.expires_at, self.quiet_since + self._limits.heartbeat_seconds)

@@ -58,6 +58,11 @@ class WebSocketWindow(SocketWindow):
 
     # Sending.
 
+    def open(self, head: bytes) -> None:
+        """As in `SocketWindow`, but the head goes by itself: what is broken off is broken off between frames."""
+        if self._write(head):
+            self._advance()
+
     def stir(self) -> None:
         """As in `Window`."""
         if self._why is None:
