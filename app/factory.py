@@ -10,6 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from app.api import approvals, external, feed, inputs, meta, multi, problems, runs, websocket
 from app.api.bodies import BoundedBodies
 from app.api.context import NoVerb, Runtail
+from app.api.one_send import OneSend
 from app.api.queries import refuse_unknown
 from app.auth import Authenticator
 from app.commands import Commands
@@ -66,7 +67,8 @@ def create_app(config: Config, services: Services | None = None) -> Flask:
     refuse_unknown(app, api.spec.to_dict())
     if config.cors_origins:
         CORS(app, origins=list(config.cors_origins), expose_headers=EXPOSED_HEADERS)
-    app.wsgi_app = BoundedBodies(app.wsgi_app, config.max_body_bytes)  # type: ignore[method-assign]
+    # In this order: an answer is sent before the rest of a body is waited for.
+    app.wsgi_app = BoundedBodies(OneSend(app.wsgi_app), config.max_body_bytes)  # type: ignore[method-assign]
     if config.trusted_proxy_hops:
         hops = config.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]

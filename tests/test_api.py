@@ -19,6 +19,7 @@ from app.storage.run_store import migrate
 from app.wiring import Services
 from tests.conftest import StackMaker, execute
 from tests.harness import Process, Stack, eventually, free_port, problem
+from tests.raw_client import RawClient
 
 RUN_FIELDS = {
     *("run_id", "status", "agent", "input", "output", "error", "usage", "attempt", "session_id", "client_run_id"),
@@ -31,6 +32,33 @@ SSE, NDJSON, JSON = "text/event-stream", "application/x-ndjson", "application/js
 
 def post(stack: Stack, body: Any = None, **headers: str) -> httpx.Response:
     return stack.http.post("/runs", json=body or {"agent": "emit", "input": TICKS}, headers=headers)
+
+
+# The wire.
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(("path", "version"), [("/healthz", "1.1"), ("/healthz", "1.0"), ("/runs/none", "1.1")])
+def test_an_answer_comes_in_one_piece(live: Stack, method: str, path: str, version: str) -> None:
+    for _ in range(20):
+        with RawClient(live.port) as client:
+            client.ask(path, method=method, version=version).read()
+            length = int(re.findall(rb"content-length: (\d+)", client.head.lower())[0])
+            assert len(client.body) == (0 if method == "HEAD" else length)
+
+
+def test_many_answers_on_one_connection_are_each_complete(live: Stack) -> None:
+    ended = live.ended(post(live).json()["run_id"])["run_id"]
+    wanted = [
+        *(("GET", path) for path in ("/healthz", f"/runs/{ended}", "/runs/none", "/docs/", "/openapi.json")),
+        *(("HEAD", path) for path in ("/healthz", f"/runs/{ended}/events")),
+        *(("GET", f"/runs/{ended}/events?since_seq={cursor}") for cursor in (0, 1)),
+        ("GET", f"/events?runs={ended}"),
+    ]
+    alone = [live.http.request(method, path).content for method, path in wanted]
+    with httpx.Client(base_url=live.url) as client:
+        for _ in range(3):
+            assert [client.request(method, path).content for method, path in wanted] == alone
 
 
 # Starting a run.

@@ -40,7 +40,7 @@ def take_over(
     start_response(status, headers)
     response.force_close()  # what a client asks on this connection after the window is not answered
     response.headers_sent = True
-    native = NativeSocket(fileno=sock.detach())
+    native = NativeSocket(sock.family, sock.type, sock.proto, sock.detach())  # all told, nothing is asked of the kernel
     native.setblocking(False)
     return Taken(native, _head(response), response.chunked)
 

@@ -1,0 +1,53 @@
+"""Responses in one send: gunicorn sends a head by itself, which wakes the client for nothing."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from gunicorn.http.wsgi import Response
+from werkzeug.wsgi import ClosingIterator
+
+Wsgi = Any
+"""An application, as PEP 3333 has it."""
+
+
+class OneSend:
+    """The WSGI side: has gunicorn's response keep its head until the first bytes of the body, or its end."""
+
+    def __init__(self, app: Wsgi) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """As PEP 3333 has it."""
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        response = getattr(start_response, "__self__", None)
+        if type(response) is not Response or type(answer) is not ClosingIterator:
+            return answer  # another server, a connection that was taken over, or a file, which the kernel sends
+        kept = _Kept(response.sock)
+        response.sock = kept  # type: ignore[assignment]  # all that gunicorn does with it here is sendall
+        return ClosingIterator(answer, [kept.flush])
+
+
+class _Kept:
+    """A connection that sends what it is given with what it is given next."""
+
+    __slots__ = ("_first", "_socket")
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._first: bytes | None = None
+
+    def sendall(self, data: bytes) -> None:
+        """As of a socket."""
+        if self._first is None:
+            self._first = data
+        elif self._first:
+            first, self._first = self._first, b""
+            self._socket.sendall(first + data)
+        else:
+            self._socket.sendall(data)
+
+    def flush(self) -> None:
+        """Nothing comes next."""
+        if self._first:
+            first, self._first = self._first, b""
+            self._socket.sendall(first)
