@@ -55,18 +55,36 @@ def test_what_was_begun_is_what_a_read_brings(reader: LogReader, run_id: str) ->
     assert reader.finish() == {}
 
 
-def test_the_ends_of_runs_are_in_order_and_begin_where_no_seq_is_missing(
-    reader: LogReader, services: Services, environment: dict[str, str], run_id: str
+@pytest.mark.parametrize(
+    ("seqs", "cursor", "told"),
+    [
+        ((2, 3, 4), None, [4]),
+        ((2, 3, 4), 4, [4]),
+        ((2, 3, 4), 9, [4]),
+        ((2, 3, 4), 1, [2, 3, 4]),
+        ((2, 3, 4), 3, [4]),
+        ((2, 3, 4, 5), 1, [5]),  # too many
+        ((2, 5, 6), 1, [6]),  # two are missing
+        ((4, 5), 1, [5]),
+        ((), 1, [1]),
+    ],
+)
+def test_the_end_of_a_run_is_what_follows_a_cursor_where_that_is_little_else_its_last_event(
+    reader: LogReader,
+    environment: dict[str, str],
+    run_id: str,
+    seqs: tuple[int, ...],
+    cursor: int | None,
+    told: list[int],
 ) -> None:
-    nothing, broken = "run_nothing", pending_run(services).id
     with Redis.from_url(environment["REDIS_URL"]) as redis:
-        for log, seqs in ((run_id, (2, 3, 4)), (broken, (2, 5, 6))):
-            for seq in seqs:
-                event = encode(log, seq, "custom.tick", {"n": seq})
-                redis.xadd(stream_key(log), {"t": event.type, "e": event.text, "o": event.op}, f"{seq}-0")
-    ends = reader.ends([run_id, nothing, broken], 3)
-    assert {log: [event.seq for event in events] for log, events in ends.items()} == {run_id: [2, 3, 4], broken: [5, 6]}
-    assert ends[run_id] == reader.read(run_id, 1, 10)
+        for seq in seqs:
+            event = encode(run_id, seq, "custom.tick", {"n": seq})
+            redis.xadd(stream_key(run_id), {"t": event.type, "e": event.text, "o": event.op}, f"{seq}-0")
+    cursors = {"run_nothing": 0} | ({run_id: cursor} if cursor is not None else {})
+    ends = reader.ends(["run_nothing", run_id], cursors, 3)
+    assert {log: [event.seq for event in events] for log, events in ends.items()} == {run_id: told}
+    assert ends[run_id] == reader.read(run_id, told[0] - 1, len(told))
 
 
 def test_a_question_of_any_length_is_begun_without_a_wait_and_answered(reader: LogReader, run_id: str) -> None:

@@ -56,9 +56,10 @@ def test_a_ring_of_a_format_that_nobody_had_for_a_while_begins_anew(tail: Tail) 
     assert tail.rings[SSE].after(3) == [SSE.event(event) for event in made(4, 8)]
 
 
-def test_a_run_that_begins_to_be_watched_has_its_end_in_memory_for_every_window(tail: Tail) -> None:
-    window_of(tail, NDJSON)
-    window_of(tail, SSE)
+def test_a_run_that_begins_to_be_watched_has_its_end_in_memory_for_every_window_that_waits(tail: Tail) -> None:
+    window_of(tail, NDJSON).cursor = 4
+    window_of(tail, SSE).cursor = 3
+    window_of(tail, SSE).cursor = None
     tail.begin(made(4, 6))
     assert tail.head == 6
     for format in (NDJSON, SSE):
@@ -68,13 +69,23 @@ def test_a_run_that_begins_to_be_watched_has_its_end_in_memory_for_every_window(
     assert tail.rings[SSE].after(4) == [SSE.event(event) for event in made(5, 7)]
 
 
+@pytest.mark.parametrize("cursor", [None, 2, 6, 9])
+def test_nothing_is_kept_for_who_has_it_or_lacks_more(tail: Tail, cursor: int | None) -> None:
+    window_of(tail, SSE).cursor = cursor
+    tail.rings[NDJSON] = Ring(0)
+    tail.begin(made(4, 6))
+    assert (tail.head, tail.rings) == (6, {}), "nor what was there before"
+
+
 def test_of_an_end_that_is_large_only_what_is_small_is_kept(tail: Tail) -> None:
-    window_of(tail, SSE)
+    window = window_of(tail, SSE)
     large = encode("run_1", 5, "custom.tick", {"text": "x" * module.RING_BYTES}, MOMENT)
+    for window.cursor in (3, 4):
+        tail.begin([*made(4, 4), large, *made(6, 7)])
+        assert tail.rings == {}
+    window.cursor = 5
     tail.begin([*made(4, 4), large, *made(6, 7)])
-    assert tail.rings[SSE].after(4) == []
     assert tail.rings[SSE].after(5) == [SSE.event(event) for event in made(6, 7)]
-    tail.cool()
     tail.begin([large])
     assert (tail.head, tail.rings) == (5, {})
 

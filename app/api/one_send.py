@@ -1,6 +1,6 @@
 """Responses in one send: gunicorn sends a head by itself, which wakes the client for nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gunicorn.http.wsgi import Response
@@ -24,7 +24,25 @@ class OneSend:
             return answer  # another server, a connection that was taken over, or a file, which the kernel sends
         kept = _Kept(response.sock)
         response.sock = kept  # type: ignore[assignment]  # all that gunicorn does with it here is sendall
-        return ClosingIterator(answer, [kept.flush])
+        return _Answer(answer, kept)
+
+
+class _Answer:
+    """A body whose head is sent at its end at the latest."""
+
+    def __init__(self, body: ClosingIterator, kept: "_Kept") -> None:
+        self._body = body
+        self._kept = kept
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        """As PEP 3333 has it."""
+        try:
+            self._kept.flush()
+        finally:
+            self._body.close()
 
 
 class _Kept:

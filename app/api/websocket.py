@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import gevent
 from flask import Response, request
-from gevent.socket import wait_read
+from gevent.socket import wait_read, wait_write
 
 from app.api.context import Blueprint, principal, require_principal, runtail
 from app.api.cursors import cursor_within
@@ -149,6 +149,7 @@ def turn_away(last: bytes, taken: Taken, heard: bytes) -> None:
     """Send these few bytes, and wait a moment for the client to hang up: a connection that is reset loses them."""
     native = taken.socket
     with closing(native), suppress(OSError), gevent.Timeout(HANG_UP_SECONDS, TimeoutError):
+        wait_write(native.fileno())
         native.send(taken.head + last)
         native.shutdown(SHUT_WR)
         wait_read(native.fileno())

@@ -81,10 +81,22 @@ class LogReader:
         replies = self._ask([("XRANGE", stream_key(run_id), f"{n}-0", f"{n}-0") for run_id, n in seqs.items()])
         return {run_id: _event(reply[0]) for run_id, reply in zip(seqs, replies, strict=True) if reply}
 
-    def ends(self, run_ids: Sequence[str], limit: int) -> dict[str, list[Event]]:
-        """Of each run its last events, consecutive ones, at most `limit`, where Redis knows any."""
-        replies = self._ask([("XREVRANGE", stream_key(run_id), "+", "-", "COUNT", limit) for run_id in run_ids])
-        return {run_id: _end(reply) for run_id, reply in zip(run_ids, replies, strict=True) if reply}
+    def ends(self, run_ids: Sequence[str], cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
+        """Of each run its last event, where Redis knows one.
+
+        :param cursors: of some of these runs. Where no more than `limit` events, consecutive ones, follow the cursor,
+            it is these that are told, in order.
+        """
+        commands = [("XREVRANGE", stream_key(run_id), "+", "-", "COUNT", 1) for run_id in run_ids]
+        commands += [("XRANGE", stream_key(run_id), f"({n}-0", "+", "COUNT", limit) for run_id, n in cursors.items()]
+        replies = iter(self._ask(commands))
+        ends = {run_id: [_event(reply[0])] for run_id, reply in zip(run_ids, replies, strict=False) if reply}
+        for (run_id, cursor), reply in zip(cursors.items(), replies, strict=True):
+            following = unbroken(list(map(_event, reply)))
+            head = ends[run_id][0].seq if run_id in ends else 0  # the later answer may know of more
+            if following and following[0].seq == cursor + 1 and following[-1].seq >= head:
+                ends[run_id] = following
+        return ends
 
     def head(self, run_id: str) -> int:
         """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
@@ -221,12 +233,6 @@ def _granted(reply: Any) -> Any:
     if isinstance(reply, hiredis.ReplyError):
         raise StoreUnavailable("Redis refuses to read.") from reply
     return reply
-
-
-def _end(entries: Sequence[Any]) -> list[Event]:
-    """The end of a log, which Redis tells backwards, from where no seq is missing."""
-    events = list(map(_event, entries))
-    return [event for n, event in enumerate(events) if event.seq == events[0].seq - n][::-1]
 
 
 def _event(entry: Any) -> Event:

@@ -33,6 +33,8 @@ PIECE = 32
 """Subjects in one round trip: a large flush must not keep events waiting."""
 NETWORKS_KNOWN = 1_000
 """Addresses whose network is remembered."""
+ADDRESS_CHARS = 50
+"""None has more; behind the wrong number of proxies it may be any text of the client's."""
 CLOSE_SECONDS = 1.0
 """Time that a process takes at its end to hand back its leases; what is left runs out."""
 
@@ -257,9 +259,13 @@ class Admission:
         self._away = False
 
 
-@lru_cache(NETWORKS_KNOWN)
 def _network(address: str) -> str:
     """What one client has: an IPv4 address, or the /64 that an IPv6 address is from."""
+    return _network_of(address) if len(address) <= ADDRESS_CHARS else quote(address, "")
+
+
+@lru_cache(NETWORKS_KNOWN)
+def _network_of(address: str) -> str:
     try:
         ip = ip_address(address)
     except ValueError:

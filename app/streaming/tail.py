@@ -141,14 +141,21 @@ class Tail:
     def begin(self, events: Sequence[Event]) -> None:
         """These are the run's last events, consecutive ones; empty: it has none.
 
-        Windows that wait for them have them from memory, as far as they are small.
+        Windows that wait for them have them from memory, as far as they are small, until `cool`.
         """
         self._stand_at(events[-1] if events else None)
+        self.rings.clear()
+        least = self.least_cursor()
         sizes = accumulate(len(event.text) for event in reversed(events))
         fitting = sum(size <= RING_BYTES for size in sizes)
-        for format in self._formats() if fitting else ():
+        wanted = events[-fitting:] if fitting and least is not None and self.head - fitting <= least < self.head else ()
+        for format in self._formats() if wanted else ():
             ring = self.rings[format] = Ring(self.head - fitting)
-            ring.add(list(map(format.event, events[-fitting:])))
+            ring.add(list(map(format.event, wanted)))
+
+    def least_cursor(self) -> int | None:
+        """Of the windows that wait, but for those that begin with a snapshot; None: there are none."""
+        return min((window.cursor for window in self.others if window.cursor is not None), default=None)
 
     def _stand_at(self, event: Event | None) -> None:
         self.head, self.mark = (event.seq, mark_of(event)) if event else (0, None)

@@ -30,8 +30,8 @@ RUNS_PER_READ, EVENTS_PER_READ = 1_000, 200
 QUIET_PER_READ = 50
 """Of the runs that are swept: those that rang wait for as long as these take."""
 ENDS_PER_READ = 16
-"""Events at the ends of all runs that begin to be watched; one of each in any case. A client that comes back is most
-likely that little behind, and is then served by the read that tells where the head is."""
+"""Of all runs together that begin to be watched. A client that comes back is most likely that little behind, and is
+then served by the read that tells where the head is."""
 EVENTS_PER_TURN = 10_000
 CHARS_PER_TURN = 4_000_000
 """Of all runs together, read in one turn; that of characters as far as the last events let expect it."""
@@ -238,8 +238,7 @@ class TailHub:
         self._tell_doorbell()
         if self._confirmed:
             confirmed = _take(self._confirmed, RUNS_PER_READ)
-            each = max(1, ENDS_PER_READ // len(confirmed))
-            self._learn_heads(confirmed, lambda run_ids: self._reader.ends(run_ids, each))
+            self._learn_heads(confirmed, self._ends(confirmed))
         if self._hot or self._quiet:
             self._read([*_take(self._hot, RUNS_PER_READ), *_take(self._quiet, QUIET_PER_READ)])
         if self._confirmed or self._hot or self._quiet:
@@ -258,15 +257,22 @@ class TailHub:
             self._ping_at = time.monotonic() + SILENCE_SECONDS / 2
             self._doorbell.ping()
 
-    def _learn_heads(self, tails: Sequence[Tail], ends: Callable[[Sequence[str]], Mapping[str, list[Event]]]) -> None:
-        found = ends([tail.run_id for tail in tails])
+    def _ends(self, tails: Sequence[Tail]) -> Mapping[str, Sequence[Event]]:
+        """The end of each log, with what its windows wait for where that is little, and they are few."""
+        each = ENDS_PER_READ // len(tails)
+        cursors = {tail.run_id: tail.least_cursor() for tail in tails} if each else {}
+        waited_for = {run_id: cursor for run_id, cursor in cursors.items() if cursor is not None}
+        return self._reader.ends([tail.run_id for tail in tails], waited_for, each)
+
+    def _learn_heads(self, tails: Sequence[Tail], ends: Mapping[str, Sequence[Event]]) -> None:
         for tail in tails:
             if not tail.ready:
-                tail.begin(found.get(tail.run_id, ()))
+                tail.begin(ends.get(tail.run_id, ()))
                 tail.ready, tail.uncertain = True, not self._connected
                 if tail.head == 0:  # every run has an event: Redis has lost it, or was not there to get it
                     self._doubt(tail)
                 _stir_others(tail)
+                tail.cool()  # whoever was a little behind has it now
 
     def _may_be_read(self, tails: Sequence[Tail]) -> list[Tail]:
         return [tail for tail in tails if tail.ready and tail not in self._unproven]
@@ -349,7 +355,7 @@ class TailHub:
         """Bring what the archive has and the tails have not."""
         store = self._history.store
         if unready := [tail for tail in tails if not tail.ready and not self._connected]:
-            self._learn_heads(unready, store.ends)
+            self._learn_heads(unready, store.ends([tail.run_id for tail in unready]))
         cursors = {tail.run_id: tail.head for tail in tails if tail.ready}
         for run_id, events in store.read_many(cursors, EVENTS_PER_READ).items():
             tail = self._tails.get(run_id)

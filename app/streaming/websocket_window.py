@@ -59,9 +59,13 @@ class WebSocketWindow(SocketWindow):
     # Sending.
 
     def open(self, head: bytes) -> None:
-        """As in `SocketWindow`, but the head goes by itself: what is broken off is broken off between frames."""
+        """As in `SocketWindow`, but the head goes by itself, and whole: behind it there are only frames, between which
+        the window can be broken off. A client whose socket takes no more has not read what it was answered before.
+        """
         if self._write(head):
             self._advance()
+        else:
+            self.reset(Closing.LAGGED)
 
     def stir(self) -> None:
         """As in `Window`."""

@@ -124,12 +124,12 @@ class Windows:
         :param heard: what the client has sent already.
         :param carry_out: called in a greenlet for each command.
         """
-        window = self._on_socket(partial(WebSocketWindow, carry_out=carry_out), taken, opening)
+        frames = taken._replace(chunked=False)  # some versions of gunicorn would have them in chunks
+        window = self._on_socket(partial(WebSocketWindow, carry_out=carry_out), frames, opening)
         if heard:
             window.listen(heard)
 
     def _on_socket(self, make: Callable[..., SocketWindow], taken: Taken, opening: Opening) -> SocketWindow:
-        tune(taken.socket, self.limits)
         window = make(
             taken.socket,
             self._tail(opening),
@@ -143,6 +143,7 @@ class Windows:
         window.posted_at = opening.posted_at
         self._hub.enter(window)
         window.open(taken.head)
+        tune(taken.socket, self.limits)  # not before: the head is to get behind what the client has not read yet
         return window
 
     def iterate(self, opening: Opening, sock: socket.socket | None) -> IteratedWindow:

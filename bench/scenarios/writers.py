@@ -73,7 +73,7 @@ class Writers:
             logs = [finish(api, run, self._each + 1) for run in runs]
         self._doubt(result, {"healthz": nothing, "runtail": appended})
         result.servers = {"runtail": {**appended, **judge(logs, self._each)}, "healthz": nothing, "commit": committed}
-        result.limits = LIMITS | {q: nothing[q] + COMMITS_WORTH * committed[q] for q in ("p50_ms", "p99_ms")}
+        result.limits = LIMITS | {q: (nothing[q] or 0) + COMMITS_WORTH * committed[q] for q in ("p50_ms", "p99_ms")}
         return result
 
     @property

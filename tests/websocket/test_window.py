@@ -342,6 +342,20 @@ def test_a_client_that_reads_byte_by_byte_gets_everything(web: Stack, author: Lo
     assert client.code == 1000
 
 
+def test_a_handshake_behind_an_answer_that_was_not_read_yet_is_answered(web: Stack, author: LogAuthor) -> None:
+    author.append(1, LONG)
+    handshake = f"GET /runs/{author.run_id}/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    handshake += f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {NONCE}\r\n\r\n"
+    before = open_windows(web)
+    with RawClient(web.port, receive_buffer=SMALL_BUFFER) as client:
+        client.ask(author.path, "application/json").socket.sendall(handshake.encode())
+        eventually(lambda: open_windows(web) == before + 1)
+        client.until(b"HTTP/1.1 101 ")
+        while b'"seq":2,' not in client.received.partition(b"HTTP/1.1 101 ")[2]:
+            assert client.read()
+    eventually(lambda: open_windows(web) == before)
+
+
 def test_a_client_that_takes_its_time_over_the_end_and_says_something_meanwhile_loses_nothing(
     web: Stack, author: LogAuthor, connect: Connect
 ) -> None:
