@@ -67,7 +67,8 @@ class Tally:
     def flush(self) -> None:
         """Write what was counted since the last time."""
         with self._flushing:
-            since, self._written = self._total - self._written, self._total
+            total = self._total
+            since, self._written = total - self._written, total
         if since:
             self._metric.inc(since)
 

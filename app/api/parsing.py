@@ -1,4 +1,7 @@
-"""Request bodies: strict JSON, cleaned once. What passes can be stored and sent as it is. Queries that are empty."""
+"""Request bodies: strict JSON, cleaned once. What passes can be stored and sent as it is.
+
+Queries as webargs has them, but that an empty one is loaded once.
+"""
 
 from typing import Any
 
