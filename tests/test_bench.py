@@ -44,7 +44,7 @@ from bench.scenarios.streaming import Streaming
 from bench.scenarios.takeover import Takeover
 from bench.scenarios.waiting import Waiting
 from bench.scenarios.websockets import WebSockets
-from bench.scenarios.writers import WRITELOAD, Log, Writers, judge
+from bench.scenarios.writers import WRITELOAD, Log, Writers, judge, latency_limits
 from bench.servers import BASELINES, WrittenInC, WrittenInPython
 from bench.shapes import SHAPES, batches
 from bench.stage import Stage
@@ -276,6 +276,16 @@ def test_every_shape_is_about_as_large_as_a_run_may_be() -> None:
         assert all(kept[kind] <= KEPT_MAX for kind in kept if kind not in (BYTES, CONTAINERS))
         largest = max(kept[BYTES] / KEPT_BYTES_MAX, kept[CONTAINERS] / KEPT_CONTAINERS_MAX)
         assert shape == "custom" or 0.8 < largest <= 1, shape
+
+
+@pytest.mark.parametrize(
+    ("nothing_ms", "commit_ms", "most_ms"), [(0.2, 1, 3.2), (0.3, 2, 5), (0.31, 2, 6.31), (1, 1, 4), (None, 1, 3)]
+)
+def test_an_append_may_take_a_request_and_three_commits_and_5_ms_on_a_fast_machine(
+    nothing_ms: float | None, commit_ms: float, most_ms: float
+) -> None:
+    nothing, committed = {"p50_ms": nothing_ms, "p99_ms": 9}, {"p50_ms": commit_ms, "p99_ms": 4}
+    assert latency_limits(nothing, committed) == {"p50_ms": pytest.approx(most_ms), "p99_ms": 21}
 
 
 def test_external_writers_lose_nothing(stage: Stage) -> None:

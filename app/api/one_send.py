@@ -6,8 +6,7 @@ from typing import Any
 from gunicorn.http.wsgi import Response
 from werkzeug.wsgi import ClosingIterator
 
-Wsgi = Any
-"""An application, as PEP 3333 has it."""
+from app.api.bodies import Wsgi
 
 
 class OneSend:
@@ -58,14 +57,11 @@ class _Kept:
         """As of a socket."""
         if self._first is None:
             self._first = data
-        elif self._first:
-            first, self._first = self._first, b""
-            self._socket.sendall(first + data)
-        else:
-            self._socket.sendall(data)
+            return
+        first, self._first = self._first, b""
+        self._socket.sendall(first + data)
 
     def flush(self) -> None:
         """Nothing comes next."""
         if self._first:
-            first, self._first = self._first, b""
-            self._socket.sendall(first)
+            self.sendall(b"")
