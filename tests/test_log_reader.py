@@ -63,13 +63,15 @@ def test_what_was_begun_is_what_a_read_brings(reader: LogReader, run_id: str) ->
         ((2, 3, 4), 9, [4]),
         ((2, 3, 4), 1, [2, 3, 4]),
         ((2, 3, 4), 3, [4]),
-        ((2, 3, 4, 5), 1, [5]),  # too many
-        ((2, 5, 6), 1, [6]),  # two are missing
-        ((4, 5), 1, [5]),
+        ((2, 3, 4, 5, 6), 1, [4, 5, 6]),  # there are more
+        ((2, 5, 6), 1, [5, 6]),  # two are missing
+        ((2, 5, 6), 0, [5, 6]),
+        ((4, 5), 1, [4, 5]),
+        ((2, 3), 0, [1, 2, 3]),
         ((), 1, [1]),
     ],
 )
-def test_the_end_of_a_run_is_what_follows_a_cursor_where_that_is_little_else_its_last_event(
+def test_the_end_of_a_run_is_what_follows_a_cursor_or_the_last_of_it_else_its_last_event(
     reader: LogReader,
     environment: dict[str, str],
     run_id: str,

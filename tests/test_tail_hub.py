@@ -94,13 +94,13 @@ def test_who_comes_back_a_little_behind_is_served_by_the_read_that_tells_where_t
 ) -> None:
     _, web = own_servers
     with Redis.from_url(web.env["REDIS_URL"]) as redis:
-        for opened, accept in enumerate(("text/event-stream", NDJSON), 1):
+        for accept in ("text/event-stream", NDJSON):
             author = LogAuthor(web)
             author.append(ENDS_PER_READ * 2)
             cursor = author.head - ENDS_PER_READ
             with RawClient(web.port) as client:
                 client.ask(f"{author.path}?since_seq={cursor}", accept).until(b'"seq":%d,' % author.head)
-                assert redis.info("commandstats")["cmdstat_xrange"]["calls"] == opened
+                assert "cmdstat_xrange" not in redis.info("commandstats"), "no read of its own"
                 author.append(2)
                 client.until(b'"seq":%d,' % author.head)
                 assert client.seqs == list(range(cursor + 1, author.head + 1))

@@ -82,21 +82,16 @@ class LogReader:
         return {run_id: _event(reply[0]) for run_id, reply in zip(seqs, replies, strict=True) if reply}
 
     def ends(self, run_ids: Sequence[str], cursors: Mapping[str, int], limit: int) -> dict[str, list[Event]]:
-        """Of each run its last event, where Redis knows one.
+        """Of each run its last events, where Redis knows any: consecutive ones, in order.
 
-        :param cursors: of some of these runs. Where no more than `limit` events, consecutive ones, follow the cursor,
-            it is these that are told, in order.
+        :param cursors: of some of these runs. Of these at most `limit` events that follow the cursor are told; the
+            last one alone where none follows, or where the run has no cursor.
         """
-        commands = [("XREVRANGE", stream_key(run_id), "+", "-", "COUNT", 1) for run_id in run_ids]
-        commands += [("XRANGE", stream_key(run_id), f"({n}-0", "+", "COUNT", limit) for run_id, n in cursors.items()]
-        replies = iter(self._ask(commands))
-        ends = {run_id: [_event(reply[0])] for run_id, reply in zip(run_ids, replies, strict=False) if reply}
-        for (run_id, cursor), reply in zip(cursors.items(), replies, strict=True):
-            following = unbroken(list(map(_event, reply)))
-            head = ends[run_id][0].seq if run_id in ends else 0  # the later answer may know of more
-            if following and following[0].seq == cursor + 1 and following[-1].seq >= head:
-                ends[run_id] = following
-        return ends
+        commands = [_last(run_id, cursors.get(run_id, 0), limit if run_id in cursors else 1) for run_id in run_ids]
+        replies = dict(zip(run_ids, self._ask(commands), strict=True))
+        if beyond := [run_id for run_id, reply in replies.items() if not reply and cursors.get(run_id)]:
+            replies.update(zip(beyond, self._ask([_last(run_id, 0, 1) for run_id in beyond]), strict=True))
+        return {run_id: _following(reply, cursors.get(run_id, 0)) for run_id, reply in replies.items() if reply}
 
     def head(self, run_id: str) -> int:
         """Seq of the last event that Redis holds (held, where it was trimmed); 0 where it knows nothing."""
@@ -219,6 +214,20 @@ class Doorbell:
 
 def _xread(cursors: Mapping[str, int], limit: int) -> Command:
     return ("XREAD", "COUNT", limit, "STREAMS", *map(stream_key, cursors), *[f"{seq}-0" for seq in cursors.values()])
+
+
+def _last(run_id: str, first: int, limit: int) -> Command:
+    return ("XREVRANGE", stream_key(run_id), "+", f"{first}-0", "COUNT", limit)
+
+
+def _following(newest_first: Any, cursor: int) -> list[Event]:
+    """Of what `_last` brought: the consecutive events after the cursor up to the last one; the last one in any case."""
+    events = [_event(newest_first[0])]
+    for event in map(_event, newest_first[1:]):
+        if event.seq <= cursor or event.seq != events[-1].seq - 1:
+            break
+        events.append(event)
+    return events[::-1]
 
 
 def _found(reply: Any) -> dict[str, list[Event]]:
