@@ -33,6 +33,10 @@ class Stage:
         self.leave("effects", " ".join(map(str, (name, *about))))
         return name
 
+    def rows(self, name: str, count: int) -> list[dict[str, object]]:
+        self.effect(name)
+        return [{"n": n, "third": n / 3, "nothing": None, "token": "abc"} for n in range(count)]
+
     def leave(self, where: str, line: str) -> None:
         with open(f"{self.gate}.{where}", "a") as file:
             file.write(f"{line}\n")
