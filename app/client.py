@@ -1,7 +1,7 @@
 """HTTP client of a Runtail server, for the command line: start, read, cancel, follow, decide, send input.
 
 Responsible for coming back to a run by its cursor after whatever happens to the connection, so that every event
-is given out once and in order. Not responsible for showing anything (`app.render`).
+is given out once and in order. Not responsible for showing anything (`app.cli.render`).
 """
 
 import ipaddress

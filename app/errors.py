@@ -1,7 +1,7 @@
 """The error tree: one class per stable code, each with its HTTP status.
 
 Responsible for naming what can go wrong. Not responsible for turning an error into a response
-(`app.api.problems`) or into a `run.failed` event (`workers.executor`).
+(`app.api.problems`) or into a `run.failed` event (`workers.execution.executor`).
 """
 
 DETAIL_CHARS = 1_000

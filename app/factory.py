@@ -12,21 +12,21 @@ from app.api.bodies import BoundedBodies
 from app.api.context import NoVerb, Runtail
 from app.api.one_send import OneSend
 from app.api.queries import refuse_unknown
-from app.auth import Authenticator
-from app.commands import Commands
 from app.config import Config
 from app.console import page
-from app.external import External
-from app.runs import Runs
+from app.identity.keys import Authenticator
 from app.storage.feed_log import FeedReader
 from app.storage.history import History
 from app.storage.log_reader import Doorbell, LogReader
 from app.storage.redis_connections import connect
 from app.streaming.admission import Admission
 from app.streaming.feeds import Feeds
-from app.streaming.tail_hub import TailHub
-from app.streaming.window import Limits
-from app.streaming.windows import Windows
+from app.streaming.hub import TailHub
+from app.streaming.opening import Windows
+from app.streaming.windows.base import Limits
+from app.verbs.commands import Commands
+from app.verbs.external import External
+from app.verbs.runs import Runs
 from app.wiring import Services
 
 RESERVED_FILES = 500

@@ -31,7 +31,7 @@ backlog = 2048
 
 # gevent patches the standard library when the worker starts, and the application must be loaded after that:
 # nothing is preloaded.
-worker_class = "app.streaming.gunicorn_worker.Worker"
+worker_class = "app.streaming.takeover.Worker"
 preload_app = False
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
 # Windows are long-lived and cheap; the application has limits of its own, this one only has to be above them.

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.devservices import DevError
+from app.dev.services import DevError
 from bench import report
 from bench.processes import BenchError
 from bench.scenarios import SCENARIOS

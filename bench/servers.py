@@ -18,7 +18,7 @@ import httpx
 import psutil
 import redis
 
-from app.devservices.servers import free_port
+from app.dev.services.servers import free_port
 from bench.load import build
 from bench.processes import ROOT, Child, eventually, ports_to, python
 

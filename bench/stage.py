@@ -18,7 +18,7 @@ import psycopg2
 import redis
 
 from app.config import Config
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.identifiers import new_id
 from app.protocol.ending import Ending

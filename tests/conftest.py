@@ -17,7 +17,7 @@ from flask import Flask
 from redis import Redis
 
 from app.config import Config
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.factory import create_app
 from app.storage.run_store import Principal, migrate
 from app.wiring import Services
@@ -85,7 +85,7 @@ LONGEST_FIRST = (
     *THOROUGH,
     "test_limits.py",
     "test_door.py",
-    "test_tail_hub.py",
+    "test_hub.py",
     "test_cancel.py",
     "websocket/test_window.py",
     "test_export.py",

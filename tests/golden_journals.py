@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.protocol.events import Event
 from app.protocol.reducer import fold, initial
 from app.storage.event_log import Append

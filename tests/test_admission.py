@@ -14,7 +14,7 @@ from redis import Redis
 
 from app import metrics
 from app.api.problems import problem
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import StoreUnavailable, TooManyStreams
 from app.identifiers import new_id
 from app.storage import leases as leases_module

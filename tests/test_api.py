@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 from jsonschema import Draft202012Validator
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.storage.run_store import migrate
 from app.wiring import Services
 from tests.conftest import StackMaker, execute

@@ -11,9 +11,9 @@ import httpx
 import psycopg2
 import pytest
 
-from app.commands import Commands
 from app.storage.run_store import Checkpoint, Principal, RunRecord
-from app.storage.run_store import waits as waits_module
+from app.storage.run_store import commands as waits_module
+from app.verbs.commands import Commands
 from app.wiring import Services
 from tests.conftest import StackMaker, execute
 from tests.harness import DEV, Stack, eventually, free_port, problem

@@ -11,10 +11,10 @@ import httpx
 import psycopg2
 import pytest
 
-from app import auth
-from app.auth import KnownKeys
 from app.config import Config
 from app.errors import StoreUnavailable
+from app.identity import keys as auth
+from app.identity.keys import KnownKeys
 from app.storage.run_store import Database, Principal, Registry
 from app.wiring import Services
 from tests.conftest import StackMaker, execute

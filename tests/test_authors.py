@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from app.authors_log import AuthorsLog
+from app.dev.authors_log import AuthorsLog
 from app.storage.run_store import Principal
 from tests.conftest import StackMaker
 from tests.harness import AGENTS, ROOT, Stack, eventually, problem
@@ -134,7 +134,7 @@ def test_the_log_of_authors_shows_their_records_whole_and_no_others(tmp_path: Pa
     when = "2026-11-29 10:00:00,000"
     shown = f"{when} ERROR runtail.agents The agent of run_1 raised.\nTraceback:\nKeyError: 'ä'\n"
     path.write_text(
-        f"{when} INFO rq.worker Job OK\nnot a header\n{shown}{when} ERROR workers.janitor broke\nTraceback\n"
+        f"{when} INFO rq.worker Job OK\nnot a header\n{shown}{when} ERROR workers.janitor.loop broke\nTraceback\n"
     )
     assert log.news() == shown
     with path.open("a") as file:

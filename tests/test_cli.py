@@ -17,8 +17,8 @@ from typing import Self
 
 import pytest
 
+from app.cli.plain import one_line, printable
 from app.client import Client
-from app.plain import one_line, printable
 from app.storage.run_store import Principal
 from tests.conftest import StackMaker, execute
 from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, free_port

@@ -11,10 +11,10 @@ import pytest
 
 from app.errors import Refused
 from app.protocol.ending import Ending
-from app.runs import Runs, StartRequest
 from app.storage.breaker import Breaker
 from app.storage.run_queue import RunQueue, queue_of
 from app.storage.run_store import AgentRecord, NewRun, RunRecord
+from app.verbs.runs import Runs, StartRequest
 from app.wiring import Services
 from tests.harness import DEV, free_port, pending_run
 

@@ -17,7 +17,7 @@ from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, pending_run
 from tests.stored import begin, ended, payloads, reach, row
-from workers.named import run_in_dump
+from workers.execution.named import run_in_dump
 
 BLOCKED = """
 import runpy, sys
@@ -203,7 +203,7 @@ def test_a_run_that_was_lost_twice_and_is_cancelled_ends_without_an_isolated_wor
 def test_a_function_that_is_named_like_a_run_is_none() -> None:
     code = """
 import faulthandler, sys
-from workers.named import call_named
+from workers.execution.named import call_named
 
 def run_forever(_):
     faulthandler.dump_traceback(sys.stdout)

@@ -20,7 +20,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from app.devservices import DevError, EmbeddedServices, folder, postgres_server, redis_server
+from app.dev.services import folder, postgres_server, redis_server
+from app.devservices import DevError, EmbeddedServices
 from tests.harness import ROOT, eventually, free_port
 from tests.programs import needed
 

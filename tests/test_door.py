@@ -11,13 +11,13 @@ from typing import Any
 import psycopg2
 import pytest
 
-from app.external import External
-from app.external_ends import Ends
 from app.hooks import WITHHELD, Hooks
 from app.protocol.events import SCHEMAS, Event
-from app.runs import Runs, StartRequest
 from app.storage.ownership import Ownership
 from app.storage.run_store import WriterBeat
+from app.verbs.external import External
+from app.verbs.external_ends import Ends
+from app.verbs.runs import Runs, StartRequest
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.external_writer import ExternalWriter, words
@@ -286,7 +286,7 @@ def _unfinished(services: Services) -> Iterator[str]:
 
 
 def _ended_by_a_janitor(services: Services, seen: WriterBeat) -> bool:
-    return Ends(services).end_lost(seen, heedless=False)
+    return Ends(services).end_lost(seen, ignore_heartbeat=False)
 
 
 def test_a_waiting_run_is_cancelled_although_the_hook_fails_at_everything(apart: Services) -> None:

@@ -40,14 +40,14 @@ class Play:
         self._reached(1)
 
     def take_away(self) -> None:
-        """As when its worker is lost: the run is pending again, and another stretch begins."""
+        """As when its worker is lost: the run is pending again, and another invocation begins."""
         row = self.row
         assert self.stack.services.store.release(self.run_id, row.epoch, "worker_lost")
         self.stack.services.queue.enqueue(self.run_id, row.epoch, row.queue)
         eventually(lambda: self.row.epoch > row.epoch, what=f"the next owner of {self.run_id}")
 
     def hand_over(self) -> None:
-        """Take it away where the agent is held; let it go on once only the next stretch is held there."""
+        """Take it away where the agent is held; let it go on once only the next invocation is held there."""
         self.take_away()
         self._reached(2)
         self.gate.touch()

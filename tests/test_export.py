@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.export import LINE_MAX_BYTES, Broken, Checked, Sealer, check, envelopes
+from app.cli.export import LINE_MAX_BYTES, Broken, Checked, Sealer, check, envelopes
 from app.protocol.digest import digest
 from app.protocol.events import SCHEMAS, dumps, encode
 from app.protocol.reducer import fold, initial

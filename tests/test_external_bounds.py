@@ -10,12 +10,10 @@ from typing import Any
 import psycopg2
 import pytest
 
-from app.external import External
-from app.external_events import REPLACED_FREE_BYTES, kept_of
+from app.cli.verification import Claim, verify
 from app.protocol.events import dumps
 from app.protocol.reducer import fold, initial
 from app.protocol.sizes import OUTPUT_BYTES
-from app.runs import StartRequest
 from app.storage.run_store import (
     BYTES,
     CONTAINERS,
@@ -25,13 +23,15 @@ from app.storage.run_store import (
     Principal,
     ending_seconds,
 )
-from app.verification import Claim, verify
+from app.verbs.external import External
+from app.verbs.external_payloads import REPLACED_FREE_BYTES, kept_of
+from app.verbs.runs import StartRequest
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.external_writer import ExternalWriter, Line
 from tests.harness import Stack, eventually, problem
 from tests.stored import ended, events, row
-from workers.external import LostWriters
+from workers.janitor.lost_writers import LostWriters
 
 DEV = Principal("dev", "dev", admin=True, writer=True)
 BATCH = 1_000
@@ -216,7 +216,7 @@ def test_an_end_that_fails_is_tried_ever_more_rarely_by_one_janitor_at_a_time(
     apart: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1_000.0]
-    monkeypatch.setattr("workers.external.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("workers.janitor.lost_writers.time", SimpleNamespace(monotonic=lambda: clock[0]))
     run = External(apart).start(DEV, StartRequest("external", {}, "session", "continue", None, {}, None, None)).run
     janitors = [LostWriters(apart) for _ in range(3)]
     tried: list[float] = []

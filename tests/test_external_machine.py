@@ -18,18 +18,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from redis import Redis
 
 from app.errors import RuntailError
-from app.external_ends import Ends
-from app.external_events import outbound_of
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL
 from app.protocol.reducer import fold, initial
 from app.storage.event_log import meta_key, stream_key
 from app.storage.run_store import Batch, RunRecord, WriterBeat
+from app.verbs.external_ends import Ends
+from app.verbs.external_payloads import outbound_of
 from tests.conftest import StackMaker
 from tests.external_reference import OK, Answer, Reference, Wanted, entry
 from tests.external_writer import ExternalWriter, Line, ndjson
 from tests.harness import Stack
-from workers.external import LostWriters
+from workers.janitor.lost_writers import LostWriters
 
 EXAMPLES = int(os.environ.get("RUNTAIL_MODEL_EXAMPLES", "30"))
 SEED = os.environ.get("RUNTAIL_MODEL_SEED")
@@ -263,16 +263,18 @@ class OneRun(RuleBasedStateMachine):
         if self.looked is None:
             return
         (beat, seen), self.looked = self.looked, None
-        heedless, dies = draw(st.booleans()) and beat.cancel_requested, draw(st.booleans())
-        mine = not self.known.over and seen[0] == self.known.epoch and (heedless or seen[1] == self.known.beats)
+        ignore_heartbeat, dies = draw(st.booleans()) and beat.cancel_requested, draw(st.booleans())
+        mine = not self.known.over and seen[0] == self.known.epoch and (ignore_heartbeat or seen[1] == self.known.beats)
         wanted = CANCELLED if beat.cancel_requested else LOST
         self.note("janitor", "takes it" if mine else "is too late")
         if dies:
-            assert (self.services.external.take_lost(beat, wanted, heedless=heedless) is not None) == mine
+            assert (
+                self.services.external.take_lost(beat, wanted, ignore_heartbeat=ignore_heartbeat) is not None
+            ) == mine
             if mine:
                 self.known.take_over(self.known.ending or wanted)
         else:
-            assert Ends(self.services).end_lost(beat, heedless=heedless) == mine
+            assert Ends(self.services).end_lost(beat, ignore_heartbeat=ignore_heartbeat) == mine
             if mine:
                 self.known.end(self.known.ending or wanted)
         self.look()

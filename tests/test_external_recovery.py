@@ -17,19 +17,19 @@ import psutil
 import psycopg2
 import pytest
 
-from app.devservices import EmbeddedServices
-from app.external import External, Writer
-from app.external_ends import Ends
+from app.dev.services import EmbeddedServices
 from app.protocol.events import TERMINAL
-from app.runs import StartRequest
-from app.storage.run_store import Batch, Principal, Taken, migrate
+from app.storage.run_store import Batch, BatchResult, Principal, migrate
+from app.verbs.external import External, Writer
+from app.verbs.external_ends import Ends
+from app.verbs.runs import StartRequest
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.external_writer import ExternalWriter, Line, ndjson, words
 from tests.harness import Stack, eventually, problem
 from tests.stored import ended, events, payloads, row
-from workers.external import LostWriters
-from workers.janitor import Janitor
+from workers.janitor.loop import Janitor
+from workers.janitor.lost_writers import LostWriters
 
 CHECKED: Line = ("quality.checked", {"name": "tone", "passed": True})
 LEASE = "2"
@@ -421,8 +421,8 @@ def test_who_shows_a_sign_of_life_at_the_last_moment_keeps_the_run(apart: Servic
     external, run_id = started(apart)
     (seen,) = [beat for beat in apart.external.beats() if beat.run_id == run_id]
     external.beat(Writer(run_id, 1), 0)
-    assert not Ends(apart).end_lost(seen, heedless=False)
-    assert Ends(apart).end_lost(replace(seen, cancel_requested=True), heedless=True)
+    assert not Ends(apart).end_lost(seen, ignore_heartbeat=False)
+    assert Ends(apart).end_lost(replace(seen, cancel_requested=True), ignore_heartbeat=True)
 
 
 def test_of_two_that_bring_the_same_batch_one_waits_for_the_other(apart: Services) -> None:
@@ -431,7 +431,7 @@ def test_of_two_that_bring_the_same_batch_one_waits_for_the_other(apart: Service
 
     def take() -> bool:
         (answer,) = apart.batches.take([batch])
-        assert isinstance(answer, Taken), answer
+        assert isinstance(answer, BatchResult), answer
         return answer.repeated
 
     with ThreadPoolExecutor(2) as pool:

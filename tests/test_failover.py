@@ -15,27 +15,27 @@ from app.errors import Fenced
 from app.factory import create_app
 from app.protocol.ending import Ending
 from app.protocol.events import TERMINAL, Event
-from app.runs import Runs
 from app.storage.event_log import Append, meta_key
 from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint, NewApproval, RunRecord
+from app.verbs.runs import Runs
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.failover import PostgresImage, evict, lose_events
 from tests.harness import DEV, pending_run, problem
-from tests.test_emitter import Writing
-from tests.test_emitter import started as started  # a fixture
+from tests.test_flusher import Writing
+from tests.test_flusher import started as started  # a fixture
 from tests.test_ownership import Owner
 from workers.context import RunContext
-from workers.emitter import Emitter
-from workers.execution import Execution
-from workers.executor import Executor
-from workers.interrupts import Lost
-from workers.janitor import Janitor
-from workers.place import Here
+from workers.execution.active_run import ActiveRun
+from workers.execution.executor import Executor
+from workers.execution.flusher import Flusher
+from workers.execution.interrupts import Lost
+from workers.execution.invocation import RESUMED, Invocations
+from workers.execution.runner import InGreenlet
+from workers.execution.settlement import Settlement
+from workers.janitor.loop import Janitor
 from workers.registry import Agent
-from workers.settlement import Settlement
-from workers.stretch import RESUMED, Stretches
 
 Take = Callable[[], PostgresImage]
 
@@ -120,20 +120,20 @@ def test_what_only_the_writer_still_has_comes_back_from_its_memory(apart: Servic
 def test_runs_that_share_a_commit_with_one_that_has_lost_events_are_committed_with_it(
     apart: Services, started: Any
 ) -> None:
-    emitter: Emitter = started(apart.ownership)
+    flusher: Flusher = started(apart.ownership)
     lost, others = (
-        Writing(apart.ownership, emitter, pending_run(apart)),
-        [Writing(apart.ownership, emitter, pending_run(apart)) for _ in range(3)],
+        Writing(apart.ownership, flusher, pending_run(apart)),
+        [Writing(apart.ownership, flusher, pending_run(apart)) for _ in range(3)],
     )
     for writing in (lost, *others):
         writing.begin()
         for n in range(20):
-            writing.emission.commit("custom.tick", {"n": n}, "1")
+            writing.outbox.commit("custom.tick", {"n": n}, "1")
     lose_events(apart.config.database_url, lost.run.id, after=5)
     for writing in (lost, *others):
-        writing.emission.emit("custom.tick", {"n": 20}, "1")
+        writing.outbox.emit("custom.tick", {"n": 20}, "1")
         with gevent.Timeout(10):
-            writing.emission.commit("custom.tick", {"n": 21}, "1")
+            writing.outbox.commit("custom.tick", {"n": 21}, "1")
     for writing in (lost, *others):
         assert writing.told == []
         writing.finish()
@@ -208,26 +208,26 @@ def test_a_lost_claim_is_fenced_although_redis_has_forgotten_it_too(apart: Servi
     _whole(apart, run_id)
 
 
-@pytest.mark.parametrize("step", ["archive", "finish", "suspend", "emitter"])
+@pytest.mark.parametrize("step", ["archive", "finish", "suspend", "flusher"])
 def test_an_owner_that_was_fenced_is_not_let_in_because_postgres_has_lost_its_successor(
     apart: Services, image: Take, started: Any, step: str
 ) -> None:
     """[look_in_redis] It was called lost, and has not noticed; the row says again that the run is its own."""
-    emitter = started(apart.ownership)
-    fenced = Writing(apart.ownership, emitter, pending_run(apart))
-    run_id, writer = fenced.run.id, fenced.emission.writer
+    flusher = started(apart.ownership)
+    fenced = Writing(apart.ownership, flusher, pending_run(apart))
+    run_id, writer = fenced.run.id, fenced.outbox.writer
     before = image()
     apart.store.release(run_id, fenced.run.epoch, "worker_lost")
     Owner(apart, run_id, "b").adopt().say("two").append()
     before.restore()
     writer.add("custom.late", {})
-    if step == "emitter":
-        emitter.archive_soon(fenced.emission)
+    if step == "flusher":
+        flusher.archive_soon(fenced.outbox)
         with gevent.Timeout(5):
             while not fenced.told:
                 gevent.sleep(0.01)
     else:
-        emitter.close(fenced.emission)
+        flusher.close(fenced.outbox)
         commits = {
             "archive": lambda: apart.ownership.archive(writer),
             "finish": lambda: apart.ownership.finish(writer, Ending.completed("late")),
@@ -304,9 +304,9 @@ def test_a_stale_owner_of_the_same_epoch_does_not_set_the_version_of_the_others_
 ) -> None:
     run, agents = stale.run, {"emit": Agent("emit", lambda ctx: None, Schema, "other")}
     monkeypatch.setattr(Ownership, "confirm", lambda *of: False)  # it was confirmed just before the failover
-    emitter: Emitter = started(apart.ownership)
+    flusher: Flusher = started(apart.ownership)
     with pytest.raises(Fenced):
-        Stretches(apart, emitter, agents, "b", Here()).execute(Execution(run), stale.writer, RESUMED)
+        Invocations(apart, flusher, agents, "b", InGreenlet()).execute(ActiveRun(run), stale.writer, RESUMED)
     assert _row(apart, run.id).agent_version == run.agent_version
     apart.store.set_version(run.id, run.epoch, "other", 1, owner="c")
     assert _row(apart, run.id).agent_version == "other"
@@ -519,8 +519,8 @@ def test_a_journal_is_not_read_from_less_than_its_writer_has_written(
     before = image()
     _ask(apart, owner)
     before.restore()
-    stretches = Stretches(apart, started(apart.ownership), {}, "a", Here())
-    journal = stretches._journal(owner.run, owner.writer, RESUMED)
+    invocations = Invocations(apart, started(apart.ownership), {}, "a", InGreenlet())
+    journal = invocations._journal(owner.run, owner.writer, RESUMED)
     assert journal.approval("apr_1") is not None
     assert journal.count("1", "approval.required") == 1
 
@@ -549,11 +549,11 @@ def test_a_run_whose_keys_were_evicted_goes_on_in_redis(apart: Services, started
     writing = Writing(apart.ownership, started(apart.ownership), pending_run(apart))
     writing.begin()
     for n in range(10):
-        writing.emission.commit("custom.tick", {"n": n}, "1")
+        writing.outbox.commit("custom.tick", {"n": n}, "1")
     evict(apart.config.redis_url, writing.run.id, **gone)
     for n in range(10, 20):
         with gevent.Timeout(5):
-            writing.emission.commit("custom.tick", {"n": n}, "1")
+            writing.outbox.commit("custom.tick", {"n": n}, "1")
     with gevent.Timeout(5):
         while apart.log.head(writing.run.id) < 22:
             gevent.sleep(0.01)
@@ -586,8 +586,8 @@ def test_a_run_that_redis_refuses_keeps_no_other_waiting(
     apart: Services, started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the reason: here its ring is refused, to one run alone."""
-    emitter: Emitter = started(apart.ownership)
-    refused, fine = (Writing(apart.ownership, emitter, pending_run(apart)) for _ in range(2))
+    flusher: Flusher = started(apart.ownership)
+    refused, fine = (Writing(apart.ownership, flusher, pending_run(apart)) for _ in range(2))
     real = apart.log._arguments
 
     def arguments(append: Append) -> list[str | int]:
@@ -595,12 +595,12 @@ def test_a_run_that_redis_refuses_keeps_no_other_waiting(
         return [made[0], "no epoch", *made[2:]] if append.run_id == refused.run.id else made
 
     monkeypatch.setattr(apart.log, "_arguments", arguments)
-    refused.emission.emit("custom.tick", {"n": 0}, "1")
+    refused.outbox.emit("custom.tick", {"n": 0}, "1")
     gevent.sleep(0.5)  # by now it was refused several times
     slowest = 0.0
     for n in range(50):
         with gevent.Timeout(5):
-            fine.emission.emit("custom.tick", {"n": n}, "1")
+            fine.outbox.emit("custom.tick", {"n": n}, "1")
             begun = gevent.get_hub().loop.now()
             while apart.log.head(fine.run.id) < n + 2:
                 gevent.sleep(0.001)

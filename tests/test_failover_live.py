@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.storage.run_store import migrate
 from tests.external_writer import ExternalWriter, ndjson
 from tests.harness import Stack, eventually

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.factory import create_app
 from app.protocol.events import Event, encode
@@ -29,7 +29,7 @@ from app.streaming import feed as module
 from app.streaming import feeds
 from app.streaming.admission import Ticket
 from app.streaming.feed import Feed
-from app.streaming.window import Closing, Limits
+from app.streaming.windows.base import Closing, Limits
 from app.streaming.wire import NDJSON as NDJSON_FORMAT
 from tests.conftest import StackMaker, own_databases
 from tests.harness import DEV, Stack, eventually, pending_run, problem
@@ -376,7 +376,7 @@ def test_the_tenant_of_a_run_is_not_forgotten_while_its_events_are_handed_out(
         eventually(lambda: is_shown_to_its_end(third), what="the third run's event")
         assert is_shown_to_its_end(first)
     finally:
-        feed.farewell = Closing.LEFT, b""
+        feed.closing = Closing.LEFT, b""
         reading.join(5)
 
 

@@ -12,14 +12,14 @@ from app.storage.log_writer import LogWriter
 from app.wiring import Services
 from tests.harness import pending_run
 from workers.context import RunContext
-from workers.emission import Emission
-from workers.emitter import Emitter
-from workers.execution import Execution
-from workers.executor import Executor
+from workers.execution.active_run import ActiveRun
+from workers.execution.executor import Executor
+from workers.execution.flusher import Flusher
+from workers.execution.outbox import Outbox
 from workers.registry import Agent
 from workers.tools import ToolError
 
-HELD = (Emission, Execution, LogWriter, RunContext)
+HELD = (Outbox, ActiveRun, LogWriter, RunContext)
 
 
 def works(run: RunContext) -> object:
@@ -81,13 +81,13 @@ def held() -> list[object]:
 def test_nothing_of_a_run_that_has_ended_waits_for_the_collector(
     apart: Services, function: Callable[[RunContext], object], status: str
 ) -> None:
-    emitter = Emitter(apart.ownership)
-    emitter.start()
-    executor = Executor(apart, emitter, {"held": Agent("held", function, Schema, "1")}, "w")
+    flusher = Flusher(apart.ownership)
+    flusher.start()
+    executor = Executor(apart, flusher, {"held": Agent("held", function, Schema, "1")}, "w")
     run_ids = [pending_run(apart, "held").id for _ in range(3)]
     for run_id in run_ids:
         executor.execute(run_id)
     assert {getattr(apart.store.get(run_id), "status", None) for run_id in run_ids} == {status}
     with gevent.Timeout(5):
         while held():
-            gevent.sleep(0.01)  # the emitter has to finish its turn
+            gevent.sleep(0.01)  # the flusher has to finish its turn

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import redis
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.storage import breaker as module
 from app.storage.breaker import Breaker

@@ -18,7 +18,7 @@ import psutil
 import psycopg2
 import pytest
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.identifiers import new_id
 from app.storage.run_store import Beats, OwnerBeat, migrate
@@ -29,7 +29,7 @@ from tests.harness import Process, Stack, eventually, pending_run
 from tests.speed import timed
 from tests.stored import begin, ended, payloads, reach, row
 from tests.swallowing_proxy import SwallowingProxy
-from workers.janitor import LEASE_SECONDS, Janitor
+from workers.janitor.loop import LEASE_SECONDS, Janitor
 
 GIVEN_UP_SECONDS = 2.0
 BUSY_SECONDS = 0.5
@@ -140,7 +140,7 @@ def test_an_owner_that_was_called_lost_is_so_only_after_another_lease_for_every_
     apart: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1_000.0]
-    monkeypatch.setattr("workers.janitor.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("workers.janitor.loop.time.monotonic", lambda: now[0])
     owner = new_id("w")
     with closing(Beats(apart.config.database_url, owner)) as beats:
         beats.beat()
@@ -189,7 +189,7 @@ def test_who_does_not_get_through_calls_nobody_lost_and_never_itself(
     apart: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, through = [1_000.0], [False]
-    monkeypatch.setattr("workers.janitor.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("workers.janitor.loop.time.monotonic", lambda: now[0])
     ours, other = new_id("w"), new_id("w")
     runs = {owner: pending_run(apart).id for owner in (ours, other)}
     for owner, run_id in runs.items():

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.commands import Commands
 from app.storage.run_store import Checkpoint, InputRecord, Principal, RunRecord
+from app.verbs.commands import Commands
 from app.wiring import Services
 from tests.conftest import StackMaker, execute
 from tests.harness import DEV, Stack, free_port, pending_run, problem

@@ -18,7 +18,7 @@ from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
 from tests.conftest import StackMaker
 from tests.harness import Stack, children_named, eventually, pending_run
 from tests.test_worker import check_log
-from workers.janitor import LEASE_SECONDS
+from workers.janitor.loop import LEASE_SECONDS
 
 TERMINAL_SECONDS = 0.5
 """From a cancel to the terminal event."""
@@ -72,7 +72,7 @@ def _completed(server: Stack, run_id: str) -> Any:
 
 
 def _attempts(found: Events) -> list[tuple[str, str | None, int]]:
-    """How each stretch began: type, reason, attempt."""
+    """How each invocation began: type, reason, attempt."""
     begins = [e for e in found if e["type"] in ("run.started", "run.step", "run.resumed")]
     return [(e["type"], e["payload"].get("reason"), e["payload"]["attempt"]) for e in begins]
 
@@ -262,7 +262,7 @@ def test_a_killed_parent_takes_its_process_along_and_another_worker_goes_on(alon
     other = server.start_worker("--isolated")
     first.kill()
     eventually(lambda: _gone(pids["pid"]), 1, "the end of the orphan")
-    eventually(lambda: len(_attempts(server.events(run_id))) == 2, PATIENCE_SECONDS, "the next stretch")
+    eventually(lambda: len(_attempts(server.events(run_id))) == 2, PATIENCE_SECONDS, "the next invocation")
     gate.touch()
     _, found = _ended(server, run_id, "completed")
     assert _attempts(found) == [("run.started", None, 1), ("run.step", "worker_lost", 1)]
@@ -289,7 +289,7 @@ def test_deploys_hand_the_run_over_and_cost_no_attempt(alone: Callable[..., Stac
     for n in range(1, 4):
         leaving.stop(signal.SIGTERM)
         leaving = server.start_worker("--isolated")
-        eventually(lambda n=n: len(_attempts(server.events(run_id))) == n + 1, PATIENCE_SECONDS, "the next stretch")
+        eventually(lambda n=n: len(_attempts(server.events(run_id))) == n + 1, PATIENCE_SECONDS, "the next invocation")
     gate.touch()
     _, found = _ended(server, run_id, "completed")
     assert _attempts(found) == [("run.started", None, 1), *[("run.step", "deploy", 1)] * 3]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from app.errors import InvalidInput, UnknownAgent
-from app.runs import Runs, StartRequest
 from app.storage.run_queue import queue_of
 from app.storage.run_store import AgentRecord, Registry, RunRecord
+from app.verbs.runs import Runs, StartRequest
 from app.wiring import Services
 from tests.conftest import execute
 from tests.harness import DEV

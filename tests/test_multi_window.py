@@ -16,13 +16,13 @@ from flask import Flask
 from app.api.multi import RUNS_MAX
 from app.factory import create_app
 from app.storage.run_store import Principal, RunPosition
-from app.streaming.windows import Opening
+from app.streaming.opening import Opening
 from app.streaming.wire import NDJSON as NDJSON_FORMAT
 from tests.conftest import StackMaker
 from tests.harness import DEV, Stack, eventually, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.raw_client import Incoming, RawClient
-from tests.test_tail_hub import open_windows
+from tests.test_hub import open_windows
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 BOB = Principal("elsewhere", "bob")

@@ -213,7 +213,7 @@ def test_programs_that_an_agent_leaves_behind_end_with_its_run(
 REMEMBERS = """
 import gevent.subprocess
 from gevent.subprocess import DEVNULL
-from workers.leftovers import Leftovers
+from workers.execution.leftovers import Leftovers
 
 leftovers = Leftovers()
 

@@ -16,8 +16,8 @@ from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.harness import Stack, eventually, pending_run, problem
 from tests.test_worker import check_log
-from workers import unwatched as module
-from workers.unwatched import SETTLE_SECONDS, STOOD_STILL_SECONDS, Unwatched
+from workers.janitor import abandoned as module
+from workers.janitor.abandoned import SETTLE_SECONDS, STOOD_STILL_SECONDS, Abandoned
 
 GRACE = 30
 PASS = 1.0
@@ -52,7 +52,7 @@ class Observer:
     def __init__(self, services: Services, clock: Clock, grace_seconds: float = GRACE) -> None:
         self.clock = clock
         self.leases = Leases(services.config.events_redis_url, Breaker())
-        self.unwatched = Unwatched(services.ownership, self.leases, grace_seconds)
+        self.unwatched = Abandoned(services.ownership, self.leases, grace_seconds)
 
     def look(self, seconds: float = PASS) -> None:
         """One pass, so many seconds after the last."""

@@ -24,10 +24,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from app.commands import Commands
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.protocol.events import TERMINAL
 from app.storage.run_store import RunRecord, migrate
+from app.verbs.commands import Commands
 from tests.conftest import StackMaker
 from tests.harness import DEV, Process, Stack, eventually
 from tests.stored import PATIENCE_SECONDS, begin, ended, events, has_status, payloads, reach, row

@@ -17,12 +17,12 @@ from app.protocol.digest import digest
 from app.protocol.ending import Ending
 from app.protocol.events import TERMINAL
 from app.protocol.reducer import fold, initial
-from app.runs import Runs
 from app.storage.event_log import Append
 from app.storage.run_store import Beats, Checkpoint, RunRecord
+from app.verbs.runs import Runs
 from app.wiring import Services
 from tests.harness import DEV, eventually, pending_run
-from workers.janitor import Janitor
+from workers.janitor.loop import Janitor
 
 
 class Owner:
@@ -520,7 +520,7 @@ def test_a_chain_of_owners_leaves_one_log(apart: Services, run_id: str) -> None:
 
 def test_an_owner_is_lost_only_after_it_was_watched_for_the_lease(apart: Services, monkeypatch: Any) -> None:
     now = [1_000.0]
-    monkeypatch.setattr("workers.janitor.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("workers.janitor.loop.time.monotonic", lambda: now[0])
     run_id = pending_run(apart).id
     owner = Owner(apart, run_id, f"w-{run_id}").adopt()
     janitor = Janitor(apart)
@@ -545,8 +545,8 @@ def test_an_owner_is_lost_only_after_it_was_watched_for_the_lease(apart: Service
 
 
 def test_a_lost_owner_is_found_whatever_another_duty_waits_for(apart: Services, monkeypatch: Any) -> None:
-    monkeypatch.setattr("workers.janitor.PASS_SECONDS", 0.02)
-    monkeypatch.setattr("workers.janitor.LEASE_SECONDS", 0.5)
+    monkeypatch.setattr("workers.janitor.loop.PASS_SECONDS", 0.02)
+    monkeypatch.setattr("workers.janitor.loop.LEASE_SECONDS", 0.5)
     run_id = pending_run(apart).id
     Owner(apart, run_id, f"w-{run_id}").adopt()  # it never beats
     never = Event()

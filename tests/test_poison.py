@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import Refused
-from app.storage.together import Together
+from app.storage.coalescing import Coalescer
 from tests.agents_for_tests.poison_agents import WAYS
 from tests.conftest import StackMaker, execute
 from tests.external_writer import ExternalWriter
@@ -183,7 +183,7 @@ def test_of_many_questions_only_those_that_are_refused_get_no_answer() -> None:
             raise Refused("There is a seven in it.")
         return [2 * question for question in questions]
 
-    together = Together(answer, 100)
+    together = Coalescer(answer, 100)
 
     def ask(question: int) -> int | None:
         try:

@@ -10,13 +10,13 @@ from typing import Any
 import peewee
 import pytest
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import RuntailError
 from app.protocol.redaction import REDACTED
 from app.storage.run_store import Database
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Stack, eventually
-from workers.programs import inherited, run_program
+from workers.execution.programs import inherited, run_program
 
 SECRET = "s3cret-V4lue"
 KEYS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.examples import questions
+from workers.agents.support import questions
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.errors import StoreUnavailable
 from app.protocol.digest import digest
 from app.protocol.ending import Ending
@@ -32,7 +32,7 @@ from tests.stored import begin
 from tests.stored import events as _archived
 from tests.stored import payloads as _payloads
 from tests.stored import row as _row
-from workers.executor import STRAY_SECONDS
+from workers.execution.executor import STRAY_SECONDS
 
 LEASE_AND_MORE = 30
 """Seconds in which a lost run is taken over and finished, on a busy machine."""
@@ -96,8 +96,8 @@ def _pids(stack: Stack, run_id: str) -> list[int]:
     return [payload["pid"] for payload in _payloads(stack, run_id, "custom.pid")]
 
 
-def _stretches(gate: Path) -> list[int]:
-    """Who has executed each stretch of a run that `_held` started."""
+def _invocations(gate: Path) -> list[int]:
+    """Who has executed each invocation of a run that `_held` started."""
     return [int(pid) for pid in Path(f"{gate}.pids").read_text().split()]
 
 
@@ -125,7 +125,7 @@ def a_frozen_worker(make: StackMaker) -> None:
     run = _ended(stack, run_id)
     assert (run.attempt, run.losses) == (1, 1), "nobody is charged"
     assert _payloads(stack, run_id, "run.step") == [{"attempt": 1, "reason": "worker_lost", "restart": False}]
-    assert _stretches(gate) == [frozen.pid, successor.pid]
+    assert _invocations(gate) == [frozen.pid, successor.pid]
     eventually(lambda: _row(stack, run_id).published)
     before = _raw(stack, run_id)
     frozen.send(signal.SIGCONT)
@@ -164,9 +164,9 @@ def a_worker_is_called_lost_by_mistake(make: StackMaker) -> None:
     row = _row(stack, run_id)
     assert stack.services.store.release(run_id, row.epoch, "worker_lost")
     stack.services.queue.enqueue(run_id, row.epoch, row.queue)
-    eventually(lambda: _row(stack, run_id).epoch == row.epoch + 1 and len(_stretches(gate)) == 2)
+    eventually(lambda: _row(stack, run_id).epoch == row.epoch + 1 and len(_invocations(gate)) == 2)
     ticks = _count(stack, run_id, "custom.tick")
-    eventually(lambda: _count(stack, run_id, "custom.tick") > ticks, LEASE_AND_MORE, "more of the later stretch")
+    eventually(lambda: _count(stack, run_id, "custom.tick") > ticks, LEASE_AND_MORE, "more of the later invocation")
     time.sleep(STRAY_SECONDS + 3)  # it is not taken for a stray
     gate.touch()
     run = _ended(stack, run_id)
@@ -183,7 +183,7 @@ def a_killed_worker(make: StackMaker) -> None:
     gate.touch()
     run = _ended(stack, run_id)
     assert run.attempt == 1, "a plain kill costs nobody anything"
-    assert _stretches(gate) == [killed.pid, successor.pid]
+    assert _invocations(gate) == [killed.pid, successor.pid]
     first, second = run.state["messages"]
     assert (first["status"], second["status"]) == ("abandoned", "completed")
     assert run.output["text"] == second["text"] == "".join(f"word{n} " for n in range(TICKS))
@@ -219,7 +219,7 @@ def a_worker_that_is_asked_to_go(make: StackMaker) -> None:
     run = _ended(stack, run_id)
     assert run.attempt == 1, "a deploy costs no attempt"
     assert _payloads(stack, run_id, "run.step") == [{"attempt": 1, "reason": "deploy", "restart": False}]
-    assert _stretches(gate) == [leaving.pid, successor.pid]
+    assert _invocations(gate) == [leaving.pid, successor.pid]
     for fresh_id in fresh_ids:
         assert _ended(stack, fresh_id).attempt == 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.config import Config
 from app.errors import ConfigError, StoreUnavailable
-from app.streaming.tail_hub import SWEEP_SECONDS
+from app.streaming.hub import SWEEP_SECONDS
 from app.wiring import Services
 from tests.conftest import StackMaker
 from tests.log_author import LogAuthor

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from workers.examples import replies, shop
-from workers.examples.replies import Draft
+from workers.agents.support import replies, shop
+from workers.agents.support.replies import Draft
 
 ORDER: shop.Order = {
     "id": 48291,

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from app.cli import main
+from app.cli.main import main
 from app.errors import StoreUnavailable
 from app.protocol.ending import Ending
 from app.storage.erasure import Erasure
@@ -33,7 +33,7 @@ from app.storage.run_store import retention as retention_module
 from app.wiring import Services
 from tests.conftest import StackMaker, execute
 from tests.harness import DEV, eventually, free_port, pending_run
-from workers.retention import Retention
+from workers.janitor.retention import Retention
 
 MARKER = "the-secret-of-ann"
 OURS = ("runs", "run_events", "run_ops", "approvals", "run_inputs")
@@ -189,7 +189,7 @@ def test_an_erasure_that_dies_half_way_leaves_a_run_that_can_be_erased_again(
         elif line == "log":
             dying.setattr(EventLog, "delete", _dies)
         elif line == "rows":
-            dying.setattr("app.storage.run_store.store.erase_runs", _dies)
+            dying.setattr("app.storage.run_store.runs.erase_runs", _dies)
         else:
             dying.setattr(apart.database.peewee, "commit", _dies)
         with pytest.raises(Died):
@@ -309,7 +309,7 @@ def test_the_duty_takes_a_batch_at_a_time_and_then_waits(
     apart: Services, erasure: Erasure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
-    monkeypatch.setattr("workers.retention.time.monotonic", lambda: now)
+    monkeypatch.setattr("workers.janitor.retention.time.monotonic", lambda: now)
     monkeypatch.setattr(retention_module, "RUNS_MAX", 2)
     for _ in range(3):
         _ended(apart, days_ago=3)

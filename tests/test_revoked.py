@@ -9,11 +9,11 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from app.cli import main
+from app.cli.main import main
 from app.errors import StoreUnavailable
 from app.factory import create_app
 from app.storage.run_store import Principal, RunPosition
-from app.streaming.windows import Opening
+from app.streaming.opening import Opening
 from app.streaming.wire import NDJSON
 from tests.conftest import StackMaker, execute
 from tests.harness import Stack, eventually, pending_run
@@ -164,8 +164,8 @@ def test_a_window_stays_open_while_postgres_cannot_say_whether_its_key_does(guar
     window = windows.iterate(Opening(RunPosition("run_1", False, 1), 0, NDJSON, ticket), None)
     with pytest.raises(StoreUnavailable):
         windows.end_revoked()
-    assert window.farewell is None
+    assert window.closing is None
     windows._good_keys = lambda _: set()
     windows.end_revoked()
-    assert window.farewell is not None
+    assert window.closing is not None
     window.close()

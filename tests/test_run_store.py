@@ -31,7 +31,7 @@ from app.storage.run_store import (
     migrate,
 )
 from app.storage.run_store import database as database_module
-from app.storage.run_store.store import INSERTED_CHARS
+from app.storage.run_store.runs import INSERTED_CHARS
 from app.wiring import Services
 from tests.conftest import execute, own_databases
 from tests.harness import ROOT, eventually, free_port, pending_run
@@ -448,7 +448,7 @@ from gevent import monkey; monkey.patch_all()
 from app.storage.cooperative import make_psycopg_cooperative; make_psycopg_cooperative()
 import sys, gevent
 from app.storage.run_store import Database
-from workers.interrupts import Cancelled
+from workers.execution.interrupts import Cancelled
 
 database = Database(sys.argv[1], 2)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import own_databases
 from tests.harness import eventually
-from workers.examples import shop
+from workers.agents.support import shop
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.harness import Stack, problem
 from tests.log_author import LogAuthor
 from tests.raw_client import RawClient
 from tests.socket_client import SocketClient
-from tests.test_tail_hub import UNLIMITED
+from tests.test_hub import UNLIMITED
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 PART_BYTES = 128_000

@@ -15,8 +15,8 @@ import httpx
 import psycopg2
 import pytest
 
-from app.runs import CANCEL_WAIT_SECONDS, Runs
 from app.storage.run_store import RunRecord
+from app.verbs.runs import CANCEL_WAIT_SECONDS, Runs
 from tests.conftest import StackMaker
 from tests.harness import DEV, Process, Stack, eventually
 from tests.provider import NEVER_ANSWERS, WAYS, Provider

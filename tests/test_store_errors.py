@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.storage.run_store import migrate
 from tests.harness import Stack, eventually, problem
 from tests.stored import begin, ended, payloads, reach, row

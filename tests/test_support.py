@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import own_databases
 from tests.harness import ROOT, Stack, eventually, free_port
-from workers.examples import shop
+from workers.agents.support import shop
 
 ORDERS = range(48291, 48303)
 POLICY = {"$500.00"}
@@ -269,7 +269,7 @@ def test_an_input_that_does_not_fit_is_refused_at_once(live: Stack, input: dict[
 
 
 def test_several_processes_may_set_up_the_shop_at_once(environment: dict[str, str]) -> None:
-    code = "from workers.examples import shop; assert shop.find_order(48291)['total_cents'] == 124900"
+    code = "from workers.agents.support import shop; assert shop.find_order(48291)['total_cents'] == 124900"
     with own_databases(environment) as urls:
         command = [sys.executable, "-c", code]
         processes = [subprocess.Popen(command, cwd=ROOT, env=urls) for _ in range(6)]

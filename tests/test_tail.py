@@ -4,9 +4,9 @@ import pytest
 
 from app.protocol.events import Event, encode
 from app.streaming import tail as module
-from app.streaming.iterated_window import IteratedWindow
 from app.streaming.tail import Ring, Tail
-from app.streaming.window import Closing, Limits, Window
+from app.streaming.windows.base import Closing, Limits, Window
+from app.streaming.windows.iterated import IteratedWindow
 from app.streaming.wire import NDJSON, SSE, Format, wire
 from app.wiring import Services
 

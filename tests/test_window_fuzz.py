@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from tests.conftest import own_databases
 from tests.follower import LINES, NAMED, UNNAMED, Cap, Connection, Follower, Form
 from tests.harness import Process, Stack

@@ -1,1 +1,1 @@
-"""The worker process: RQ over gevent, the executor of agents, and the emitter of their events."""
+"""The worker process: RQ over gevent, the executor of agents, and the flusher of their events."""

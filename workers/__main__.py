@@ -22,7 +22,7 @@ import logging  # noqa: E402
 from app.config import Config  # noqa: E402
 from app.errors import ConfigError  # noqa: E402
 from app.storage.cooperative import make_psycopg_cooperative  # noqa: E402
-from workers.isolated import IsolatedProcess  # noqa: E402
+from workers.isolated.worker import IsolatedProcess  # noqa: E402
 from workers.process import WorkerProcess  # noqa: E402
 
 

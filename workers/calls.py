@@ -1,6 +1,6 @@
 """The calls of one branch of a run: numbers them, and keeps what was done before from being done again.
 
-Between `RunContext`, which says what a call means, and the emission and the journal, which say what becomes of it.
+Between `RunContext`, which says what a call means, and the outbox and the journal, which say what becomes of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +12,9 @@ from app.hooks import Hooks, text_of
 from app.protocol.events import Outbound, clean, dumps
 from app.protocol.reducer import State
 from app.storage.run_store import NewApproval, OpRecord
-from workers.interrupts import Interrupted, Suspended, Wait
+from workers.execution.interrupts import Interrupted, Suspended, Wait
+from workers.execution.runner import Outlet
 from workers.journal import Journal, fingerprint, stored_arguments
-from workers.place import Outlet
 
 RESULT_CHARS = 2_000_000
 """Of one recorded result as JSON."""
@@ -27,11 +27,11 @@ class Calls:
     """
 
     def __init__(
-        self, emission: Outlet, hooks: Hooks, check: Callable[[], None], journal: Journal, prefix: str | None = None
+        self, outbox: Outlet, hooks: Hooks, check: Callable[[], None], journal: Journal, prefix: str | None = None
     ) -> None:
         """:param check: raises Interrupted once the run has been stopped."""
         self.journal = journal
-        self.emission = emission
+        self.outbox = outbox
         self._hooks = hooks
         self._check = check
         self._prefix = journal.root if prefix is None else prefix
@@ -41,16 +41,16 @@ class Calls:
     @property
     def state(self) -> State:
         """The fold of the run's log."""
-        return self.emission.writer.state
+        return self.outbox.writer.state
 
     @property
     def run_id(self) -> str:
         """The run."""
-        return self.emission.writer.run_id
+        return self.outbox.writer.run_id
 
     def branch(self, prefix: str) -> "Calls":
         """Calls that are made side by side with those of other branches."""
-        return Calls(self.emission, self._hooks, self._check, self.journal, prefix)
+        return Calls(self.outbox, self._hooks, self._check, self.journal, prefix)
 
     @contextmanager
     def within(self, op: str) -> Iterator[None]:
@@ -92,28 +92,28 @@ class Calls:
     # Events.
 
     def emit(self, type: str, payload: Mapping[str, Any], op: str) -> None:
-        """Emit an event of call `op`, unless an earlier stretch has."""
+        """Emit an event of call `op`, unless an earlier invocation has."""
         self.check()
         if not self.journal.emitted_before(op, type):
-            self.emission.emit(type, self._outbound(type, payload, op), op)
+            self.outbox.emit(type, self._outbound(type, payload, op), op)
 
     def tell(self, type: str, payload: Mapping[str, Any], op: str) -> None:
         """As `emit`, of what has happened: a hook that fails withholds its texts."""
         self.check()
         if not self.journal.emitted_before(op, type):
-            self.emission.emit(type, self._outbound(type, payload, op, make=self._hooks.fact), op)
+            self.outbox.emit(type, self._outbound(type, payload, op, make=self._hooks.fact), op)
 
     def emit_anew(self, type: str, payload: Mapping[str, Any], op: str) -> None:
-        """Emit an event of call `op`, whatever an earlier stretch did."""
+        """Emit an event of call `op`, whatever an earlier invocation did."""
         self.check()
-        self.emission.emit(type, self._outbound(type, payload, op), op)
+        self.outbox.emit(type, self._outbound(type, payload, op), op)
 
     def delta(self, message_id: str, text: str, op: str) -> str:
         """Write a piece of clean text, of any length; returns it as it went out."""
         self.check()
         deltas = self._hooks.deltas(message_id, text)
         for delta in deltas:
-            self.emission.delta(delta, op)
+            self.outbox.delta(delta, op)
         return text_of(deltas)
 
     def unsaid(self, message_id: str, text: str) -> str:
@@ -153,14 +153,14 @@ class Calls:
         stored = stored_arguments(arguments if kept is None else kept)
         record = OpRecord(op, kind, name, stored, fingerprint(kind, name, arguments), failed, result)
         if event is None:
-            self.emission.record(record)
+            self.outbox.record(record)
         else:
             try:
                 outbound = self._outbound(*event, op, make=self._hooks.fact)
             except Exception as error:
                 self.journal.spoil(error)  # it was done, and must not be done again
                 raise
-            self.emission.commit(event[0], outbound, op, record=record)
+            self.outbox.commit(event[0], outbound, op, record=record)
 
     def ask(self, payload: Mapping[str, Any], asked: Callable[[Outbound], NewApproval], op: str) -> None:
         """Commit a question, with the event that tells of it.
@@ -169,7 +169,7 @@ class Calls:
         """
         self.check()
         outbound = self.question(payload, op)
-        self.emission.commit("approval.required", outbound, op, approval=asked(outbound))
+        self.outbox.commit("approval.required", outbound, op, approval=asked(outbound))
 
     def question(self, payload: Mapping[str, Any], op: str) -> Outbound:
         """The payload of a question as it goes out."""

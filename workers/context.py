@@ -25,10 +25,10 @@ from app.storage.run_store import OpRecord
 from app.turns import give_way
 from workers import values
 from workers.calls import Calls
+from workers.execution.interrupts import Suspended, TimedOut
+from workers.execution.named import call_named
+from workers.execution.programs import ProgramTimeout, run_program
 from workers.handles import Approval, Message, Step, clamped, given
-from workers.interrupts import Suspended, TimedOut
-from workers.named import call_named
-from workers.programs import ProgramTimeout, run_program
 from workers.tools import Retries, Tool, ToolError, Tools, foreseen, ms_since
 from workers.waits import Waits
 
@@ -127,7 +127,7 @@ class RunContext(Waits):
             yield
             return
         timed_out = TimedOut(f"{what} took longer than {seconds:g} s.")
-        stop = self._calls.emission.alarm(seconds, timed_out)
+        stop = self._calls.outbox.alarm(seconds, timed_out)
         try:
             yield
         finally:
@@ -243,7 +243,7 @@ class RunContext(Waits):
 
         try:
             branches = [partial(call, n, function) for n, function in enumerate(functions, 1)]
-            return self._calls.emission.side_by_side(branches)
+            return self._calls.outbox.side_by_side(branches)
         except Suspended as suspended:
             self._calls.suspend(*suspended.waits)
 
@@ -330,7 +330,7 @@ class RunContext(Waits):
         return self._text(record.result["message_id"])
 
     def _text(self, message_id: str) -> str:
-        message = self._calls.emission.writer.message(message_id)
+        message = self._calls.outbox.writer.message(message_id)
         return "" if message is None else str(message["text"])
 
     # Evidence.
@@ -370,7 +370,7 @@ class RunContext(Waits):
 
     def cancel_point(self) -> None:
         """Raise Interrupted if the run has been stopped. Cheap enough for a loop that computes."""
-        self._calls.emission.give_way()
+        self._calls.outbox.give_way()
         self._calls.check()
 
     # For the executor.
@@ -398,7 +398,7 @@ class RunContext(Waits):
         if isinstance(output, str) and not self._shared.answered:
             output = self.stream([output])
         self._calls.journal.check_used_up()
-        self._calls.emission.settle()
+        self._calls.outbox.settle()
         state = self._calls.state
         try:
             said = said_output(state, reconcile(state, clean(output, give_way)), paced)

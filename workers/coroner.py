@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from workers.named import run_in_dump
+from workers.execution.named import run_in_dump
 
 TRIES, PAUSE_SECONDS = 3, 0.5
 """To write it down: janitors call the worker lost 6 s after its last heartbeat."""

@@ -12,7 +12,7 @@ from rq.exceptions import StopRequested
 
 from app.errors import StoreUnavailable
 from app.storage.run_queue import QUEUE
-from workers.executor import Executor
+from workers.execution.executor import Executor
 from workers.heartbeat import SILENCE_SECONDS
 from workers.hints import RECORD_SECONDS, RESTART_SECONDS, HintQueue, HintWorker
 

@@ -1,4 +1,4 @@
-"""What earlier stretches of a run have left: which calls were made, what they came to, and which events they emitted.
+"""What earlier invocations of a run have left: which calls were made, what they came to, and which events they emitted.
 
 An agent's function runs again from the top after a crash or a wait. Each of its calls has a number that timing cannot
 change, and by that number finds its recorded result, or its events in the log. Pure memory: reading and writing the
@@ -25,7 +25,7 @@ ARGUMENTS_CHARS = 65_536
 
 
 class Journal:
-    """One run's journal, for one stretch."""
+    """One run's journal, for one invocation."""
 
     def __init__(self, recorded: Recorded, generation: int = 1) -> None:
         """:param generation: calls of other generations are none of this one's."""
@@ -96,11 +96,11 @@ class Journal:
         return left > 0
 
     def count(self, op: str, type: str) -> int:
-        """How many events of this type of call `op` the log held when this stretch began, and were not emitted yet."""
+        """How many events of this type of call `op` the log holds that this invocation has not emitted yet."""
         return self._emitted.get((op, type), 0)
 
     def passed(self, op: str) -> bool:
-        """Whether an earlier stretch went further than call `op` in its branch."""
+        """Whether an earlier invocation went further than call `op` in its branch."""
         prefix, n = _split(op)
         return self._furthest.get(prefix, 0) > n
 

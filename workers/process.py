@@ -19,16 +19,16 @@ from app.turns import collect_little
 from app.wiring import Services
 from workers import seal
 from workers.coroner import Coroner
-from workers.emitter import Emitter
-from workers.executor import Executor
-from workers.external import LostWriters
+from workers.execution.executor import Executor
+from workers.execution.flusher import Flusher
+from workers.execution.retry import until_reachable
 from workers.gevent_worker import GeventWorker
 from workers.heartbeat import Heartbeat
-from workers.janitor import Janitor
+from workers.janitor.abandoned import Abandoned
+from workers.janitor.loop import Janitor
+from workers.janitor.lost_writers import LostWriters
+from workers.janitor.retention import Retention
 from workers.registry import Loaded, load_agents
-from workers.retention import Retention
-from workers.retry import until_reachable
-from workers.unwatched import Unwatched
 from workers.watchdog import Watchdog
 
 W = TypeVar("W", bound=BaseWorker)
@@ -48,26 +48,26 @@ class WorkerProcess:
         self._services = services = Services.for_worker(config)
         self._loaded = load_agents(demo=config.demo_agents)
         self._agents = self._loaded.agents
-        self._emitter = Emitter(services.ownership)
+        self._flusher = Flusher(services.ownership)
         self._heartbeat = Heartbeat(Beats(config.database_url, self.id))
         alive = self._heartbeat.gets_through
         self._watchdog = Watchdog(Beats(config.database_url, self.id).blame)
-        unwatched = Unwatched(services.ownership, services.leases, config.on_disconnect_grace_seconds)
+        unwatched = Abandoned(services.ownership, services.leases, config.on_disconnect_grace_seconds)
         retention = Retention(services.erasure, config.run_retention_days)
         lost_writers = LostWriters(services, alive)
         show = partial(services.registry.show_janitor, self.id)
         duties = show, unwatched.cancel, retention.purge
         self._janitor = Janitor(services, *duties, apart=[lost_writers.end], worker_id=self.id, gets_through=alive)
-        self._executor = Executor(services, self._emitter, self._agents, self.id, gets_through=alive)
+        self._executor = Executor(services, self._flusher, self._agents, self.id, gets_through=alive)
 
     def run(self) -> None:
         """Work until a signal asks to stop, then drain."""
         self._heartbeat.start()
         self._watchdog.start()
         register(self._services, self.id, self._loaded)
-        self._emitter.start()
+        self._flusher.start()
         collect_little()
-        helpers = [gevent.spawn(self._janitor.run), gevent.spawn(self._heed_commands)]
+        helpers = [gevent.spawn(self._janitor.run), gevent.spawn(self._check_commands)]
         worker = until_reachable(self._connect_rq)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, worker.stop)
@@ -87,7 +87,7 @@ class WorkerProcess:
         worker = partial(GeventWorker, self._services.queue.redis, self._executor, self._config.worker_concurrency)
         return connect_rq(worker)
 
-    def _heed_commands(self) -> None:
+    def _check_commands(self) -> None:
         """Look at this worker's commands whenever its doorbell rings."""
         while True:
             try:
@@ -102,7 +102,7 @@ class WorkerProcess:
 
     def _look(self) -> None:
         try:
-            self._executor.heed_commands()
+            self._executor.check_commands()
         except StoreUnavailable as error:
             # Of Postgres: the doorbell's connection is kept, because a new one to Redis would hold every run up until
             # its epoch is confirmed.

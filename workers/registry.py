@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marshmallow import RAISE, Schema, ValidationError
 
-from app.authors_log import LOGGER
+from app.dev.authors_log import LOGGER
 from app.errors import InvalidInput
 from app.protocol.payloads import schema_json
 from app.storage.run_queue import queue_of

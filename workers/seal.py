@@ -27,10 +27,10 @@ from gevent._hub_local import set_hub
 from greenlet import getcurrent, greenlet
 
 from app.errors import NeedsIsolation
-from workers.execution import execution_of, in_thread, mark_thread
+from workers.execution.active_run import active_run_of, in_thread, mark_thread
+from workers.execution.interrupts import Exited
+from workers.execution.lifetime import live_no_longer_than
 from workers.first import gate
-from workers.interrupts import Exited
-from workers.lifetime import live_no_longer_than
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _fork_for_program(parent: int) -> int:
 def _watch_child(otherwise: Callable[..., None], pid: int, *args: Any) -> None:
     """gevent's, for whatever process is started."""
     otherwise(pid, *args)
-    execution = execution_of(getcurrent())
+    execution = active_run_of(getcurrent())
     if execution is not None and not in_thread(getcurrent()):
         execution.leftovers.add_program(pid)
 
@@ -113,7 +113,7 @@ def _start_thread(otherwise: Callable[..., Any], *args: Any) -> Any:
 
 
 def _note_greenlet(greenlet: Any) -> None:
-    execution = execution_of(greenlet)
+    execution = active_run_of(greenlet)
     if execution is not None:
         execution.leftovers.add_greenlet(greenlet)
 
@@ -131,7 +131,7 @@ def _handle_error(
     """
     if context is None or not issubclass(type, gevent.hub.Hub.SYSTEM_ERROR):
         return otherwise(context, type, value, traceback)
-    execution = next(filter(None, map(execution_of, _greenlets(context))), None)
+    execution = next(filter(None, map(active_run_of, _greenlets(context))), None)
     log.error(
         "%s in what %s has started; the worker goes on.",
         type.__name__,

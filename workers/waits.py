@@ -13,8 +13,8 @@ from app.protocol.events import timestamp
 from app.storage.run_store import ApprovalRecord, NewApproval
 from workers import values
 from workers.calls import Calls
+from workers.execution.interrupts import Wait
 from workers.handles import Approval
-from workers.interrupts import Wait
 
 LONG_SLEEP_SECONDS = 60.0
 """A sleep of at least so long suspends the run."""
@@ -36,7 +36,7 @@ class Waits:
         if wanted >= LONG_SLEEP_SECONDS:
             self._sleep_until(op, wanted, seconds)
         elif not self._calls.journal.passed(op):
-            self._calls.emission.sleep(wanted)
+            self._calls.outbox.sleep(wanted)
 
     def _sleep_until(self, op: str, seconds: float, given: object) -> None:
         """:param given: the seconds as the agent gave them."""
@@ -49,7 +49,7 @@ class Waits:
         if left >= LONG_SLEEP_SECONDS:
             self._calls.suspend(Wait("time", op, datetime.fromtimestamp(end, UTC)))
         if not self._calls.journal.passed(op):
-            self._calls.emission.sleep(max(0.0, left))
+            self._calls.outbox.sleep(max(0.0, left))
 
     def approve(
         self,
@@ -106,7 +106,7 @@ class Waits:
         if record is not None:
             recorded: list[str] = record.result["texts"]
             return recorded
-        texts, last = self._calls.emission.inputs, len(self._calls.state["inputs"])
+        texts, last = self._calls.outbox.inputs, len(self._calls.state["inputs"])
         new = [texts[n] for n in range(journal.inputs_taken + 1, last + 1)]
         if wait and not new:
             self._calls.suspend(Wait("input", f"inp_{journal.inputs_taken + 1}"))

@@ -17,7 +17,7 @@ import gevent
 from gevent import monkey
 
 from app.errors import StoreUnavailable
-from workers.named import run_on
+from workers.execution.named import run_on
 
 TURN_SECONDS = 0.25
 """How often the loop shows that it turns, and the watchdog looks."""

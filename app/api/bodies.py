@@ -15,7 +15,7 @@ from gunicorn.http.errors import ParseException
 from werkzeug.wsgi import ClosingIterator
 
 from app.errors import BadRequest, BodyTimeout, BodyTooLarge
-from app.streaming.gunicorn_worker import HANDED_OVER
+from app.streaming.takeover import HANDED_OVER
 
 BODY_SECONDS: Final = 30.0
 """In which a body has to arrive, from the first look at it on."""

@@ -10,15 +10,15 @@ from werkzeug.routing import Map, UnicodeConverter
 
 from app.api.origins import is_foreign_page, is_forwarded
 from app.api.parsing import StrictParser
-from app.auth import Authenticator, Caller
-from app.commands import Commands
 from app.errors import InvalidRequest, ScopeRequired
-from app.external import External
 from app.identifiers import no_run
-from app.runs import Runs
+from app.identity.keys import Authenticator, Caller
 from app.storage.run_store import Principal
 from app.streaming.feeds import Feeds
-from app.streaming.windows import Windows
+from app.streaming.opening import Windows
+from app.verbs.commands import Commands
+from app.verbs.external import External
+from app.verbs.runs import Runs
 from app.wiring import Services
 
 USER_HEADER = "Runtail-User"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.api.links import add_links
-from app.external_events import MESSAGE_MAX_CHARS
 from app.protocol.events import MAX_INT
 from app.storage.run_store import EXTERNAL, AgentRecord
+from app.verbs.external_payloads import MESSAGE_MAX_CHARS
 
 EXAMPLES_MAX = 20
 _KEY = {"type": "http", "scheme": "bearer", "description": "An API key: `runtail keys create` makes one."}

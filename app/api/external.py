@@ -26,12 +26,12 @@ from app.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from app.external import Writer
-from app.external_events import wanted_of
 from app.protocol.events import dumps
 from app.protocol.reading import loads
-from app.storage.run_store import Taken
+from app.storage.run_store import BatchResult
 from app.turns import give_way
+from app.verbs.external import Writer
+from app.verbs.external_payloads import wanted_of
 
 EVENTS_MAX = 1_000
 """Of one batch."""
@@ -151,7 +151,7 @@ def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterable[Any]:
             raise type(error)(f"Line {number}: {error.detail}") from None
 
 
-def _answer(taken: Taken) -> Response:
+def _answer(taken: BatchResult) -> Response:
     body = {
         "head": taken.head,
         "producer_seq": taken.producer_seq,

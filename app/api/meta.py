@@ -11,10 +11,10 @@ from app import metrics
 from app.api.context import Blueprint, principal, runtail
 from app.api.schemas import AgentSchema
 from app.errors import NotFound, StoreUnavailable
-from app.external import NO_JANITOR
 from app.protocol.events import json_schema
 from app.storage.event_log import EventLog
 from app.storage.run_queue import ISOLATED_QUEUE, NO_ISOLATED
+from app.verbs.external import NO_JANITOR
 from app.wiring import Services
 
 blueprint = Blueprint("meta", __name__, description="Agents, schemas, health, metrics")

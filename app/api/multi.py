@@ -13,7 +13,7 @@ from app.api.windows import Open, open_iterated, reject_unavailable
 from app.errors import InvalidCursor, InvalidRequest, StoreUnavailable, TooManyRuns
 from app.storage.run_store import RunPosition
 from app.streaming.admission import Ticket
-from app.streaming.windows import Opening
+from app.streaming.opening import Opening
 from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED, Format
 
 RUNS_MAX = 20

@@ -26,9 +26,9 @@ from app.api.schemas import (
 from app.api.windows import open_window, reject
 from app.errors import EventsLost, InvalidCursor, InvalidRequest, NotTerminal, StoreUnavailable
 from app.protocol.events import TERMINAL, Event
-from app.runs import StartRequest
 from app.storage.run_store import EXTERNAL, ListedRun, RunPosition, RunRecord
 from app.streaming.wire import NDJSON, SSE, SSE_UNNAMED
+from app.verbs.runs import StartRequest
 
 VARY = {"Vary": "Accept"}
 HEAVY = ("input", "output", "error", "usage", "metadata")

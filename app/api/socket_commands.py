@@ -1,7 +1,7 @@
 """What a client may say on its WebSocket window: the calls of the HTTP surface on the window's own run.
 
 Responsible for validation and for the text of the answer. Not responsible for when, or how often, somebody may say
-something (`app.streaming.websocket_window`).
+something (`app.streaming.windows.websocket`).
 """
 
 import logging
@@ -16,10 +16,10 @@ from app.api.parsing import parse
 from app.api.schemas import COMMENT_MAX_CHARS, IDEMPOTENCY_KEY, INPUT_MAX_CHARS, ApprovalSchema
 from app.api.sentences import sentence_of
 from app.errors import ApprovalResolved, InvalidRequest, RuntailError
-from app.external_events import APPROVAL_ID_MAX_CHARS
 from app.protocol.events import Json, control
 from app.storage.run_store import Principal
-from app.streaming.websocket_window import WebSocketWindow
+from app.streaming.windows.websocket import WebSocketWindow
+from app.verbs.external_payloads import APPROVAL_ID_MAX_CHARS
 
 ID_MAX_CHARS = 100
 

@@ -1,6 +1,6 @@
 """`/runs/{run_id}/ws`: who may open a window as a WebSocket, and the handshake.
 
-Not responsible for what is said on it (`app.api.socket_commands`, `app.streaming.websocket_window`).
+Not responsible for what is said on it (`app.api.socket_commands`, `app.streaming.windows.websocket`).
 """
 
 import base64
@@ -34,11 +34,11 @@ from app.errors import (
     WebSocketUnavailable,
 )
 from app.protocol.framing import websocket_close
-from app.streaming.gunicorn_worker import HANDED_OVER
 from app.streaming.handover import Taken, heard_already, take_over
-from app.streaming.websocket_window import CODES
-from app.streaming.window import Closing
-from app.streaming.windows import Opening, rejection
+from app.streaming.opening import Opening, rejection
+from app.streaming.takeover import HANDED_OVER
+from app.streaming.windows.base import Closing
+from app.streaming.windows.websocket import CODES
 from app.streaming.wire import WEBSOCKET
 
 VERSION: Final = "13"

@@ -14,11 +14,11 @@ from app.api.problems import problem
 from app.errors import RuntailError, StoreUnavailable, TooManyStreams
 from app.storage.run_store import RunPosition, RunRecord
 from app.streaming.admission import Ticket
-from app.streaming.gunicorn_worker import HANDED_OVER
 from app.streaming.handover import take_over
-from app.streaming.iterated_window import Iterated
-from app.streaming.multi_window import NO_RUN
-from app.streaming.windows import DRAIN_RETRY_MS, Opening, Windows, rejection
+from app.streaming.opening import DRAIN_RETRY_MS, Opening, Windows, rejection
+from app.streaming.takeover import HANDED_OVER
+from app.streaming.windows.iterated import Iterated
+from app.streaming.windows.multi import NO_RUN
 from app.streaming.wire import NDJSON, SSE, Format
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Accept"}

@@ -22,8 +22,8 @@ import redis
 
 from app.errors import StoreUnavailable
 from app.storage.breaker import Breaker
+from app.storage.coalescing import Coalescer
 from app.storage.redis_connections import Command, exchange, one_connection
-from app.storage.together import Together
 
 LEASE_SECONDS = 30
 KEPT_SECONDS = 3_600
@@ -68,7 +68,7 @@ class Leases:
         self.connects = 0
         """Counts connections made. Whoever meets a new one may meet a Redis that has lost its last second."""
         self._connection = one_connection(url, TIMEOUT_SECONDS, self._connected)
-        self._together = Together(self._answer, CALLS_PER_TURN)
+        self._together = Coalescer(self._answer, CALLS_PER_TURN)
 
     def write(self, claims: Sequence[Claim]) -> list[Lease]:
         """Claim or renew, all in one round trip; the outcomes in order.

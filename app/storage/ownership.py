@@ -8,7 +8,7 @@ Postgres decides, Redis enforces. The rules (checked by exploring their interlea
 3. What is a fact (`run.created`, a tool's result, the end) is committed with every event before it, then appended.
    What is archived follows the archive's last event: where Postgres has lost some, they come back from Redis first.
 4. Commands are rows first; Redis only rings.
-5. A lost owner is observed (`workers.janitor`), never assumed.
+5. A lost owner is observed (`workers.janitor.loop`), never assumed.
 """
 
 import logging

@@ -25,7 +25,7 @@ QUEUE = "runs"
 ISOLATED_QUEUE = "isolated"
 """Of runs that have a process of their own."""
 NO_ISOLATED = "Runs wait for an isolated worker, and there is none: start `python -m workers --isolated`."
-JOB = "workers.executor.execute"
+JOB = "workers.execution.executor.execute"
 """What workers of the version before call, with the run's id. Nobody else reads it: it can go with the next release."""
 NO_TIMEOUT = -1
 

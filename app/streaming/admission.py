@@ -4,7 +4,7 @@ Counts are kept in memory; leases in Redis (`app.storage.leases`) tell them to t
 for Redis; everything else is written by `run`, a moment later. Redis away means that the other processes' windows are
 not counted, not that nobody gets one.
 
-Not responsible for who may see a run (`app.runs`), or for how a refusal is sent.
+Not responsible for who may see a run (`app.verbs.runs`), or for how a refusal is sent.
 """
 
 import logging

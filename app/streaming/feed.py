@@ -14,10 +14,10 @@ from collections.abc import Callable
 from app.protocol.events import control
 from app.storage.feed_log import Entry, is_shown
 from app.streaming.admission import Ticket
-from app.streaming.iterated_window import Iterated, has_left
-from app.streaming.multi_window import NO_RUN
-from app.streaming.window import ROTATION_RETRY_MS, Closing, Limits, last_words
-from app.streaming.windows import DRAIN_RETRY_MS
+from app.streaming.opening import DRAIN_RETRY_MS
+from app.streaming.windows.base import ROTATION_RETRY_MS, Closing, Limits, last_words
+from app.streaming.windows.iterated import Iterated, has_left
+from app.streaming.windows.multi import NO_RUN
 from app.streaming.wire import Format, wire
 
 STATUS_SECONDS = 5.0
@@ -90,7 +90,7 @@ class Feed(Iterated):
         self.ticket = ticket
         self.wire = wire(format, chunked=False)
         self.over = False
-        self.farewell: tuple[Closing, bytes] | None = None
+        self.closing: tuple[Closing, bytes] | None = None
         self._limits = limits
         self._leave = leave
         self._draining = draining
@@ -100,7 +100,7 @@ class Feed(Iterated):
         self._account = Account()
         self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
-        self._stirred = threading.Event()
+        self._woken = threading.Event()
         self._closed = False
 
     def offer(self, entry: Entry, frame: Callable[[Format, Entry], bytes]) -> None:
@@ -118,7 +118,7 @@ class Feed(Iterated):
             return
         self._queue.append(frame)
         self._queue_bytes += len(frame)
-        self._stirred.set()
+        self._woken.set()
 
     def lose(self) -> None:
         """Events were lost before they were read."""
@@ -126,12 +126,12 @@ class Feed(Iterated):
 
     def _next(self) -> bytes:
         """As in `Iterated`."""
-        self._stirred.clear()
+        self._woken.clear()
         now = time.monotonic()
         if now >= self._expires_at:
             self._end(Closing.ROTATED, ROTATION_RETRY_MS)
         elif has_left(self._connection):
-            self.farewell = Closing.LEFT, b""
+            self.closing = Closing.LEFT, b""
         elif self._draining():
             self._end(Closing.DRAINED, random.randint(*DRAIN_RETRY_MS))
         elif now >= self._status_at:
@@ -140,12 +140,12 @@ class Feed(Iterated):
         elif body := self._take():
             return body
         else:
-            self._stirred.wait(TICK_SECONDS)
+            self._woken.wait(TICK_SECONDS)
         return b""
 
     def _end(self, why: Closing, retry_ms: int) -> None:
         rest = self._take()
-        self.farewell = why, rest + self._status() + last_words(self.wire.format, NO_RUN, why, retry_ms)
+        self.closing = why, rest + self._status() + last_words(self.wire.format, NO_RUN, why, retry_ms)
 
     def _take(self) -> bytes:
         frames = [self._queue.popleft() for _ in range(len(self._queue))]
@@ -159,10 +159,10 @@ class Feed(Iterated):
         text = control(NO_RUN, "feed.status", {"sample": self.sample, **counts})
         return self.wire.format.control("feed.status", text.encode(), None)
 
-    def say_farewell(self, why: Closing, retry_ms: int) -> None:
+    def say_closing(self, why: Closing, retry_ms: int) -> None:
         """As in `Window`."""
-        self.farewell = why, last_words(self.wire.format, NO_RUN, why, retry_ms)
-        self._stirred.set()
+        self.closing = why, last_words(self.wire.format, NO_RUN, why, retry_ms)
+        self._woken.set()
 
     def close(self, why: Closing = Closing.LEFT) -> None:
         """As in `Iterated`."""

@@ -15,8 +15,8 @@ from app.errors import StoreUnavailable
 from app.storage.feed_log import Entry, FeedReader
 from app.streaming.admission import Ticket
 from app.streaming.feed import Feed
-from app.streaming.window import Closing
-from app.streaming.windows import Windows
+from app.streaming.opening import Windows
+from app.streaming.windows.base import Closing
 from app.streaming.wire import Format
 from app.turns import PAUSE_SECONDS
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gevent.socket import socket as GeventSocket
 from gunicorn.http.wsgi import Response
 
-from app.streaming.gunicorn_worker import Worker
+from app.streaming.takeover import Worker
 
 Headers = list[tuple[str, str]]
 

@@ -12,8 +12,8 @@ from app.protocol.events import TERMINAL, Event
 from app.streaming.wire import Format, Wire
 
 if TYPE_CHECKING:
-    from app.streaming.socket_window import SocketWindow
-    from app.streaming.window import Window
+    from app.streaming.windows.base import Window
+    from app.streaming.windows.socket import SocketWindow
 
 Send = Callable[[bytes | memoryview], int]
 

@@ -14,7 +14,7 @@ from marshmallow import Schema, fields
 from app.storage.run_store import KEPT_MAX
 from bench.standing import watch
 from workers.context import RunContext
-from workers.execution import Execution
+from workers.execution.active_run import ActiveRun
 from workers.registry import agent
 
 watch()
@@ -123,5 +123,5 @@ def census(run: RunContext) -> object:
     gc.collect()
     alive = gc.get_objects()
     greenlets = sum(isinstance(found, gevent.Greenlet) and not found.dead for found in alive)
-    executions = sum(isinstance(found, Execution) for found in alive)
+    executions = sum(isinstance(found, ActiveRun) for found in alive)
     return {"greenlets": greenlets, "executions": executions, "threads": len(threading.enumerate())}

@@ -22,7 +22,7 @@ import psycopg2
 import redis
 from psycopg2.sql import SQL, Identifier
 
-from app.devservices.servers import free_port
+from app.dev.services.servers import free_port
 from bench.peers.account import numbers
 from bench.peers.environments import Environment, Venv
 from bench.peers.wire import Frame, Refused, Request, Stream, ask

@@ -14,7 +14,7 @@ LIMITS = {"resumed_p50_ms": 50}
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """POST of a decision to the first event of the stretch that follows, seen in a window, one run after the other."""
+    """POST of a decision to the first event of the next invocation, seen in a window, one run after the other."""
 
     decisions: int = 200
     warm_up: int = 10

@@ -1,14 +1,14 @@
-"""`load-client`: the load client against the least server there can be (`emitter.c`), to know what it adds itself."""
+"""`load-client`: the load client against the least server there can be (`flusher.c`), to know what it adds itself."""
 
 from dataclasses import dataclass
 
-from app.devservices.servers import free_port
+from app.dev.services.servers import free_port
 from bench.load import Load, Windows, build
 from bench.processes import ROOT, Child
 from bench.report import Result
 from bench.stage import Stage
 
-EMITTER = ROOT / "bench" / "emitter.c"
+EMITTER = ROOT / "bench" / "flusher.c"
 GRACE_SECONDS = 15.0
 
 
@@ -29,12 +29,12 @@ class LoadClient:
         command = [str(build(EMITTER, stage.folder)), *map(str, numbers)]
         limit = self.seconds + GRACE_SECONDS
         windows = Windows(port, ["/"], self.windows, since=1, until_seq=1 + events, seconds=limit)
-        with Child("emitter", command, stage.folder) as emitter:
-            emitter.wait_heard("listening")
+        with Child("flusher", command, stage.folder) as flusher:
+            flusher.wait_heard("listening")
             with Load(windows, stage.folder, self.clients) as load:
                 load.wait_open()
                 found = load.result()
-            sent = emitter.result(limit)
+            sent = flusher.result(limit)
         figures = {
             "frames": found["frames"],
             "delivered": found["frames"] / (self.windows * events),
@@ -45,4 +45,4 @@ class LoadClient:
             "client_cpu_us_per_frame": found["measured_cpu_s"] / found["frames"] * 1e6 if found["frames"] else None,
             "client_cpu_share": found["measured_cpu_s"] / found["measured_s"],
         }
-        return Result({"emitter": figures})
+        return Result({"flusher": figures})

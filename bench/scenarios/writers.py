@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
+from app.cli.verification import Claim, Mismatch, verify
 from app.storage.run_store.as_json import event_row, recordset
-from app.storage.run_store.store import INSERT_EVENTS
-from app.verification import Claim, Mismatch, verify
+from app.storage.run_store.runs import INSERT_EVENTS
 from bench.client import Api
 from bench.load import build
 from bench.processes import ROOT, Child

@@ -72,7 +72,7 @@ def greenlet_exit(run: RunContext) -> object:
 
 
 def own_interruption(run: RunContext) -> object:
-    from workers.interrupts import Cancelled
+    from workers.execution.interrupts import Cancelled
 
     raise Cancelled(SECRET)
 
@@ -379,7 +379,7 @@ def stubborn(run: RunContext) -> object:
 def steady(run: RunContext) -> object:
     """Says who executes it, then `count` ticks and words, `interval` seconds apart; more while there is no `gate`.
 
-    Beside the gate it writes down who executes each of its stretches.
+    Beside the gate it writes down who executes each of its invocations.
     """
     run.emit("custom.pid", {"pid": os.getpid()})
     count, gate = run.input.get("count", 20), run.input.get("gate")

@@ -5,8 +5,8 @@ That is what a deployment sets that wants to lose nothing even when Redis and th
 
 import sys
 
-from app.cli import main
-from app.devservices import redis_server
+from app.cli.main import main
+from app.dev.services import redis_server
 
 if __name__ == "__main__":
     redis_server.SETTINGS["appendfsync"] = "always"

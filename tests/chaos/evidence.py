@@ -7,8 +7,8 @@ of the call that was committed. Then, for every recorded call:
   its record was committed, at whatever moment, there would be a later row;
 - an earlier row is of a call that was in flight when its worker died: there are at most as many as new owners took the
   run over after the call ahead of it was recorded, and before this one's `tool.completed`;
-- the token is what `tool.completed` shows and what the agent was given, also in the last stretch, which made the output
-  from recorded results: the list of the recorded tokens.
+- the token is what `tool.completed` shows and what the agent was given, also in the last invocation, which made the
+  output from recorded results: the list of the recorded tokens.
 
 `keyed` has exactly one row for each call all the same: its key is the same whenever the call is made again.
 """
@@ -17,11 +17,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
+from app.cli.verification import Claim, Mismatch, verify
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL, Event
 from app.protocol.reducer import fold, initial
 from app.protocol.state import output_of
-from app.verification import Claim, Mismatch, verify
 from tests.chaos.archive import Archive, Asked
 from tests.chaos.play import Play
 from tests.chaos.schedule import EXTERNAL, order_number

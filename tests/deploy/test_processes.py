@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as NotThere
 
-from app.devservices.redis_server import prepare
+from app.dev.services.redis_server import prepare
 from tests.conftest import own_databases
 from tests.deploy.platforms import PLATFORMS, Platform, read
 from tests.harness import ROOT, eventually, free_port

@@ -36,7 +36,7 @@ class Call(NamedTuple):
     seq: int = 0
     wanted: str = ""
     beats: int = 0
-    heedless: bool = False
+    ignore_heartbeat: bool = False
     read: Row | tuple[()] = ()
     """What it has read without a lock; only where a rule is off."""
     after: int = 0

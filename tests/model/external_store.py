@@ -168,9 +168,9 @@ class Store(Logs[State]):
         """ExternalStore.take_lost of what a janitor has seen; None: somebody was faster."""
         if s.status != "running" or (s.epoch != c.epoch and self.on("epoch_compared")):
             return s, None
-        if s.beats != c.beats and not c.heedless and self.on("beats_compared"):
+        if s.beats != c.beats and not c.ignore_heartbeat and self.on("beats_compared"):
             return s, None
-        if (s.epoch, s.beats) != (c.epoch, c.beats) and not c.heedless:
+        if (s.epoch, s.beats) != (c.epoch, c.beats) and not c.ignore_heartbeat:
             raise Violation(f"called lost in spite of a sign of life: {c.epoch}, {c.beats} was seen of {s}")
         wanted = s.ending or c.wanted
         s = self.take_over(s, wanted)

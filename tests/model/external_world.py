@@ -232,7 +232,7 @@ class ExternalWorld:
             suspects = s._replace(suspicions=s.suspicions - 1, calls=put(s.calls, seen))
             yield Step(f"janitor: SUSPECTS {kind}", suspects, True)
         if s.cancel and kind == "writer" and there:
-            yield Step("janitor: loses patience", s._replace(calls=put(s.calls, seen._replace(heedless=True))))
+            yield Step("janitor: loses patience", s._replace(calls=put(s.calls, seen._replace(ignore_heartbeat=True))))
 
     # Faults.
 

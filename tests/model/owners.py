@@ -1,7 +1,7 @@
 """What an owner does, step by step: a worker with its agent, or an API process that ends a run.
 
 An agent is a script of calls: `tool`, `approve`, `input` (waits for one) and `sleep` (long enough to suspend). While
-its emission is open, appending and archiving go on beside it, and so do the looks at its commands.
+its outbox is open, appending and archiving go on beside it, and so do the looks at its commands.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.model.runs import MOST_ATTEMPTS, Transactions, resolved
 from tests.model.states import TERMINAL, Actor, Log, State, count, has
 
 OPEN = ("bring", "call", "run", "commit", "record", "ask")
-"""Where the emission is open."""
+"""Where the outbox is open."""
 COMMITS = ("commit", "record", "ask")
 """Where the agent waits for a commit."""
 
@@ -225,7 +225,7 @@ class Owners:
         yield "refill the archive" if filled else "refill refused", filled or s, a if filled else None, False
 
     def _commands(self, s: State, a: Actor) -> Iterator[Move]:
-        """heed_commands, once it was rung or by itself."""
+        """check_commands, once it was rung or by itself."""
         if not self._do.owns(s, a):
             return
         if s.cancel:
@@ -235,7 +235,7 @@ class Owners:
         if s.deploys:
             yield "DEPLOY", s._replace(deploys=s.deploys - 1), Actor("hand_back", a.epoch, a.name), True
 
-    # The end of the stretch.
+    # The end of the invocation.
 
     def _suspend(self, s: State, a: Actor) -> Iterator[Move]:
         if not a.looked:
@@ -337,7 +337,7 @@ class Owners:
         return a._replace(at="call", call=a.call + 1)
 
     def _unwind(self, a: Actor) -> Actor:
-        """Suspended: the emission is closed, and run.waiting is written."""
+        """Suspended: the outbox is closed, and run.waiting is written."""
         said = self._say(a, "run.waiting")
         return said._replace(at="suspend", held=len(said.local))
 

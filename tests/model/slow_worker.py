@@ -75,7 +75,7 @@ class SlowWorker:
         reason = run.requeue_reason
         while True:
             self.interruptible = True
-            ending = yield from self._stretch(run, writer, reason)
+            ending = yield from self._invocation(run, writer, reason)
             self.interruptible = False
             if ending is not None:
                 break
@@ -87,7 +87,7 @@ class SlowWorker:
             reason = "resumed"
         yield from self._finish(writer, ending)
 
-    def _stretch(self, run: RunRecord, writer: LogWriter, reason: str | None) -> Iterator[str]:
+    def _invocation(self, run: RunRecord, writer: LogWriter, reason: str | None) -> Iterator[str]:
         recorded = self.services.journal.recorded(run.id)
         yield "read the journal"
         if self.services.ownership.confirm(run.id, run.epoch):
@@ -158,7 +158,7 @@ class SlowWorker:
         return owned[writer.run_id]
 
     def _append(self, writer: LogWriter) -> Steps:
-        """As the emitter does: until Redis has what it may have."""
+        """As the flusher does: until Redis has what it may have."""
         while events := writer.appendable():
             if not self.confirmed:
                 self.services.ownership.confirm(writer.run_id, writer.epoch)

@@ -33,7 +33,7 @@ class Actor(NamedTuple):
     call: int = 0
     """The agent's next call."""
     known_ops: tuple[bool, ...] = ()
-    """What the journal told when the stretch began."""
+    """What the journal told when the invocation began."""
     known_approval: str = ""
     reason: str = ""
     end: str = ""

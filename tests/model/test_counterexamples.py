@@ -11,9 +11,9 @@ from app.wiring import Services
 from tests.harness import DEV, eventually, pending_run
 from tests.waiting import asked, got, waiting
 from workers.context import RunContext
-from workers.emitter import Emitter
-from workers.executor import Executor
-from workers.janitor import Janitor
+from workers.execution.executor import Executor
+from workers.execution.flusher import Flusher
+from workers.janitor.loop import Janitor
 from workers.registry import FAIL, RESTART, Agent
 
 
@@ -104,9 +104,9 @@ def _begun_with_version_1(services: Services) -> RunRecord:
 
 
 def _execute(services: Services, run_id: str, agent: Agent) -> None:
-    emitter = Emitter(services.ownership)
-    emitter.start()
-    Executor(services, emitter, {agent.name: agent}, "w").execute(run_id)
+    flusher = Flusher(services.ownership)
+    flusher.start()
+    Executor(services, flusher, {agent.name: agent}, "w").execute(run_id)
 
 
 def _events(services: Services, run_id: str) -> list[Event]:

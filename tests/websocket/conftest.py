@@ -9,7 +9,7 @@ from tests.conftest import StackMaker
 from tests.harness import Stack
 from tests.log_author import LogAuthor
 from tests.socket_client import SocketClient
-from tests.test_tail_hub import UNLIMITED
+from tests.test_hub import UNLIMITED
 
 ORIGIN = "https://console.example.com"
 

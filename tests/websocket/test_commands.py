@@ -7,13 +7,13 @@ from contextlib import suppress
 import pytest
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from app.external_events import APPROVAL_ID_MAX_CHARS
 from app.storage.run_store import Principal
+from app.verbs.external_payloads import APPROVAL_ID_MAX_CHARS
 from tests.external_writer import ExternalWriter
 from tests.harness import Stack, eventually, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.socket_client import SocketClient, masked
-from tests.test_tail_hub import LONG, SMALL_BUFFER, open_windows
+from tests.test_hub import LONG, SMALL_BUFFER, open_windows
 from tests.waiting import waiting
 from tests.websocket.conftest import Connect, texts
 

@@ -14,15 +14,15 @@ import httpx
 import psutil
 import pytest
 
-from app.devservices import EmbeddedServices
+from app.dev.services import EmbeddedServices
 from app.storage.run_store import Principal
-from app.streaming.websocket_window import CLOSE_SECONDS
+from app.streaming.windows.websocket import CLOSE_SECONDS
 from tests.conftest import StackMaker, own_databases
 from tests.harness import READY_SECONDS, ROOT, Process, Stack, eventually, free_port, pending_run, problem
 from tests.log_author import LogAuthor
 from tests.raw_client import RawClient
 from tests.socket_client import SocketClient, masked
-from tests.test_tail_hub import LONG, SMALL_BUFFER, UNLIMITED, open_windows
+from tests.test_hub import LONG, SMALL_BUFFER, UNLIMITED, open_windows
 from tests.websocket.conftest import ORIGIN, Connect, texts
 
 MEGABYTE = "🚚" * 250_000

@@ -7,12 +7,13 @@ from app.storage.run_store.batches import (
     KEPT_CONTAINERS_MAX,
     KEPT_MAX,
     Batch,
+    BatchResult,
     BatchStore,
-    Taken,
 )
 from app.storage.run_store.beats import Beats
+from app.storage.run_store.commands import Decision, SentInput, ToldRun, Waits
 from app.storage.run_store.database import Database
-from app.storage.run_store.early import EarlyCancels
+from app.storage.run_store.early_cancels import EarlyCancels
 from app.storage.run_store.external import (
     ENDING_SECONDS,
     EXTERNAL,
@@ -39,8 +40,7 @@ from app.storage.run_store.records import (
 )
 from app.storage.run_store.registry import AgentRecord, Registry, hash_key
 from app.storage.run_store.retention import Leftovers, RetentionStore, Tally
-from app.storage.run_store.store import RunStore
-from app.storage.run_store.waits import Decision, SentInput, ToldRun, Waits
+from app.storage.run_store.runs import RunStore
 
 __all__ = [
     "BYTES",
@@ -53,6 +53,7 @@ __all__ = [
     "AgentRecord",
     "ApprovalRecord",
     "Batch",
+    "BatchResult",
     "BatchStore",
     "Beats",
     "Checkpoint",
@@ -78,7 +79,6 @@ __all__ = [
     "RunRecord",
     "RunStore",
     "SentInput",
-    "Taken",
     "Tally",
     "ToldRun",
     "Waits",

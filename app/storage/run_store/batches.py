@@ -27,7 +27,7 @@ from app.storage.run_store.as_json import event_row, recordset
 from app.storage.run_store.database import BEGIN, Database, columns
 from app.storage.run_store.journal import insert_approval
 from app.storage.run_store.records import InputRecord, NewApproval
-from app.storage.run_store.store import INSERT_EVENTS
+from app.storage.run_store.runs import INSERT_EVENTS
 from app.turns import give_way
 
 APPROVALS_MAX = 100
@@ -120,7 +120,7 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class BatchResult:
     """The answer to a batch that was taken, now or before."""
 
     head: int
@@ -151,7 +151,7 @@ class _Approval:
         self.told = told
 
 
-class _Hold:
+class LockedRun:
     """A run that the transaction has locked, and what becomes of it."""
 
     def __init__(self, row: Sequence[Any]) -> None:
@@ -237,9 +237,9 @@ class _Hold:
         self.untold[fact] = payload
         return False
 
-    def answer(self, batch: Batch, inputs: Sequence[InputRecord], repeated: bool) -> Taken:
+    def answer(self, batch: Batch, inputs: Sequence[InputRecord], repeated: bool) -> BatchResult:
         """What the writer is told."""
-        return Taken(
+        return BatchResult(
             self.head,
             self.producer_seq,
             self.cancel_requested,
@@ -262,7 +262,7 @@ class BatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def take(self, batches: Sequence[Batch], losses: int | None = None) -> list[Taken | RuntailError]:
+    def take(self, batches: Sequence[Batch], losses: int | None = None) -> list[BatchResult | RuntailError]:
         """Commit batches of any number of runs, those of one run in order.
 
         Returns for each batch the answer, or why it is not taken.
@@ -290,10 +290,10 @@ def _asked(new: NewApproval) -> tuple[Any, ...]:
     return (new.tool_call_id, new.label, new.requires)
 
 
-def _open(db: Any, run_ids: Sequence[str]) -> dict[str, _Hold]:
+def _open(db: Any, run_ids: Sequence[str]) -> dict[str, LockedRun]:
     """Begin, with the runs locked in the order of their ids: so nobody waits for us whom we wait for."""
     ids = list(run_ids)
-    holds = {row[0]: _Hold(row) for row in db.execute_sql(_OPEN, (ids, ids)).fetchall()}
+    holds = {row[0]: LockedRun(row) for row in db.execute_sql(_OPEN, (ids, ids)).fetchall()}
     if asking := [hold.run_id for hold in holds.values() if hold.has_approvals]:
         for row in db.execute_sql(_APPROVALS, (asking,)).fetchall():
             run_id, id, tool_call_id, label, requires, decision, by, comment, told = row
@@ -302,7 +302,7 @@ def _open(db: Any, run_ids: Sequence[str]) -> dict[str, _Hold]:
     return holds
 
 
-def _judge(hold: _Hold | None, batch: Batch, ts: str) -> RuntailError | bool:
+def _judge(hold: LockedRun | None, batch: Batch, ts: str) -> RuntailError | bool:
     """Take the batch, or say why not. True: it is new."""
     if hold is None:
         return RunNotFound(f"There is no run {batch.run_id!r}.")
@@ -310,7 +310,7 @@ def _judge(hold: _Hold | None, batch: Batch, ts: str) -> RuntailError | bool:
 
 
 def _inputs(
-    db: Any, holds: Iterable[_Hold], batches: Iterable[Batch]
+    db: Any, holds: Iterable[LockedRun], batches: Iterable[Batch]
 ) -> Mapping[tuple[str, int], Sequence[InputRecord]]:
     """The inputs that are new to the log or to a writer, by run and what they follow."""
     sent = {hold.run_id: hold.inputs for hold in holds}
@@ -324,7 +324,7 @@ def _inputs(
     return found
 
 
-def _commit(db: Any, holds: Sequence[_Hold]) -> None:
+def _commit(db: Any, holds: Sequence[LockedRun]) -> None:
     """Write down what has become of the runs, and commit."""
     for hold in holds:
         for new in hold.new_approvals:
@@ -340,11 +340,11 @@ def _commit(db: Any, holds: Sequence[_Hold]) -> None:
 
 
 def _answer(
-    holds: Mapping[str, _Hold],
+    holds: Mapping[str, LockedRun],
     batch: Batch,
     outcome: RuntailError | bool,
     inputs: Mapping[tuple[str, int], Sequence[InputRecord]],
-) -> Taken | RuntailError:
+) -> BatchResult | RuntailError:
     if not isinstance(outcome, bool):
         return outcome
     hold = holds[batch.run_id]
@@ -352,9 +352,11 @@ def _answer(
     return hold.answer(batch, inputs.get((batch.run_id, batch.inputs_after), ()), repeated)
 
 
-def _hand_out(added: dict[str, list[Event]], batches: Sequence[Batch], answers: list[Taken | RuntailError]) -> None:
+def _hand_out(
+    added: dict[str, list[Event]], batches: Sequence[Batch], answers: list[BatchResult | RuntailError]
+) -> None:
     """Give what was added to each log to the last answer of its run, whose caller brings it into Redis."""
     for index in reversed(range(len(batches))):
         answer = answers[index]
-        if isinstance(answer, Taken) and (events := added.pop(batches[index].run_id, None)):
+        if isinstance(answer, BatchResult) and (events := added.pop(batches[index].run_id, None)):
             answers[index] = replace(answer, added=events)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from app.protocol.events import Event, dumps
 from app.storage.run_store.as_json import INSERT_NEW_EVENTS, NEW_EVENTS, event_row, recordset, row
-from app.storage.run_store.early import CANCELLED, FORGET, locking
+from app.storage.run_store.early_cancels import CANCELLED, FORGET, locking
 from app.storage.run_store.records import RUN_COLUMNS, NewRun, RunRecord
 
 _TEMPLATE = f"""

@@ -11,11 +11,11 @@ from typing import Any
 
 from app.errors import ProducerGap, RunEnded, RunNotFound, StaleEpoch, StoreUnavailable
 from app.protocol.events import Event, Outbound, dumps, encode
+from app.storage.coalescing import Coalescer
 from app.storage.run_store.creation import Creation, insert_runs
 from app.storage.run_store.database import Database, columns
 from app.storage.run_store.records import RUN_COLUMNS, NewRun, Principal, RunRecord
-from app.storage.run_store.store import insert_events
-from app.storage.together import Together
+from app.storage.run_store.runs import insert_events
 
 EXTERNAL = "external"
 """The queue of these runs, which no worker serves, and their agent."""
@@ -140,7 +140,7 @@ class ExternalStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._watchers = Together(self._find_watchers, WATCHERS_PER_QUERY)
+        self._watchers = Coalescer(self._find_watchers, WATCHERS_PER_QUERY)
 
     def create(self, new: NewRun, events: Sequence[Event], hashes: Hashes) -> RunRecord | None:
         """Commit a run that is running, with its first events and its writer; None, as by `RunStore.create`."""
@@ -234,16 +234,16 @@ class ExternalStore:
             _check_turn(run_id, latest)
             return _take_over(db, run_id, latest, wanted)
 
-    def take_lost(self, beat: WriterBeat, wanted: Wanted, *, heedless: bool) -> tuple[RunRecord, Wanted] | None:
+    def take_lost(self, beat: WriterBeat, wanted: Wanted, *, ignore_heartbeat: bool) -> tuple[RunRecord, Wanted] | None:
         """Take over, to end it, a run that was not given on since; and how it is to end, if that was not decided yet.
 
         None: somebody was faster.
 
-        :param heedless: whether it has shown a sign of life since does not count.
+        :param ignore_heartbeat: whether it has shown a sign of life since does not count.
         """
         with self._database.session(atomic=True) as db:
             latest = _lock(db, beat.run_id, beat.epoch)
-            if latest is None or (latest.beats != beat.beats and not heedless):
+            if latest is None or (latest.beats != beat.beats and not ignore_heartbeat):
                 return None
             wanted = latest.ending or wanted
             return _take_over(db, beat.run_id, latest, wanted), wanted

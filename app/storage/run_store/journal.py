@@ -29,7 +29,7 @@ _APPROVALS = f"SELECT {APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s ORDER 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What earlier stretches of a run have left behind."""
+    """What earlier invocations of a run have left behind."""
 
     ops: Sequence[OpRecord]
     approvals: Sequence[ApprovalRecord]
@@ -48,7 +48,7 @@ class JournalStore:
         self._database = database
 
     def recorded(self, run_id: str) -> Recorded:
-        """What a run's next stretch has to know; its log must be archived.
+        """What a run's next invocation has to know; its log must be archived.
 
         :raises StoreUnavailable: Postgres cannot be reached.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.storage.run_store.database import Database
-from app.storage.run_store.early import REMEMBERED_HOURS
+from app.storage.run_store.early_cancels import REMEMBERED_HOURS
 
 DAYS_MAX = 1_000_000
 """More days than Postgres' calendar has come to; whoever keeps runs for longer keeps them for ever."""

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.devservices.servers import free_port
+from app.dev.services.servers import free_port
 from bench.peers.environments import NotInstalled
 from bench.peers.peer import ANSWER_SECONDS, JSON, SSE, Peer, Program, Run, Work
 from bench.peers.wire import Frame, Request, Stream, ask

@@ -1,0 +1,1 @@
+"""`runtail dev`: everything on one machine, for development."""

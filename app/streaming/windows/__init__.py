@@ -1,0 +1,1 @@
+"""The kinds of windows: where the frames of a run go."""

@@ -1,0 +1,1 @@
+"""Workers whose runs have a process each."""

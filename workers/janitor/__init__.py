@@ -1,0 +1,1 @@
+"""What a worker does for runs that are not its own."""
