@@ -19,7 +19,7 @@ DOCUMENT = (ROOT / "docs" / "dependencies.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-OURS = {"runtail-server", "runtail-client"}
+OURS = {"runtail-server", "runtail"}
 # A deployment's Python and its platform's wheels: the first is what Heroku has, and the others are the edges.
 TARGETS = [
     ("3.14", "manylinux_2_28_x86_64"),
@@ -119,7 +119,7 @@ def imported(*folders: str) -> Iterator[str]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    ours = {"app", "workers", "runtail_client", *sys.stdlib_module_names}
+    ours = {"app", "workers", "runtail", *sys.stdlib_module_names}
     owners = metadata.packages_distributions()
     used = {normal(owners[module][0]) for module in set(imported("app", "workers")) - ours}
     declared = names(PROJECT["project"]["dependencies"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 from tests.harness import Stack, eventually
 from tests.stored import ended
 

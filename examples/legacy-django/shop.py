@@ -17,7 +17,7 @@ from django.views.decorators.http import require_POST
 from report import make_report
 from rq import Retry
 
-from runtail_client import RuntailError
+from runtail import RuntailError
 
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 from tests.harness import Stack
 
 

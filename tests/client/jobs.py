@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rq import Retry
 
-from runtail_client import Run, Runtail, ToolError
+from runtail import Run, ToolError
+from runtail.client import Runtail
 
 client = Runtail(os.environ["RUNTAIL_URL"], beat_seconds=0.1)
 

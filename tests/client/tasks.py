@@ -6,7 +6,8 @@ from typing import Any
 
 from celery import Celery, current_task
 
-from runtail_client import Run, Runtail
+from runtail import Run
+from runtail.client import Runtail
 
 client = Runtail(os.environ.get("RUNTAIL_URL", ""), beat_seconds=0.1)
 app = Celery("tasks", broker=os.environ.get("REDIS_URL"))

@@ -8,7 +8,8 @@ from collections import defaultdict
 
 import pytest
 
-from runtail_client import Refused, Runtail, Unreachable, WriterLost
+from runtail import Refused, Unreachable, WriterLost
+from runtail.client import Runtail
 from tests.client.lines import ANSWER_LOST, ARRIVES, BUSY, PAGE, REQUEST_LOST, TOO_LARGE, line_to
 from tests.harness import Stack, eventually, free_port
 from tests.stored import ended, payloads, row
@@ -150,7 +151,7 @@ def test_an_event_that_is_too_large_for_a_proxy_fails_the_run_at_once(live: Stac
 
 
 def test_a_watch_of_what_is_no_server_is_given_up(live: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtail_client.watching.GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr("runtail.client.watch.GIVE_UP_SECONDS", 1.0)
     with line_to(live.port) as line, Runtail(line.url) as client:
         line.fate = lambda path, producer_seq: PAGE
         with pytest.raises(Unreachable):

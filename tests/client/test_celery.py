@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually
 from tests.stored import ended

@@ -15,4 +15,4 @@ def test_installing_it_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps"]
     subprocess.run([*pip, "--no-build-isolation", "--target", tmp_path / "site", source], check=True)
     assert sorted(source.rglob("*")) == before
-    assert (tmp_path / "site" / "runtail_client" / "py.typed").exists()
+    assert (tmp_path / "site" / "runtail" / "py.typed").exists()

@@ -21,10 +21,11 @@ from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
 from app.storage.run_store import Principal
-from runtail_client import Cancelled, Opened, Run, Runtail, current_run
-from runtail_client.claiming import START_SECONDS as DEFAULT_START_SECONDS
-from runtail_client.patience import FINISH_SECONDS
-from runtail_client.refs import KEY_MAX_CHARS, fitting_key
+from runtail import Cancelled, Run, current_run
+from runtail.client import Opened, Runtail
+from runtail.client.claiming import START_SECONDS as DEFAULT_START_SECONDS
+from runtail.client.patience import FINISH_SECONDS
+from runtail.client.refs import KEY_MAX_CHARS, fitting_key
 from tests.client.lines import ARRIVES, BUSY, PAGE, REQUEST_LOST, TOO_LARGE, line_to
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually, free_port
@@ -120,7 +121,7 @@ START_SECONDS = 2.0
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs wait for a shorter time than by default."""
     assert DEFAULT_START_SECONDS <= 10
-    monkeypatch.setattr("runtail_client.claiming.START_SECONDS", START_SECONDS)
+    monkeypatch.setattr("runtail.client.claiming.START_SECONDS", START_SECONDS)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -169,7 +170,7 @@ def slowly(path: str, producer_seq: str) -> str:
 def test_a_run_that_is_claimed_too_late_shows_the_result_all_the_same(
     live: Stack, monkeypatch: pytest.MonkeyPatch, work_seconds: float
 ) -> None:
-    monkeypatch.setattr("runtail_client.claiming.START_SECONDS", 0.5)
+    monkeypatch.setattr("runtail.client.claiming.START_SECONDS", 0.5)
     with line_to(live.port) as line, Runtail(live.url) as client, Runtail(line.url) as slow:
         opened = client.open()
 
@@ -232,7 +233,7 @@ def test_a_job_stopped_while_it_waits_for_its_run_leaves_no_writer(
 def test_a_job_stopped_at_its_work_without_a_run_leaves_no_writer(
     live: Stack, monkeypatch: pytest.MonkeyPatch, work_seconds: float
 ) -> None:
-    monkeypatch.setattr("runtail_client.claiming.START_SECONDS", 0.3)
+    monkeypatch.setattr("runtail.client.claiming.START_SECONDS", 0.3)
     with late_claim(live) as (client, opened, at_rest):
 
         @client.job
@@ -347,7 +348,7 @@ def test_an_end_that_was_not_confirmed_in_time_is_delivered_when_the_server_is_b
 
 
 def test_a_full_buffer_does_not_hold_a_job_up_for_ever(live: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtail_client.patience.ROOM_SECONDS", 1.0)
+    monkeypatch.setattr("runtail.client.patience.ROOM_SECONDS", 1.0)
     with line_to(live.port) as line, Runtail(line.url, buffer_bytes=50_000, finish_seconds=5.0) as client:
         runs: list[str] = []
 
@@ -368,7 +369,7 @@ def test_a_full_buffer_does_not_hold_a_job_up_for_ever(live: Stack, monkeypatch:
 
 
 def test_a_server_that_hangs_is_asked_for_inputs_once(own: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtail_client.patience.ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("runtail.client.patience.ANSWER_SECONDS", 1.0)
     with Runtail(own.url, finish_seconds=0.5) as client:
 
         @client.job
@@ -384,7 +385,7 @@ def test_a_server_that_hangs_is_asked_for_inputs_once(own: Stack, monkeypatch: p
 
 
 def test_nobody_waits_for_a_person_while_the_server_is_away(live: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtail_client.patience.AWAY_SECONDS", 1.0)
+    monkeypatch.setattr("runtail.client.patience.AWAY_SECONDS", 1.0)
     with line_to(live.port) as line, Runtail(line.url, finish_seconds=0.5) as client:
 
         @client.job

@@ -12,7 +12,7 @@ from redis import Redis
 from rq import Queue, Retry
 from rq.job import Job
 
-from runtail_client import Opened, Runtail
+from runtail.client import Opened, Runtail
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually
 from tests.stored import ended, payloads, reach

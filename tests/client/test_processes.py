@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 from tests.harness import ROOT, Stack
 from tests.stored import ended
 
@@ -26,7 +26,7 @@ def run_python(live: Stack, code: str) -> list[str]:
 def test_a_client_made_and_used_before_a_fork_works_on_both_sides(live: Stack) -> None:
     code = f"""
 import os
-from runtail_client import Runtail
+from runtail.client import Runtail
 client = Runtail(os.environ["RUNTAIL_URL"])
 {WRITE}
 print(run.id, flush=True)
@@ -48,7 +48,8 @@ else:
 def test_a_process_forked_in_the_block_neither_writes_nor_ends_the_run(live: Stack) -> None:
     code = """
 import os, sys
-from runtail_client import Runtail, WriterLost
+from runtail import WriterLost
+from runtail.client import Runtail
 client = Runtail(os.environ["RUNTAIL_URL"])
 with client.run() as run:
     with run.step("Fork"), run.message("system") as message:
@@ -73,7 +74,7 @@ def test_it_works_where_gevent_has_patched_everything(live: Stack) -> None:
     code = f"""
 from gevent import monkey; monkey.patch_all()
 import gevent, os, threading
-from runtail_client import Runtail
+from runtail.client import Runtail
 client = Runtail(os.environ["RUNTAIL_URL"])
 def work():
     {WRITE}
@@ -89,7 +90,7 @@ gevent.joinall([gevent.spawn(work) for _ in range(20)], raise_error=True)
 def test_a_process_that_is_interrupted_fails_its_run(live: Stack) -> None:
     code = """
 import os, signal
-from runtail_client import Runtail
+from runtail.client import Runtail
 client = Runtail(os.environ["RUNTAIL_URL"])
 try:
     with client.run() as run:
@@ -105,7 +106,7 @@ except KeyboardInterrupt:
 
 def test_nothing_of_the_server_is_imported(live: Stack) -> None:
     code = """
-import sys, runtail_client
+import sys, runtail.client
 theirs = {"app", "workers", "flask", "redis", "rq", "gevent", "peewee", "marshmallow"}
 print(sorted(theirs & set(sys.modules)))
 """

@@ -12,7 +12,7 @@ from redis import Redis
 from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack
 from tests.stored import ended, reach

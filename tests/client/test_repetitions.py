@@ -16,7 +16,7 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq_scheduler import Scheduler
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Process, Stack, eventually
 from tests.stored import ended, payloads, reach, row

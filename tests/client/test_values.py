@@ -8,9 +8,9 @@ import pytest
 
 from app.protocol import events as server
 from app.protocol import redaction
-from runtail_client.errors import InvalidEvent
-from runtail_client.outbox import BATCH_BYTES, BATCH_EVENTS, DELTA_CHARS, DELTA_SECONDS, EVENT_BYTES, Outbox, event_line
-from runtail_client.values import clean, clean_text, preview, redact, shown
+from runtail.client.outbox import BATCH_BYTES, BATCH_EVENTS, DELTA_CHARS, DELTA_SECONDS, EVENT_BYTES, Outbox, event_line
+from runtail.errors import InvalidEvent
+from runtail.values import clean, clean_text, preview, redact, shown
 from tests.harness import ROOT
 
 PAIR = chr(0xD83D) + chr(0xDE00)
@@ -54,7 +54,7 @@ def test_secrets_are_known_as_the_server_knows_them(key: str, value: object) -> 
 
 def test_which_names_name_a_secret_is_said_once() -> None:
     """The client cannot import the server, so it has a copy."""
-    copies = (ROOT / folder / "secret_names.py" for folder in ("app/protocol", "clients/python/runtail_client"))
+    copies = (ROOT / folder / "secret_names.py" for folder in ("app/protocol", "clients/python/runtail"))
     assert len({copy.read_text() for copy in copies}) == 1
 
 

@@ -12,19 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from runtail_client import (
-    Cancelled,
-    InvalidEvent,
-    Refused,
-    Run,
-    RunEnded,
-    RunFailed,
-    Runtail,
-    ToolError,
-    WriterLost,
-    current_run,
-    emit,
-)
+from runtail import Cancelled, InvalidEvent, Refused, Run, RunEnded, RunFailed, ToolError, WriterLost, current_run, emit
+from runtail.client import Runtail
 from tests.harness import Stack, eventually
 from tests.stored import ended, payloads, row
 

@@ -5,7 +5,7 @@ from flask import Flask, jsonify, redirect, render_template, request, url_for
 from report import make_report
 from rq import Retry
 
-from runtail_client import RuntailError
+from runtail import RuntailError
 
 app = Flask(__name__)
 

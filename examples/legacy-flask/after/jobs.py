@@ -6,7 +6,7 @@ from redis import Redis
 from report import make_report
 from rq import Queue
 
-from runtail_client import Runtail
+from runtail.client import Runtail
 
 queue = Queue(connection=Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")))
 runtail = Runtail(os.environ.get("RUNTAIL_URL", "http://127.0.0.1:8000"), os.environ.get("RUNTAIL_KEY"))

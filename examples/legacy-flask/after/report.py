@@ -3,7 +3,7 @@
 import os
 import time
 
-from runtail_client import current_run
+from runtail import current_run
 
 PAUSE_SECONDS = float(os.environ.get("REPORT_PAUSE_SECONDS", "1.5"))
 ORDERS = {"ann": [("desk", 480), ("lamp", 60), ("chair", 210)], "bob": [("desk", 480)]}

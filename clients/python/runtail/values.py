@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from runtail_client.errors import InvalidEvent
-from runtail_client.secret_names import is_secret
+from runtail.errors import InvalidEvent
+from runtail.secret_names import is_secret
 
 MAX_DEPTH = 64
 MAX_INT = 2**53 - 1

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from runtail_client.errors import Refused, Unreachable
+from runtail.errors import Refused, Unreachable
 
 CONNECT_SECONDS = 5.0
 ASK_SECONDS = 20.0

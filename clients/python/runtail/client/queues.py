@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from inspect import unwrap
 from typing import Any
 
-_TIME_LIMITS = (("rq.timeouts", "BaseTimeoutException"), ("billiard.exceptions", "SoftTimeLimitExceeded"))
 _SUCCESSFUL, _FAILED, _STOPPED, _RETRIES_EXCEEDED = 1, 2, 3, 5
 _FINAL = (_SUCCESSFUL, _FAILED, _STOPPED, _RETRIES_EXCEEDED)
 """`rq.results.Result.Type` of an execution after which RQ does not try again by itself."""
@@ -22,7 +21,7 @@ MARGIN_SECONDS = 60
 SHARE_OF_TIME = 0.25
 """Of the time that a job has left, so much at most is spent on waiting for its run to begin."""
 
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +40,6 @@ class Naming:
     then: str | None = None
     after: tuple[str, ...] = ("failed",)
     known: bool = False
-
-
-def out_of_time(error: BaseException) -> bool:
-    """Whether the queue has thrown this into its job, whose time is over."""
-    kinds = (getattr(sys.modules.get(module), name, None) for module, name in _TIME_LIMITS)
-    return any(kind is not None and isinstance(error, kind) for kind in kinds)
 
 
 def retried(error: BaseException) -> bool:

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from runtail_client import queues
-from runtail_client.current import current_run
-from runtail_client.errors import Refused, RunEnded, RuntailError
-from runtail_client.patience import within
-from runtail_client.refs import Ref
-from runtail_client.sender import Sender
+from runtail.client import queues
+from runtail.client.patience import within
+from runtail.client.refs import Ref
+from runtail.client.sender import Sender
+from runtail.current import current_run
+from runtail.errors import Refused, RunEnded, RuntailError
+from runtail.time_limits import out_of_time
 
 START_SECONDS = 10.0
 """How long a job waits for its run to begin, at most."""
 
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def check_time(error: Exception) -> None:
     """
     :raises Exception: the job's own time is over; that is between it and its queue.
     """
-    if queues.out_of_time(error):
+    if out_of_time(error):
         raise error
 
 

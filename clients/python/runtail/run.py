@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from runtail_client.errors import InvalidEvent, RunFailed, ToolError, WriterLost
-from runtail_client.handles import Approval, Message, Step
-from runtail_client.queues import out_of_time
-from runtail_client.sinks import Sink
-from runtail_client.values import clamped, clean, clean_text, dumps, given, preview, shown
-from runtail_client.within import CALL, STEP, inside, places_of
+from runtail.errors import InvalidEvent, RunFailed, ToolError, WriterLost
+from runtail.handles import Approval, Message, Step
+from runtail.sinks import Sink
+from runtail.time_limits import out_of_time
+from runtail.values import clamped, clean, clean_text, dumps, given, preview, shown
+from runtail.within import CALL, STEP, inside, places_of
 
 T = TypeVar("T")
 

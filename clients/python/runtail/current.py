@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
-from runtail_client.run import Run
-from runtail_client.sinks import Nowhere
-from runtail_client.within import bound
+from runtail.run import Run
+from runtail.sinks import Nowhere
+from runtail.within import bound
 
 OUTSIDE = Run(Nowhere())
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from runtail_client.values import clamped, clean_text, given
+from runtail.values import clamped, clean_text, given
 
 DELTA_MAX_CHARS = 65_536
 """A longer text is written as several deltas."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from runtail_client.connection import (
+from runtail.client.connection import (
     CONNECT_SECONDS,
     FIRST_PAUSE,
     LAST_PAUSE,
@@ -18,7 +18,7 @@ from runtail_client.connection import (
     reason,
     refusal,
 )
-from runtail_client.errors import Unreachable
+from runtail.errors import Unreachable
 
 Envelope = dict[str, Any]
 

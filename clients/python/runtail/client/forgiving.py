@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from runtail_client.errors import Cancelled, Refused, RuntailError
-from runtail_client.sender import Sender
+from runtail.client.sender import Sender
+from runtail.errors import Cancelled, Refused, RuntailError
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ LOOK_SECONDS = 0.5
 INCOMPLETE = "Not all that the job has written could be taken."
 
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 class Forgiving:

@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx
 
-from runtail_client.calls import APPEND, BEAT, FINISH, Call, Calls, Lease, Unknown
-from runtail_client.connection import LAST_PAUSE, Connection, jittered, reason
-from runtail_client.errors import Cancelled, Refused, RuntailError, Unreachable, WriterLost
-from runtail_client.outbox import Outbox, event_line
-from runtail_client.patience import Patience
-from runtail_client.values import dumps
+from runtail.client.connection import LAST_PAUSE, Connection, jittered, reason
+from runtail.client.outbox import Outbox, event_line
+from runtail.client.patience import Patience
+from runtail.client.requests import APPEND, BEAT, FINISH, Call, Calls, Lease, Unknown
+from runtail.errors import Cancelled, Refused, RuntailError, Unreachable, WriterLost
+from runtail.values import dumps
 
 FIRST_AGAIN = 0.1
 """Seconds before a request is made again; twice as many each time, up to LAST_PAUSE."""
@@ -35,7 +35,7 @@ FIRST_LOOK, LAST_LOOK = 0.25, 5.0
 LOST = frozenset({"stale_epoch", "run_ended", "run_not_found"})
 """Refusals after which the run is somebody else's, or nobody's."""
 
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 class Sender:

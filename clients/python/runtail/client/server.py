@@ -8,18 +8,18 @@ from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
-from runtail_client import queues
-from runtail_client.block import RunBlock, never
-from runtail_client.calls import Lease
-from runtail_client.claiming import JobRuns
-from runtail_client.connection import ASK_SECONDS, Connection
-from runtail_client.errors import RunEnded
-from runtail_client.jobs import as_job
-from runtail_client.patience import FINISH_SECONDS, Patience
-from runtail_client.refs import Ref, fitting_key
-from runtail_client.sender import Sender
-from runtail_client.values import given
-from runtail_client.watching import Envelope, Watch
+from runtail.client import queues
+from runtail.client.block import RunBlock, never
+from runtail.client.claiming import JobRuns
+from runtail.client.connection import ASK_SECONDS, Connection
+from runtail.client.jobs import as_job
+from runtail.client.patience import FINISH_SECONDS, Patience
+from runtail.client.refs import Ref, fitting_key
+from runtail.client.requests import Lease
+from runtail.client.sender import Sender
+from runtail.client.watch import Envelope, Watch
+from runtail.errors import RunEnded
+from runtail.values import given
 
 BUFFER_BYTES = 8_000_000
 """With so many bytes of events unsent, as when the server is away, the verbs of a run block."""

@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from runtail_client.errors import RuntailError
+from runtail.errors import RuntailError
 
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 class Sink(Protocol):

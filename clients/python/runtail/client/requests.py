@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from runtail_client.connection import CONNECT_SECONDS, Connection, reason, refusal
-from runtail_client.errors import Refused
+from runtail.client.connection import CONNECT_SECONDS, Connection, reason, refusal
+from runtail.errors import Refused
 
 ANSWER_SECONDS = 15.0
 """How long the answer to a call may take before the call is made again."""

@@ -8,7 +8,7 @@ from concurrent.futures import TimeoutError as TooLong
 from dataclasses import dataclass
 from typing import TypeVar
 
-from runtail_client.errors import Unreachable
+from runtail.errors import Unreachable
 
 T = TypeVar("T")
 

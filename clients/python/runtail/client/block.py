@@ -5,16 +5,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
-from runtail_client.current import current
-from runtail_client.errors import Cancelled, Refused, RunFailed, RuntailError, WriterLost
-from runtail_client.run import Run
-from runtail_client.sender import Sender
-from runtail_client.sinks import Sink
+from runtail.client.sender import Sender
+from runtail.current import current
+from runtail.errors import Cancelled, Refused, RunFailed, RuntailError, WriterLost
+from runtail.run import Run
+from runtail.sinks import Sink
 
 INTERRUPTED_SECONDS = 5.0
 """How long the end of a run may take to be confirmed while the process is being stopped."""
 
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 def never(error: BaseException) -> bool:

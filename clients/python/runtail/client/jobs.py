@@ -5,16 +5,17 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from runtail_client import queues
-from runtail_client.block import RunBlock
-from runtail_client.claiming import Claim, Done, JobRuns, check_time
-from runtail_client.current import current
-from runtail_client.forgiving import Forgiving
-from runtail_client.run import Run
-from runtail_client.sender import Sender
-from runtail_client.sinks import Alone
+from runtail.client import queues
+from runtail.client.block import RunBlock
+from runtail.client.claiming import Claim, Done, JobRuns, check_time
+from runtail.client.forgiving import Forgiving
+from runtail.client.sender import Sender
+from runtail.current import current
+from runtail.run import Run
+from runtail.sinks import Alone
+from runtail.time_limits import out_of_time
 
-log = logging.getLogger("runtail_client")
+log = logging.getLogger("runtail")
 
 
 class _Again(Exception):
@@ -94,7 +95,7 @@ def _write(
     except _Again:
         return result
     except Exception as error:
-        if not (done and queues.out_of_time(error)):
+        if not (done and out_of_time(error)):
             raise
         log.error("The job's time was over while the end of %s was on its way.", sender.run_id)
     return result

@@ -3,8 +3,8 @@
 import time
 from collections import deque
 
-from runtail_client.errors import InvalidEvent
-from runtail_client.values import dumps
+from runtail.errors import InvalidEvent
+from runtail.values import dumps
 
 DELTA_SECONDS = 0.040
 """Text that follows faster than this leaves together."""

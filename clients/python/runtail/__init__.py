@@ -1,0 +1,34 @@
+"""The SDK of Runtail: what an agent and a job are written with. The client of a server is `runtail.client`."""
+
+from runtail.current import current_run, emit
+from runtail.errors import (
+    Cancelled,
+    InvalidEvent,
+    Refused,
+    RunEnded,
+    RunFailed,
+    RuntailError,
+    ToolError,
+    Unreachable,
+    WriterLost,
+)
+from runtail.handles import Approval, Message, Step
+from runtail.run import Run
+
+__all__ = [
+    "Approval",
+    "Cancelled",
+    "InvalidEvent",
+    "Message",
+    "Refused",
+    "Run",
+    "RunEnded",
+    "RunFailed",
+    "RuntailError",
+    "Step",
+    "ToolError",
+    "Unreachable",
+    "WriterLost",
+    "current_run",
+    "emit",
+]
