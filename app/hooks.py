@@ -12,10 +12,9 @@ from typing import Any, cast
 from app.errors import HookFailed, InvalidEvent
 from app.pace import paced
 from app.protocol.events import Json, Outbound, clean, exceeds, validate
-from app.protocol.payloads import SUMMARY_MAX_CHARS
-from app.protocol.redaction import preview, redact, redact_text
 from app.protocol.sizes import DELTA_MAX_CHARS, PAYLOAD_BYTES, pieces
 from app.turns import give_way
+from runtail.redaction import SUMMARY_MAX_CHARS, preview, redact, redact_text
 
 ENTRY_POINTS = "runtail.hooks"
 WITHHELD = "[withheld]"

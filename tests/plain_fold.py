@@ -6,8 +6,8 @@ It is what stood in `app/protocol/rules.py` before items were found by indexes.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from app.protocol.cleaning import MAX_INT
 from app.protocol.state import Item, State, output_of
+from runtail.values import MAX_INT
 
 
 def _find(items: list[Item], id: str) -> Item | None:

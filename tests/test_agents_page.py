@@ -16,10 +16,10 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from runtail import Run
 from tests.harness import ROOT, eventually
 from tests.programs import needed
 from tests.test_devservices import READY_SECONDS, Dev, running
-from workers.context import RunContext
 
 PAGE = (ROOT / "docs" / "agents.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -199,7 +199,7 @@ def section(heading: str) -> str:
 
 def test_every_call_is_in_the_table_and_the_page_names_no_other() -> None:
     internal = {"active", "conclude"}
-    public = {name for name in dir(RunContext) if not name.startswith("_")} - internal
+    public = {name for name in dir(Run) if not name.startswith("_")} - internal
     attributes = {"input", "run_id"}
     assert public - {"idempotency_key", "tool_call_id"} <= set(
         re.findall(r"`(?:with )?run\.(\w+)", section("The calls"))
@@ -211,4 +211,4 @@ def test_every_call_is_in_the_table_and_the_page_names_no_other() -> None:
 def test_the_table_names_only_parameters_that_the_call_has(name: str) -> None:
     (given,) = re.findall(rf"`(?:with )?run\.{name}\((.*?)\)`", section("The calls"))
     words = {part.partition("=")[0].strip(" *") for part in given.split(",")}
-    assert words <= set(inspect.signature(getattr(RunContext, name)).parameters), textwrap.shorten(given, 80)
+    assert words <= set(inspect.signature(getattr(Run, name)).parameters), textwrap.shorten(given, 80)

@@ -20,6 +20,7 @@ from app.wiring import Services
 from tests.conftest import StackMaker, execute
 from tests.harness import ROOT, Stack, eventually, free_port, problem
 from workers.agents.emit import emit
+from workers.loading import record_of
 
 ORIGIN = "https://console.example.com"
 START = {"agent": "emit", "input": {"count": 3, "type": "custom.tick"}}
@@ -43,7 +44,7 @@ class Guarded:
 def guarded(module_stack: StackMaker) -> Iterator[Guarded]:
     stack = module_stack(RUNTAIL_DEV="", CORS_ORIGINS=f"{ORIGIN}, http://localhost:3000")
     with closing(Services.for_web(Config.from_env(stack.env))) as services:
-        services.registry.put_agent(emit.record())
+        services.registry.put_agent(record_of(emit))
         stack.start_web()
         yield Guarded(stack, services.registry)
 

@@ -20,7 +20,7 @@ from tests.test_devservices import Dev, running
 
 GOOD = """
     from marshmallow import Schema
-    from workers.registry import agent
+    from runtail import agent
 
     @agent("good", input=Schema)
     def good(run):
@@ -188,9 +188,10 @@ def test_the_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", site, source], check=True)
-    [wheel] = site.glob("runtail_server-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    sdk = source / "sdk"
+    shutil.copytree(ROOT / "clients" / "python", sdk, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", site, source, sdk], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, *site.glob("runtail*.whl")], check=True)
     with running(empty / ".data", cwd=empty, PYTHONPATH=str(site)) as dev:
         folders = {psutil.Process(pid).cwd() for name, pid in dev.pids().items() if name in ("web", "worker")}
         assert folders == {str(site)}, "it is the wheel that runs, not the checkout"

@@ -120,7 +120,7 @@ def test_an_agent_that_will_not_stop_is_left_behind(server: Stack) -> None:
     assert server.ended(server.start("emit", {"count": 1}))["status"] == "completed"
 
 
-@pytest.mark.parametrize("input", [{"emit": False}, {"emit": True}], ids=["cancel_point", "emit"])
+@pytest.mark.parametrize("input", [{"emit": False}, {"emit": True}], ids=["check_cancelled", "emit"])
 def test_an_agent_that_computes_is_stopped_at_its_next_call(server: Stack, input: dict[str, Any]) -> None:
     run_id = server.start("spin", input)
     _reach(server, run_id, "run.started")

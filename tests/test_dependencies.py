@@ -34,7 +34,7 @@ def normal(name: str) -> str:
 
 def names(requirements: list[str]) -> set[str]:
     found = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
-    return {normal(match[0]) for match in found if match}
+    return {normal(match[0]) for match in found if match} - OURS
 
 
 def pins(file: str) -> dict[str, str]:

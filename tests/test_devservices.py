@@ -20,8 +20,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from app.dev.services import folder, postgres_server, redis_server
-from app.devservices import DevError, EmbeddedServices
+from app.dev.services import DevError, EmbeddedServices, folder, postgres_server, redis_server
 from tests.harness import ROOT, eventually, free_port
 from tests.programs import needed
 

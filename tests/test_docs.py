@@ -93,8 +93,8 @@ def test_the_database_url_of_heroku_is_understood(environment: dict[str, str]) -
 
 
 def kinds(root: type[RuntailError]) -> Iterator[type[RuntailError]]:
-    """The errors of `app.errors`."""
-    if root.__module__ == errors.__name__:
+    """The errors of the server: of `app.errors`, which has some of the SDK's."""
+    if getattr(errors, root.__name__, None) is root:
         yield root
         for kind in root.__subclasses__():
             yield from kinds(kind)
@@ -102,7 +102,7 @@ def kinds(root: type[RuntailError]) -> Iterator[type[RuntailError]]:
 
 @pytest.mark.parametrize("kind", list(kinds(RuntailError)), ids=lambda kind: kind.code)
 def test_every_error_code_is_documented_with_its_status(kind: type[RuntailError]) -> None:
-    assert CODES[kind.code] in {str(kind.status), "—", "log"}
+    assert CODES[kind.code] in {str(kind.status or 500), "—", "log"}
 
 
 def test_no_other_error_code_is_documented_and_no_two_errors_share_one() -> None:

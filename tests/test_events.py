@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from app.errors import DETAIL_CHARS, InvalidEvent, InvalidJson, TooDeep
 from app.protocol.events import (
     CONTROL_SCHEMAS,
     MAX_DEPTH,
@@ -30,6 +29,7 @@ from app.protocol.events import (
     validate,
 )
 from app.protocol.reducer import initial
+from runtail.errors import DETAIL_CHARS, InvalidEvent, InvalidJson, TooDeep
 
 ROOT = Path(__file__).parent.parent
 NOON = datetime(2026, 6, 12, 12, 0, 1, 234567, UTC)

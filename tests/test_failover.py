@@ -20,13 +20,14 @@ from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint, NewApproval, RunRecord
 from app.verbs.runs import Runs
 from app.wiring import Services
+from runtail import Run
+from runtail.agent import Agent
 from tests.conftest import StackMaker
 from tests.failover import PostgresImage, evict, lose_events
 from tests.harness import DEV, pending_run, problem
 from tests.test_flusher import Writing
 from tests.test_flusher import started as started  # a fixture
 from tests.test_ownership import Owner
-from workers.context import RunContext
 from workers.execution.active_run import ActiveRun
 from workers.execution.executor import Executor
 from workers.execution.flusher import Flusher
@@ -35,7 +36,6 @@ from workers.execution.invocation import RESUMED, Invocations
 from workers.execution.runner import InGreenlet
 from workers.execution.settlement import Settlement
 from workers.janitor.loop import Janitor
-from workers.registry import Agent
 
 Take = Callable[[], PostgresImage]
 
@@ -366,7 +366,7 @@ def test_a_run_of_the_version_before_goes_on_with_this_one(apart: Services, run_
 def execute(apart: Services, started: Any) -> Callable[..., None]:
     """Executes a run with that function as its agent."""
 
-    def execute(run_id: str, function: Callable[[RunContext], object], name: str = "w") -> None:
+    def execute(run_id: str, function: Callable[[Run], object], name: str = "w") -> None:
         agents = {"emit": Agent("emit", function, Schema, "1")}
         Executor(apart, started(apart.ownership), agents, name).execute(run_id)
 
@@ -379,7 +379,7 @@ def test_a_run_whose_first_claim_is_lost_is_started_once(
     before = image()
     made = []
 
-    def function(run: RunContext) -> str:
+    def function(run: Run) -> str:
         made.append(1)
         with run.message() as message:
             message.write("hello")

@@ -10,37 +10,38 @@ from marshmallow import Schema
 
 from app.storage.log_writer import LogWriter
 from app.wiring import Services
+from runtail import Run
+from runtail.agent import Agent
+from runtail.current import OUTSIDE
+from runtail.tools import ToolError
 from tests.harness import pending_run
-from workers.context import RunContext
 from workers.execution.active_run import ActiveRun
 from workers.execution.executor import Executor
 from workers.execution.flusher import Flusher
 from workers.execution.outbox import Outbox
-from workers.registry import Agent
-from workers.tools import ToolError
 
-HELD = (Outbox, ActiveRun, LogWriter, RunContext)
+HELD = (Outbox, ActiveRun, LogWriter, Run)
 
 
-def works(run: RunContext) -> object:
+def works(run: Run) -> object:
     with run.step("Work"):
         run.tool("add", lambda a: a + 1, 1)
         run.parallel(lambda branch: branch.tool("left", str), lambda branch: branch.stream(["a text"]))
     return {"done": True}
 
 
-def raises(run: RunContext) -> object:
+def raises(run: Run) -> object:
     with run.step("Work"), run.message() as message:
         message.write("a text")
         raise ZeroDivisionError
 
 
-def gives_what_is_refused(run: RunContext) -> object:
+def gives_what_is_refused(run: Run) -> object:
     run.emit("custom." + "X" * 1_000_000, {})
     return None
 
 
-def has_a_tool_that_fails(run: RunContext) -> object:
+def has_a_tool_that_fails(run: Run) -> object:
     def fail() -> None:
         raise ToolError("no_stock", "None is left.")
 
@@ -48,7 +49,7 @@ def has_a_tool_that_fails(run: RunContext) -> object:
     return None
 
 
-def waits(run: RunContext) -> object:
+def waits(run: Run) -> object:
     run.approve("May I?")
     return None
 
@@ -64,7 +65,7 @@ def without_collector() -> Iterator[None]:
 
 
 def held() -> list[object]:
-    return [thing for thing in gc.get_objects() if isinstance(thing, HELD)]
+    return [thing for thing in gc.get_objects() if isinstance(thing, HELD) and thing is not OUTSIDE]
 
 
 @pytest.mark.usefixtures("without_collector")
@@ -79,7 +80,7 @@ def held() -> list[object]:
     ],
 )
 def test_nothing_of_a_run_that_has_ended_waits_for_the_collector(
-    apart: Services, function: Callable[[RunContext], object], status: str
+    apart: Services, function: Callable[[Run], object], status: str
 ) -> None:
     flusher = Flusher(apart.ownership)
     flusher.start()

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from app.errors import HookFailed, InvalidEvent, InvalidJson, TooDeep
 from app.hooks import Hooks, text_of
 from app.protocol.events import clean, dumps, validate
-from app.protocol.payloads import PREVIEW_MAX_BYTES, SUMMARY_MAX_CHARS
-from app.protocol.redaction import REDACTED, preview, redact
 from app.protocol.sizes import DELTA_MAX_CHARS, PAYLOAD_BYTES
+from runtail.redaction import PREVIEW_MAX_BYTES, REDACTED, SUMMARY_MAX_CHARS, preview, redact
 
 SECRET_KEYS = [
     "password",

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.pace import ITEMS_AT_ONCE, dumps_paced, in_chunks, loads_paced, paced
-from app.protocol.cleaning import clean
 from app.protocol.digest import digest
 from app.protocol.events import dumps
-from app.protocol.redaction import redact
 from app.protocol.reducer import State, initial
 from app.protocol.writing import ELEMENT, PIECE, bits
+from runtail.redaction import redact
+from runtail.values import clean
 from tests.harness import ROOT
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]))  # a lone surrogate has no UTF-8, and was cleaned away

@@ -9,12 +9,12 @@ import pytest
 
 from app.errors import Refused
 from app.storage.coalescing import Coalescer
+from runtail.tools import ToolError
 from tests.agents_for_tests.poison_agents import WAYS
 from tests.conftest import StackMaker, execute
 from tests.external_writer import ExternalWriter
 from tests.harness import Process, Stack, eventually, problem
 from tests.stored import begin, ended, payloads, reach, row
-from workers.tools import ToolError
 
 CLEANED = list(WAYS)[: list(WAYS).index("random_is_fine") + 1]
 REFUSED = list(WAYS)[len(CLEANED) :]

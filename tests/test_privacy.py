@@ -12,11 +12,11 @@ import pytest
 
 from app.dev.services import EmbeddedServices
 from app.errors import RuntailError
-from app.protocol.redaction import REDACTED
 from app.storage.run_store import Database
+from runtail.programs import inherited, run_program
+from runtail.redaction import REDACTED
 from tests.conftest import StackMaker
 from tests.harness import ROOT, Stack, eventually
-from workers.execution.programs import inherited, run_program
 
 SECRET = "s3cret-V4lue"
 KEYS = {

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from app.protocol.redaction import REDACTED, preview, redact, redact_all, redact_text, shown
-from app.protocol.secret_names import is_secret
+from runtail.journal import ARGUMENTS_CHARS, fingerprint, stored_arguments
+from runtail.redaction import REDACTED, preview, redact, redact_all, redact_text, shown
+from runtail.secret_names import is_secret
 from tests.speed import here
-from workers.journal import ARGUMENTS_CHARS, fingerprint, stored_arguments
 
 SECRET_NAMES = [
     "oauth2Token", "OAUTH2TOKEN", "db2Password", "PASSWORD2", "s3Secret", "2faToken", "userPW", "dbPw2",

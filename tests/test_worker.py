@@ -12,10 +12,9 @@ from redis import Redis
 
 from app.protocol.digest import digest
 from app.protocol.events import TERMINAL, dumps, validate
-from app.protocol.payloads import PREVIEW_MAX_BYTES
-from app.protocol.redaction import REDACTED
 from app.protocol.reducer import fold, initial
 from app.storage.run_store import AgentRecord, Database, Registry
+from runtail.redaction import PREVIEW_MAX_BYTES, REDACTED
 from tests.conftest import StackMaker
 from tests.harness import Process, Stack, eventually
 

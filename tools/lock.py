@@ -12,8 +12,10 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 HEADER = "# Locked by `make lock` from pyproject.toml. Do not edit."
-BUILDS = {"setuptools"}
-"""What builds our own distribution in the image."""
+BUILDS = {"flit-core", "setuptools"}
+"""What builds our own distributions in the image."""
+OURS = {"runtail"}
+"""The SDK comes from the checkout: pip takes no folder among pins with hashes."""
 EVERYWHERE = re.compile(
     r"(python_full_version (< '3\.15'|>= '3\.11')|sys_platform != 'win32'|(platform_python_)?implementation.*)$"
 )
@@ -25,7 +27,7 @@ Package = dict[str, Any]
 def packages(path: str) -> list[Package]:
     """What a pylock.toml installs, by name."""
     found: list[Package] = tomllib.loads(Path(path).read_text())["packages"]
-    return found
+    return [package for package in found if package["name"] not in OURS]
 
 
 def pin(package: Package) -> str:

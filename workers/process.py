@@ -28,7 +28,7 @@ from workers.janitor.abandoned import Abandoned
 from workers.janitor.loop import Janitor
 from workers.janitor.lost_writers import LostWriters
 from workers.janitor.retention import Retention
-from workers.registry import Loaded, load_agents
+from workers.loading import Loaded, load_agents, record_of
 from workers.watchdog import Watchdog
 
 W = TypeVar("W", bound=BaseWorker)
@@ -119,7 +119,7 @@ def register(
 ) -> None:
     """Tell which agents this worker has, and which ones it could not load. Waits for Postgres."""
     for agent in loaded.agents.values():
-        until_reachable(partial(services.registry.put_agent, agent.record()), sleep)
+        until_reachable(partial(services.registry.put_agent, record_of(agent)), sleep)
     until_reachable(partial(services.registry.put_broken, worker_id, loaded.broken), sleep)
 
 

@@ -27,9 +27,9 @@ from gevent._hub_local import set_hub
 from greenlet import getcurrent, greenlet
 
 from app.errors import NeedsIsolation
+from runtail.lifetime import live_no_longer_than
 from workers.execution.active_run import active_run_of, in_thread, mark_thread
 from workers.execution.interrupts import Exited
-from workers.execution.lifetime import live_no_longer_than
 from workers.first import gate
 
 log = logging.getLogger(__name__)

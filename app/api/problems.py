@@ -75,9 +75,10 @@ def problem(error: RuntailError, **members: Any) -> Response:
 
     :param members: JSON that it holds beside the usual ones.
     """
-    if error.status == 500:
+    status = error.status or 500
+    if status == 500:
         log.error("A request failed.", exc_info=error)
-    return _response(error.status, error.code, error.title, error.detail, members)
+    return _response(status, error.code, error.title, error.detail, members)
 
 
 def _http_problem(error: HTTPException) -> Response:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from app.errors import DETAIL_CHARS
+from runtail.errors import DETAIL_CHARS
 
 PATH_MAX_CHARS: Final = 100
 WHOLE: Final = "_schema"

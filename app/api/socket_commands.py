@@ -67,11 +67,11 @@ def carry_out(parts: Runtail, principal: Principal, window: WebSocketWindow, tex
         status, result = _obey(parts, principal, window, said)
         answer: dict[str, Any] = {"ok": True, "status": status, "result": result}
     except RuntailError as error:
-        answer = {"ok": False, "status": error.status, "error": _problem(error)}
+        answer = {"ok": False, "status": error.status or 500, "error": _problem(error)}
     except Exception:
         log.exception("A command on %s failed.", window.tail.run_id)
         unforeseen = RuntailError("The command could not be carried out. The server's log says why.")
-        answer = {"ok": False, "status": unforeseen.status, "error": _problem(unforeseen)}
+        answer = {"ok": False, "status": 500, "error": _problem(unforeseen)}
     return control(window.tail.run_id, "stream.answer", {**_about(said), **answer})
 
 

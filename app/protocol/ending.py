@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import ReconciliationFailed, RuntailError
-from app.protocol.cleaning import clean_text
 from app.protocol.digest import digest
 from app.protocol.events import exceeds
 from app.protocol.sizes import LONG_OUTPUT_BYTES
 from app.protocol.state import output_of, streamed_output
 from app.protocol.writing import Pace
+from runtail.texts import clean_text
 
 
 @dataclass(frozen=True, slots=True)

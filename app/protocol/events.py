@@ -5,17 +5,16 @@ Not responsible for what an event does to the state (`reducer`) or for how it lo
 """
 
 import json
-import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from json.encoder import encode_basestring as _quoted
 from typing import Any, NamedTuple, NewType
 
-from app.protocol.cleaning import MAX_DEPTH, MAX_INT, Json, clean, clean_text
 from app.protocol.payloads import CONTROL_SCHEMAS, CUSTOM_TYPE, SCHEMAS, json_schema, schema_json, validate
 from app.protocol.sizes import PART_CHARS, pieces
-from app.protocol.writing import Pace, bits, dumps
+from app.protocol.writing import Pace, bits
+from runtail.texts import clean_text
+from runtail.values import MAX_DEPTH, MAX_INT, Json, clean, dumps, timestamp
 
 __all__ = [
     "CONTROL_SCHEMAS",
@@ -127,21 +126,6 @@ def unbroken(events: list[Event]) -> list[Event]:
         return events
     first = events[0].seq
     return events[: next(n for n, event in enumerate(events) if event.seq != first + n)]
-
-
-def timestamp(moment: datetime | None = None) -> str:
-    """The moment, by default now, as an envelope's ts: UTC with milliseconds, 2026-06-12T12:00:01.234Z."""
-    if moment is None:
-        seconds, ms = divmod(time.time_ns() // 1_000_000, 1000)
-        return f"{_second(seconds)}.{ms:03d}Z"
-    if moment.tzinfo is None:
-        raise ValueError("the moment has no time zone")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
-
-
-@lru_cache(maxsize=4)  # thousands of events share a second, and formatting it is a third of `encode`
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _one_line(text: str) -> str:

@@ -14,11 +14,8 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import Length, OneOf, Range
 
-from app.errors import InvalidEvent
-
-SUMMARY_MAX_CHARS = 200
-PREVIEW_MAX_BYTES = 2048
-"""Of the preview in UTF-8: a text as it is, anything else as compact JSON."""
+from runtail.errors import InvalidEvent
+from runtail.redaction import PREVIEW_MAX_BYTES, SUMMARY_MAX_CHARS
 
 PLAN_STEPS_MAX = 1_000
 """Of one plan."""

@@ -8,7 +8,7 @@ import re
 from typing import Any, Final, NoReturn
 
 from app.errors import InvalidJson, TooDeep, TooManyElements
-from app.protocol.cleaning import MAX_DEPTH
+from runtail.values import MAX_DEPTH
 
 ELEMENTS_MAX: Final = 20_000
 """Members of objects and items of lists, of all levels together, that one JSON text may have. What follows the reading

@@ -8,9 +8,9 @@ that is no longer open. Not responsible for seq, ts and purity (`reducer`).
 from collections.abc import Callable
 from typing import Any
 
-from app.protocol.cleaning import MAX_INT
 from app.protocol.items import IndexedState
 from app.protocol.state import Item, output_of
+from runtail.values import MAX_INT
 
 
 def _members(payload: Item, *names: str) -> Item:

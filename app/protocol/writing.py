@@ -1,12 +1,12 @@
 """Values as JSON text: small ones in one go, large ones bit by bit, so that whoever writes them can pause. Pure."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from json.encoder import encode_basestring as _quoted
 from typing import Any, Final
 
 from app.protocol.sizes import pieces
+from runtail.values import dumps
 
 Pace = Callable[[Iterator[str]], Iterator[str]]
 """Hands pieces on one by one; may let others have their turn in between."""
@@ -14,9 +14,6 @@ Pace = Callable[[Iterator[str]], Iterator[str]]
 PIECE: Final = 32_768
 """Of what becomes text in one call: characters, and ELEMENT for each value. One key alone may have more."""
 ELEMENT: Final = 8
-
-dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-"""The compact JSON text of a clean value."""
 
 
 def bits(value: Any) -> Iterator[str]:

@@ -19,7 +19,6 @@ from app.errors import (
 from app.hooks import Hooks
 from app.identifiers import askable, new_id, no_run
 from app.protocol.events import TERMINAL, Event, encode
-from app.protocol.redaction import preview
 from app.protocol.reducer import initial, reduce
 from app.storage.coalescing import Coalescer
 from app.storage.event_log import Append, Outcome
@@ -28,6 +27,7 @@ from app.storage.run_store import EXTERNAL, AgentRecord, ListedRun, NewRun, Prin
 from app.turns import give_way
 from app.verbs.external_ends import Ends
 from app.wiring import Services
+from runtail.redaction import preview
 
 CANCEL_WAIT_SECONDS = 2.0
 """How long a cancel waits for the owner to end the run before it answers that it is still on its way."""

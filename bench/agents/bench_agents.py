@@ -13,9 +13,8 @@ from marshmallow import Schema, fields
 
 from app.storage.run_store import KEPT_MAX
 from bench.standing import watch
-from workers.context import RunContext
+from runtail import Run, agent
 from workers.execution.active_run import ActiveRun
-from workers.registry import agent
 
 watch()
 
@@ -53,7 +52,7 @@ class ListenInput(Schema):
 
 
 @agent("bench_ask", input=AskInput)
-def ask(run: RunContext) -> object:
+def ask(run: Run) -> object:
     """Asks for an approval, and says an event of its own once it has it."""
     approval = run.approve("Go on?", expires_in=run.input["expires_in"])
     run.emit("custom.went_on", {"decision": approval.decision})
@@ -61,14 +60,14 @@ def ask(run: RunContext) -> object:
 
 
 @agent("bench_sleep", input=SleepInput)
-def sleep(run: RunContext) -> object:
+def sleep(run: Run) -> object:
     """Sleeps."""
     run.sleep(run.input["seconds"])
     return {"slept": True}
 
 
 @agent("bench_numbers", input=NumbersInput)
-def numbers(run: RunContext) -> object:
+def numbers(run: Run) -> object:
     """Says numbered deltas at a pace: what every server of `runtail bench peers` does."""
     if run.input["text"]:
         with run.message() as message:
@@ -83,14 +82,14 @@ def numbers(run: RunContext) -> object:
 
 
 @agent("bench_listen", input=ListenInput)
-def listen(run: RunContext) -> object:
+def listen(run: Run) -> object:
     """Streams what a provider answers."""
     run.stream(_answer(run.input["url"]))
     return None
 
 
 @agent("bench_fill", input=FillInput)
-def fill(run: RunContext) -> object:
+def fill(run: Run) -> object:
     """Has many steps, sources, checks, messages and a long answer, and returns what it has streamed."""
     count = int(KEPT_MAX * run.input["share"])
     for n in range(count):
@@ -107,7 +106,7 @@ def _delta(number: int) -> str:
     return f"#{number}# and some words "
 
 
-def _pause(run: RunContext) -> None:
+def _pause(run: Run) -> None:
     if run.input["interval_ms"]:
         run.sleep(run.input["interval_ms"] / 1_000)
 
@@ -118,7 +117,7 @@ def _answer(url: str) -> Iterator[str]:
 
 
 @agent("bench_census", input=Schema)
-def census(run: RunContext) -> object:
+def census(run: Run) -> object:
     """Counts what is alive in this worker, this run included."""
     gc.collect()
     alive = gc.get_objects()

@@ -8,49 +8,48 @@ from typing import Any
 import gevent
 from misbehaving_agents import AnyInput, WayInput
 
-from workers.context import RunContext
-from workers.registry import agent
+from runtail import Run, agent
 
-WAYS: dict[str, Callable[[RunContext], object]] = {}
+WAYS: dict[str, Callable[[Run], object]] = {}
 
 
-def way(function: Callable[[RunContext], object]) -> Callable[[RunContext], object]:
+def way(function: Callable[[Run], object]) -> Callable[[Run], object]:
     """One way to use asyncio."""
     WAYS[function.__name__] = function
     return function
 
 
 @agent("in_a_loop", input=AnyInput)
-def in_a_loop(run: RunContext) -> object:
+def in_a_loop(run: Run) -> object:
     return WAYS[run.input["way"]](run)
 
 
 @agent("in_a_loop_apart", input=WayInput, isolation="process")
-def in_a_loop_apart(run: RunContext) -> object:
+def in_a_loop_apart(run: Run) -> object:
     return [WAYS[run.input["way"]](run), asyncio.Task.__module__]
 
 
 @way
-def sleeps(run: RunContext) -> object:
+def sleeps(run: Run) -> object:
     """Without a loop: what those with one are compared with."""
     time.sleep(1)
     return "done"
 
 
 @way
-def runs(run: RunContext) -> object:
+def runs(run: Run) -> object:
     run.emit("custom.begins", {})
     asyncio.run(asyncio.sleep(1))
     return "done"
 
 
 @way
-def runs_in_a_tool(run: RunContext) -> object:
+def runs_in_a_tool(run: Run) -> object:
     return run.tool("ask", lambda: asyncio.run(asyncio.sleep(1, "done")))
 
 
 @way
-def runs_sync(run: RunContext) -> object:
+def runs_sync(run: Run) -> object:
     """What libraries do in their `run_sync`; the loop stays open, and is used again."""
     for _ in range(2):
         try:
@@ -64,7 +63,7 @@ def runs_sync(run: RunContext) -> object:
 
 
 @way
-def makes_a_loop(run: RunContext) -> object:
+def makes_a_loop(run: Run) -> object:
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(asyncio.sleep(1, "done"))
@@ -73,7 +72,7 @@ def makes_a_loop(run: RunContext) -> object:
 
 
 @way
-def groups(run: RunContext) -> object:
+def groups(run: Run) -> object:
     return asyncio.run(_grouped())
 
 
@@ -102,9 +101,9 @@ async def _numbers() -> AsyncIterator[int]:
 
 
 @way
-def talks(run: RunContext) -> object:
+def talks(run: Run) -> object:
     """It ends only if as many as are asked for talk at the same time."""
-    _talking.add(run.run_id)
+    _talking.add(run.id)
     return asyncio.run(_talked(run.input["together"]))
 
 
@@ -130,7 +129,7 @@ async def _talked(together: int) -> str:
 
 
 @way
-def blocks_in_a_coroutine(run: RunContext) -> object:
+def blocks_in_a_coroutine(run: Run) -> object:
     """A synchronous wait in a coroutine lets other runs go on, in the middle of this one's task."""
 
     async def ask() -> str:
@@ -143,7 +142,7 @@ def blocks_in_a_coroutine(run: RunContext) -> object:
 
 
 @way
-def asks_in_a_coroutine(run: RunContext) -> object:
+def asks_in_a_coroutine(run: Run) -> object:
     async def ask() -> str:
         await asyncio.sleep(0.01)
         return run.approve("Go on?").decision
@@ -152,7 +151,7 @@ def asks_in_a_coroutine(run: RunContext) -> object:
 
 
 @way
-def never_returns(run: RunContext) -> object:
+def never_returns(run: Run) -> object:
     async def wait() -> None:
         try:
             await asyncio.sleep(600)
@@ -163,7 +162,7 @@ def never_returns(run: RunContext) -> object:
 
 
 @way
-def exits_in_a_task(run: RunContext) -> object:
+def exits_in_a_task(run: Run) -> object:
     async def leave() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(_leave())
@@ -177,7 +176,7 @@ async def _leave() -> None:
 
 
 @way
-def handles_signals(run: RunContext) -> object:
+def handles_signals(run: Run) -> object:
     async def handle() -> None:
         asyncio.get_running_loop().add_signal_handler(15, print)
 
@@ -185,13 +184,13 @@ def handles_signals(run: RunContext) -> object:
 
 
 @way
-def changes_the_policy(run: RunContext) -> object:
+def changes_the_policy(run: Run) -> object:
     asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
     return "done"
 
 
 @way
-def nests(run: RunContext) -> object:
+def nests(run: Run) -> object:
     """A loop in a loop is refused, as everywhere."""
 
     async def nest() -> str:
@@ -208,7 +207,7 @@ def nests(run: RunContext) -> object:
 
 
 @way
-def looks_around(run: RunContext) -> object:
+def looks_around(run: Run) -> object:
     """A synchronous neighbour: the loops of others are not to be seen, wherever it looks from."""
     until = time.monotonic() + 2
     while time.monotonic() < until:

@@ -12,14 +12,13 @@ from typing import Any
 
 from misbehaving_agents import AnyInput
 
-from workers.context import RunContext, ToolError
-from workers.registry import agent
+from runtail import Run, ToolError, agent
 
 
 class Stage:
     """Where an agent is."""
 
-    def __init__(self, run: RunContext) -> None:
+    def __init__(self, run: Run) -> None:
         self.hold = run.input.get("hold")
         self.gate = run.input["gate"]
 
@@ -43,7 +42,7 @@ class Stage:
 
 
 @agent("everything", input=AnyInput)
-def everything(run: RunContext) -> object:
+def everything(run: Run) -> object:
     """Every call, with a point between any two and inside those that can be interrupted."""
     stage = Stage(run)
     point = stage.point
@@ -84,7 +83,7 @@ def everything(run: RunContext) -> object:
     return {"began": began.isoformat(), "number": number, "branches": branches, "text": text}
 
 
-def _keyed(run: RunContext, stage: Stage) -> str:
+def _keyed(run: Run, stage: Stage) -> str:
     run.progress(0.5, "under way")
     stage.effect("keyed", run.tool_call_id, run.idempotency_key)
     stage.point("in_tool")
@@ -92,7 +91,7 @@ def _keyed(run: RunContext, stage: Stage) -> str:
     return run.tool("inner", stage.effect, "inner")
 
 
-def _failing(run: RunContext, stage: Stage) -> None:
+def _failing(run: Run, stage: Stage) -> None:
     def fail() -> None:
         stage.effect("failing", run.idempotency_key)
         raise ToolError("busy", "Not now.", retryable=True)
@@ -104,7 +103,7 @@ def _failing(run: RunContext, stage: Stage) -> None:
     stage.point("failed")
 
 
-def _branch(run: RunContext, stage: Stage, side: str) -> str:
+def _branch(run: Run, stage: Stage, side: str) -> str:
     if side == "left":
         run.sleep(0.02)
     run.emit("custom.side", {"side": side})
@@ -114,7 +113,7 @@ def _branch(run: RunContext, stage: Stage, side: str) -> str:
     return found
 
 
-def _words(run: RunContext, stage: Stage) -> Iterator[str]:
+def _words(run: Run, stage: Stage) -> Iterator[str]:
     stage.leave("effects", "streamed")
     for n in range(5):
         run.progress(n / 5)
@@ -134,7 +133,7 @@ def _broken(stage: Stage) -> Iterator[str]:
 
 
 @agent("asks", input=AnyInput)
-def asks(run: RunContext) -> object:
+def asks(run: Run) -> object:
     """Asks for an approval between two tools; `both`: for two at once."""
     stage = Stage(run)
     run.tool("before", stage.effect, "before")
@@ -160,7 +159,7 @@ def asks(run: RunContext) -> object:
 
 
 @agent("swallows", input=AnyInput)
-def swallows(run: RunContext) -> object:
+def swallows(run: Run) -> object:
     """Catches what is to suspend it, and goes on as if it had been approved."""
     try:
         run.approve("May I?")
@@ -172,7 +171,7 @@ def swallows(run: RunContext) -> object:
 
 
 @agent("sleeps_long", input=AnyInput)
-def sleeps_long(run: RunContext) -> object:
+def sleeps_long(run: Run) -> object:
     """Sleeps for `seconds`, and says how long it thinks it took."""
     began = run.now()
     run.sleep(run.input["seconds"])
@@ -180,7 +179,7 @@ def sleeps_long(run: RunContext) -> object:
 
 
 @agent("chats", input=AnyInput)
-def chats(run: RunContext) -> object:
+def chats(run: Run) -> object:
     """Repeats what it is sent until that is "bye"."""
     heard: list[str] = []
     while "bye" not in heard:
@@ -195,7 +194,7 @@ def chats(run: RunContext) -> object:
 
 
 @agent("fickle", input=AnyInput)
-def fickle(run: RunContext) -> object:
+def fickle(run: Run) -> object:
     """Does other things when it is called again, in the `way` that is asked for."""
     stage, way = Stage(run), run.input["way"]
     again = os.path.exists(f"{stage.gate}.effects")
@@ -226,7 +225,7 @@ def fickle(run: RunContext) -> object:
 VERSION = os.environ.get("TEST_AGENT_VERSION", "1")
 
 
-def _versioned(run: RunContext) -> object:
+def _versioned(run: Run) -> object:
     stage = Stage(run)
     run.tool("one", stage.effect, "one")
     with run.message() as message:
@@ -243,7 +242,7 @@ refuses = agent("refuses", input=AnyInput, version=VERSION, on_version_change="f
 
 
 @agent("calls_only", input=AnyInput)
-def calls_only(run: RunContext) -> object:
+def calls_only(run: Run) -> object:
     """Turns of a model in which it says nothing: it only calls tools. It says something once, before or after."""
     if run.input["says"] == "first":
         run.stream(["Here it is."])

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from durable_agents import Stage
 from misbehaving_agents import AnyInput
 
-from workers.context import RunContext, ToolError
-from workers.registry import agent
+from runtail import Run, ToolError, agent
 
 
 @agent("every_verb", input=AnyInput)
-def every_verb(run: RunContext) -> object:
+def every_verb(run: Run) -> object:
     """Everything once; then a wait, and what depends on it."""
     stage = Stage(run)
     found = [_plans_and_tools(run, stage), _texts(run, stage)]
@@ -33,7 +32,7 @@ def every_verb(run: RunContext) -> object:
     return {"found": found, "number": run.random()}
 
 
-def _plans_and_tools(run: RunContext, stage: Stage) -> object:
+def _plans_and_tools(run: Run, stage: Stage) -> object:
     first, _ = run.plan(["Gather", "Write"])
     with run.step("Gather") as step:
         step.progress(0.5, "half")
@@ -52,7 +51,7 @@ def _plans_and_tools(run: RunContext, stage: Stage) -> object:
     return {"rows": rows, "inner": inner, "errors": errors, "ran": ran}
 
 
-def _outer(run: RunContext, stage: Stage) -> str:
+def _outer(run: Run, stage: Stage) -> str:
     run.progress(0.25, "a quarter")
     stage.effect("outer", run.tool_call_id, run.idempotency_key)
     run.emit("custom.inside", {"n": 1})
@@ -64,7 +63,7 @@ def _outer(run: RunContext, stage: Stage) -> str:
     return found
 
 
-def _failing(run: RunContext, stage: Stage, retryable: bool) -> str:
+def _failing(run: Run, stage: Stage, retryable: bool) -> str:
     def fail() -> None:
         stage.effect("failing", run.idempotency_key)
         raise ToolError("busy", "Not now.", retryable=retryable)
@@ -76,7 +75,7 @@ def _failing(run: RunContext, stage: Stage, retryable: bool) -> str:
     return "none"
 
 
-def _texts(run: RunContext, stage: Stage) -> object:
+def _texts(run: Run, stage: Stage) -> object:
     run.source("A book", url="https://example.com/book", snippet="It says so.")
     run.check("tone", True, score=0.75, note="fine")
     run.usage(input_tokens=3, output_tokens=4, cost=0.5)
@@ -96,7 +95,7 @@ def _texts(run: RunContext, stage: Stage) -> object:
     return [began.isoformat(), number, text, run.stream(["", ""])]
 
 
-def _words(run: RunContext, stage: Stage) -> Iterator[str]:
+def _words(run: Run, stage: Stage) -> Iterator[str]:
     stage.effect("streamed")
     for n in range(3):
         run.progress(n / 3)
@@ -110,12 +109,12 @@ def _broken(stage: Stage) -> Iterator[str]:
     raise ConnectionError("the provider is gone")
 
 
-def _asks(run: RunContext, stage: Stage) -> str:
+def _asks(run: Run, stage: Stage) -> str:
     stage.effect("asks")
     return run.approve("Within a tool?").decision
 
 
-def _branch(run: RunContext, stage: Stage, side: str) -> object:
+def _branch(run: Run, stage: Stage, side: str) -> object:
     run.source(side)
     before: str = run.tool(f"{side}_before", stage.effect, f"{side}_before")
     deeper = run.parallel(lambda one: one.tool("deep", stage.effect, f"{side}_deep"), lambda one: one.random())

@@ -12,8 +12,8 @@ from pathlib import Path
 from gevent import monkey
 from marshmallow import INCLUDE, Schema
 
-from workers.context import RunContext
-from workers.registry import PROCESS, agent
+from runtail import Run, agent
+from runtail.agent import PROCESS
 
 HELPERS = [
     subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=apart)  # which ends with this process
@@ -29,12 +29,12 @@ class AnyInput(Schema):
         unknown = INCLUDE
 
 
-def _say_pid(run: RunContext) -> None:
+def _say_pid(run: Run) -> None:
     run.emit("custom.pid", {"pid": os.getpid(), "parent": os.getppid()})
 
 
 @agent("isolated_words", input=AnyInput, isolation=PROCESS)
-def isolated_words(run: RunContext) -> object:
+def isolated_words(run: Run) -> object:
     """Streams words, `count` of them."""
     _say_pid(run)
     assert not monkey.is_module_patched("time"), "agents find Python as it is"
@@ -43,13 +43,13 @@ def isolated_words(run: RunContext) -> object:
 
 
 @agent("isolated_raises", input=AnyInput, isolation=PROCESS)
-def isolated_raises(run: RunContext) -> object:
+def isolated_raises(run: Run) -> object:
     """Raises."""
     raise RuntimeError("no")
 
 
 @agent("isolated_spin", input=AnyInput, isolation=PROCESS)
-def isolated_spin(run: RunContext) -> object:
+def isolated_spin(run: Run) -> object:
     """Computes for ever, and never calls anybody."""
     _say_pid(run)
     with run.step("Spinning", timeout_s=run.input.get("timeout_s")):
@@ -58,7 +58,7 @@ def isolated_spin(run: RunContext) -> object:
 
 
 @agent("isolated_hold", input=AnyInput, isolation=PROCESS)
-def isolated_hold(run: RunContext) -> object:
+def isolated_hold(run: Run) -> object:
     """Sleeps in C without letting go of the interpreter: no other thread of the process runs."""
     _say_pid(run)
     with run.step("Holding", timeout_s=run.input.get("timeout_s")):
@@ -67,7 +67,7 @@ def isolated_hold(run: RunContext) -> object:
 
 
 @agent("isolated_block", input=AnyInput, isolation=PROCESS)
-def isolated_block(run: RunContext) -> object:
+def isolated_block(run: Run) -> object:
     """Sleeps, in a tool, with a program of its own beside it."""
     _say_pid(run)
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
@@ -81,7 +81,7 @@ def isolated_block(run: RunContext) -> object:
 
 
 @agent("isolated_dies", input=AnyInput, isolation=PROCESS)
-def isolated_dies(run: RunContext) -> object:
+def isolated_dies(run: Run) -> object:
     """Dies in the first `times` attempts, by the `way` given; a recorded tool says how often it was called."""
     log = Path(run.input["log"])
     run.tool("once", lambda: _append(log, "once"))
@@ -103,7 +103,7 @@ def _append(log: Path, word: str) -> None:
 
 
 @agent("isolated_steady", input=AnyInput, isolation=PROCESS)
-def isolated_steady(run: RunContext) -> object:
+def isolated_steady(run: Run) -> object:
     """Ticks until the file `gate` is there; blocking, each time."""
     _say_pid(run)
     for n in itertools.count():
@@ -119,7 +119,7 @@ def _look(gate: str) -> bool:
 
 
 @agent("isolated_asks", input=AnyInput, isolation=PROCESS)
-def isolated_asks(run: RunContext) -> object:
+def isolated_asks(run: Run) -> object:
     """Asks for an approval, between two pieces of work."""
     before = run.tool("before", os.getpid)
     approval = run.approve("May it go on?")
@@ -128,7 +128,7 @@ def isolated_asks(run: RunContext) -> object:
 
 
 @agent("isolated_listens", input=AnyInput, isolation=PROCESS)
-def isolated_listens(run: RunContext) -> object:
+def isolated_listens(run: Run) -> object:
     """Looks for inputs until there are `count`, without waiting for them; then waits for one more."""
     heard: list[str] = []
     while len(heard) < run.input["count"]:
@@ -138,7 +138,7 @@ def isolated_listens(run: RunContext) -> object:
 
 
 @agent("isolated_everything", input=AnyInput, isolation=PROCESS)
-def isolated_everything(run: RunContext) -> object:
+def isolated_everything(run: Run) -> object:
     """Every kind of call once."""
     run.plan(["First"])
     with run.step("First", timeout_s=30) as step:
@@ -148,7 +148,7 @@ def isolated_everything(run: RunContext) -> object:
         took = time.monotonic() - begun
     echoed = run.exec(["cat"], input="meow")
     run.sleep(0.01)
-    run.cancel_point()
+    run.check_cancelled()
     run.source("A book")
     run.check("tone", True)
     run.usage(input_tokens=1)
@@ -166,7 +166,7 @@ def _slow(name: str) -> str:
 
 
 @agent("hog", input=AnyInput)
-def hog(run: RunContext) -> object:
+def hog(run: Run) -> object:
     """Blocks the event loop of the process that it shares, for `seconds`."""
     run.emit("custom.pid", {"pid": os.getpid()})
     run.sleep(0.05)

@@ -11,8 +11,7 @@ from gevent import monkey
 from greenlet import GreenletExit
 from marshmallow import INCLUDE, Schema, fields
 
-from workers.context import RunContext, ToolError, emit
-from workers.registry import agent
+from runtail import Run, ToolError, agent, emit
 
 SECRET = "the-password-is-hunter2"
 
@@ -33,18 +32,18 @@ class WayInput(AnyInput):
 # What ends badly.
 
 
-def raises(run: RunContext) -> object:
+def raises(run: Run) -> object:
     raise RuntimeError(SECRET)
 
 
-def raises_in_tool(run: RunContext) -> object:
+def raises_in_tool(run: Run) -> object:
     def tool() -> None:
         raise ValueError(SECRET)
 
     return run.tool("broken", tool)
 
 
-def raises_its_own_code(run: RunContext) -> object:
+def raises_its_own_code(run: Run) -> object:
     def tool() -> None:
         raise ToolError("no_stock", "The shelf is empty.", retryable=True)
 
@@ -52,168 +51,168 @@ def raises_its_own_code(run: RunContext) -> object:
         return run.tool("stock", tool)
 
 
-def system_exit(run: RunContext) -> object:
+def system_exit(run: Run) -> object:
     raise SystemExit(SECRET)
 
 
-def system_exit_in_tool(run: RunContext) -> object:
+def system_exit_in_tool(run: Run) -> object:
     def tool() -> None:
         raise SystemExit(SECRET)
 
     return run.tool("quit", tool)
 
 
-def keyboard_interrupt(run: RunContext) -> object:
+def keyboard_interrupt(run: Run) -> object:
     raise KeyboardInterrupt(SECRET)
 
 
-def greenlet_exit(run: RunContext) -> object:
+def greenlet_exit(run: Run) -> object:
     raise GreenletExit(SECRET)
 
 
-def own_interruption(run: RunContext) -> object:
+def own_interruption(run: Run) -> object:
     from workers.execution.interrupts import Cancelled
 
     raise Cancelled(SECRET)
 
 
-def recursion(run: RunContext) -> object:
+def recursion(run: Run) -> object:
     return recursion(run)
 
 
 # What is returned.
 
 
-def nan(run: RunContext) -> object:
+def nan(run: Run) -> object:
     return {"score": float("nan")}
 
 
-def huge_integer(run: RunContext) -> object:
+def huge_integer(run: Run) -> object:
     return {"n": 2**53}
 
 
-def raw_bytes(run: RunContext) -> object:
+def raw_bytes(run: Run) -> object:
     return b"bytes"
 
 
-def an_object(run: RunContext) -> object:
+def an_object(run: Run) -> object:
     return {"made": object()}
 
 
-def key_not_text(run: RunContext) -> object:
+def key_not_text(run: Run) -> object:
     return {1: "one"}
 
 
-def too_deep(run: RunContext) -> object:
+def too_deep(run: Run) -> object:
     value: list[Any] = []
     for _ in range(100):
         value = [value]
     return value
 
 
-def contains_itself(run: RunContext) -> object:
+def contains_itself(run: Run) -> object:
     value: dict[str, Any] = {}
     value["me"] = value
     return value
 
 
-def too_large(run: RunContext) -> object:
+def too_large(run: Run) -> object:
     return {"text": "x" * 3_000_000}
 
 
-def other_text(run: RunContext) -> object:
+def other_text(run: Run) -> object:
     run.stream(["what was ", "streamed"])
     return "what was returned"
 
 
-def long_text(run: RunContext) -> object:
+def long_text(run: Run) -> object:
     return run.stream("some words é " * 1_000 for _ in range(200))
 
 
-def long_text_only(run: RunContext) -> object:
+def long_text_only(run: Run) -> object:
     return "some words é " * 200_000
 
 
-def long_stream(run: RunContext) -> object:
+def long_stream(run: Run) -> object:
     run.stream("some words é " * 1_000 for _ in range(200))
     return None
 
 
-def much_plain(run: RunContext) -> object:
+def much_plain(run: Run) -> object:
     return "x" * 2_000_000
 
 
-def much_control(run: RunContext) -> object:
+def much_control(run: Run) -> object:
     return run.stream(["\x01" * 250_000, "\x02" * 250_000])
 
 
-def much_separators(run: RunContext) -> object:
+def much_separators(run: Run) -> object:
     with run.message() as message:
         message.write("\u2028" * 500_000)
     return None
 
 
-def much_trucks(run: RunContext) -> object:
+def much_trucks(run: Run) -> object:
     return run.stream(["🚚" * 500_000])
 
 
-def much_sources(run: RunContext) -> object:
+def much_sources(run: Run) -> object:
     for n in range(200):
         run.source(f"Source {n}", snippet="x" * 10_000)
     return None
 
 
-def same_text(run: RunContext) -> object:
+def same_text(run: Run) -> object:
     return run.stream(["what was ", "streamed"])
 
 
-def text_only(run: RunContext) -> object:
+def text_only(run: Run) -> object:
     return "an answer"
 
 
-def nothing(run: RunContext) -> object:
+def nothing(run: Run) -> object:
     run.stream(["an answer"])
     run.source("A book", url="https://example.org", snippet="page 1")
     run.check("tone", True, score=0.5, note="kind")
     return None
 
 
-def tuple_and_mapping(run: RunContext) -> object:
+def tuple_and_mapping(run: Run) -> object:
     return {"pair": (1, 2.5), "none": None, "yes": True}
 
 
 # What is emitted.
 
 
-def reserved_type(run: RunContext) -> object:
+def reserved_type(run: Run) -> object:
     return _refused(run, "run.completed", {"output": 1})
 
 
-def unknown_type(run: RunContext) -> object:
+def unknown_type(run: Run) -> object:
     return _refused(run, "tick", {})
 
 
-def bad_name(run: RunContext) -> object:
+def bad_name(run: Run) -> object:
     return _refused(run, "custom.Not A Name", {})
 
 
-def emitted_nan(run: RunContext) -> object:
+def emitted_nan(run: Run) -> object:
     return _refused(run, "custom.tick", {"n": float("inf")})
 
 
-def emitted_object(run: RunContext) -> object:
+def emitted_object(run: Run) -> object:
     return _refused(run, "custom.tick", {"n": object()})
 
 
-def emitted_list(run: RunContext) -> object:
+def emitted_list(run: Run) -> object:
     return _refused(run, "custom.tick", [1])  # type: ignore[arg-type]
 
 
-def emitted_too_much(run: RunContext) -> object:
+def emitted_too_much(run: Run) -> object:
     return _refused(run, "custom.tick", {"text": "x" * 2_100_000})
 
 
-def _refused(run: RunContext, type: str, payload: dict[str, Any]) -> object:
+def _refused(run: Run, type: str, payload: dict[str, Any]) -> object:
     try:
         run.emit(type, payload)
     except Exception as error:
@@ -221,31 +220,31 @@ def _refused(run: RunContext, type: str, payload: dict[str, Any]) -> object:
     return {"refused": None}
 
 
-def dirty_text(run: RunContext) -> object:
+def dirty_text(run: Run) -> object:
     run.emit("custom.tick", {"text": "NUL \0, lone \ud800", "key\0": 1})
     run.source("\udfff source")
     run.tool("dirty", lambda: {"text": "\0 \ud800"}, label="\0 label")
     return run.stream(["NUL \0, ", "lone \ud800, ", "pair 😀"])
 
 
-def dirty_output(run: RunContext) -> object:
+def dirty_output(run: Run) -> object:
     return {"text": "NUL \0, lone \udc00"}
 
 
-def megabyte(run: RunContext) -> object:
+def megabyte(run: Run) -> object:
     return run.stream(["0123456789abcdef" * 65_536])
 
 
-def huge_tool_result(run: RunContext) -> object:
+def huge_tool_result(run: Run) -> object:
     result = run.tool("big", lambda: [{"row": n, "text": "ä" * 100} for n in range(10_000)])
     return {"rows": len(result)}
 
 
-def odd_tool_result(run: RunContext) -> object:
+def odd_tool_result(run: Run) -> object:
     return {"odd": run.tool("odd", lambda: object()) is not None}
 
 
-def secrets(run: RunContext) -> object:
+def secrets(run: Run) -> object:
     result = run.tool(
         "login",
         lambda: {"user": "ann", "password": SECRET, "nested": [{"apiKey": SECRET}], "tokens": 5},
@@ -256,7 +255,7 @@ def secrets(run: RunContext) -> object:
     return {"user": "ann", "refresh_token": SECRET}
 
 
-def message_left_open(run: RunContext) -> object:
+def message_left_open(run: Run) -> object:
     message, step = run.message(), run.step("Never left")
     step.__enter__()
     message.__enter__().write("unfinished")
@@ -264,7 +263,7 @@ def message_left_open(run: RunContext) -> object:
     return None
 
 
-def two_messages(run: RunContext) -> object:
+def two_messages(run: Run) -> object:
     with run.message() as first, run.message() as second:
         first.write("a")
         second.write("b")
@@ -272,14 +271,14 @@ def two_messages(run: RunContext) -> object:
     return None
 
 
-def sleeps(run: RunContext) -> object:
+def sleeps(run: Run) -> object:
     run.stream(["before "])
     with run.step("Sleep"):
         time.sleep(60)
     return None
 
 
-def module_emit(run: RunContext) -> object:
+def module_emit(run: Run) -> object:
     _shared_code(1)
     run.tool("shared", _shared_code, 2)
     return {"done": True}
@@ -294,7 +293,7 @@ _shared_code(0)
 """At import there is no run: nothing happens."""
 
 
-WAYS: dict[str, Callable[[RunContext], object]] = {
+WAYS: dict[str, Callable[[Run], object]] = {
     function.__name__: function
     for function in list(globals().values())
     if getattr(function, "__module__", "") == __name__ and callable(function) and not isinstance(function, type)
@@ -302,13 +301,13 @@ WAYS: dict[str, Callable[[RunContext], object]] = {
 
 
 @agent("misbehave", input=WayInput)
-def misbehave(run: RunContext) -> object:
+def misbehave(run: Run) -> object:
     return WAYS[run.input["way"]](run)
 
 
 @agent("showcase", input=AnyInput)
-def showcase(run: RunContext) -> object:
-    """Every call of RunContext once."""
+def showcase(run: Run) -> object:
+    """Every call of Run once."""
     ids = run.plan(["First", "Second"])
     with run.step("First") as step:
         step.progress(0.25, "a quarter")
@@ -329,11 +328,11 @@ def showcase(run: RunContext) -> object:
     run.check("tone", False, note="rude")
     run.emit("custom.note", {"any": ["thing", None]})
     run.sleep(0.01)
-    run.cancel_point()
+    run.check_cancelled()
     return run.stream(f"word{n} " for n in range(20))
 
 
-def _add(run: RunContext, a: int, b: int) -> int:
+def _add(run: Run, a: int, b: int) -> int:
     run.progress(0.5, "half")
     return a + b
 
@@ -346,25 +345,25 @@ def _fail() -> None:
 
 
 @agent("block", input=AnyInput)
-def block(run: RunContext) -> object:
+def block(run: Run) -> object:
     """Blocks in a tool for `seconds`, by the ordinary time.sleep."""
     run.tool("wait", time.sleep, run.input.get("seconds", 30))
     return {"slept": True}
 
 
 @agent("spin", input=AnyInput)
-def spin(run: RunContext) -> object:
+def spin(run: Run) -> object:
     """Computes for ever, with a cancel point or an event now and then."""
     while True:
         sum(range(20_000))
         if run.input.get("emit"):
             run.emit("custom.tick", {})
         else:
-            run.cancel_point()
+            run.check_cancelled()
 
 
 @agent("stubborn", input=AnyInput)
-def stubborn(run: RunContext) -> object:
+def stubborn(run: Run) -> object:
     """Swallows whatever is thrown into it, `times` times."""
     for _ in range(run.input.get("times", 1)):
         try:
@@ -376,7 +375,7 @@ def stubborn(run: RunContext) -> object:
 
 
 @agent("steady", input=AnyInput)
-def steady(run: RunContext) -> object:
+def steady(run: Run) -> object:
     """Says who executes it, then `count` ticks and words, `interval` seconds apart; more while there is no `gate`.
 
     Beside the gate it writes down who executes each of its invocations.
@@ -397,7 +396,7 @@ def steady(run: RunContext) -> object:
 
 
 @agent("kill_worker", input=AnyInput)
-def kill_worker(run: RunContext) -> object:
+def kill_worker(run: Run) -> object:
     """Takes its worker with it, by the `way` given."""
     run.stream(["last words"])
     time.sleep(run.input.get("after", 0))
@@ -414,7 +413,7 @@ def kill_worker(run: RunContext) -> object:
 
 
 @agent("flood", input=AnyInput)
-def flood(run: RunContext) -> object:
+def flood(run: Run) -> object:
     """Writes `chunks` texts of 4 KB as fast as it can."""
     with run.message() as message:
         for n in range(run.input["chunks"]):

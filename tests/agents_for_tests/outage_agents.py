@@ -12,8 +12,7 @@ from pathlib import Path
 import httpx
 from marshmallow import INCLUDE, Schema
 
-from workers.context import RunContext, ToolError
-from workers.registry import agent
+from runtail import Run, ToolError, agent
 
 
 class AnyInput(Schema):
@@ -37,7 +36,7 @@ def _await(path: str | Path) -> None:
 
 
 @agent("reads_provider", input=AnyInput)
-def reads_provider(run: RunContext) -> object:
+def reads_provider(run: Run) -> object:
     """Streams what a model provider at `url` sends."""
     run.stream(_provided(run.input["url"]))
     return None
@@ -49,7 +48,7 @@ def _provided(url: str) -> Iterator[str]:
 
 
 @agent("runs_shell", input=AnyInput)
-def runs_shell(run: RunContext) -> object:
+def runs_shell(run: Run) -> object:
     """Runs `argv`, for `timeout_s` where it is given; what fails is its output."""
     try:
         done = run.exec(run.input["argv"], timeout_s=run.input.get("timeout_s"))
@@ -59,7 +58,7 @@ def runs_shell(run: RunContext) -> object:
 
 
 @agent("waits_for", input=AnyInput)
-def waits_for(run: RunContext) -> object:
+def waits_for(run: Run) -> object:
     """Waits `on` an approval, an input, or for `seconds`; says what came of it."""
     if "calls" in run.input:
         _note(run.input["calls"], os.getpid())
@@ -76,19 +75,19 @@ def waits_for(run: RunContext) -> object:
 
 
 @agent("branches_out", input=AnyInput)
-def branches_out(run: RunContext) -> object:
+def branches_out(run: Run) -> object:
     """Side by side: a blocking tool, a program, a provider's stream, and one that has ended."""
 
-    def block(branch: RunContext) -> None:
+    def block(branch: Run) -> None:
         branch.tool("block", time.sleep, 600)
 
-    def execute(branch: RunContext) -> None:
+    def execute(branch: Run) -> None:
         branch.exec(run.input["argv"])
 
-    def read(branch: RunContext) -> None:
+    def read(branch: Run) -> None:
         branch.stream(_provided(run.input["url"]))
 
-    def end(branch: RunContext) -> int:
+    def end(branch: Run) -> int:
         return branch.tool("end", int, 1)
 
     run.parallel(block, execute, read, end)
@@ -96,7 +95,7 @@ def branches_out(run: RunContext) -> object:
 
 
 @agent("states_facts", input=AnyInput)
-def states_facts(run: RunContext) -> object:
+def states_facts(run: Run) -> object:
     """One recorded call after the other, for ever."""
     while True:
         run.tool("fact", int, 1)
@@ -104,7 +103,7 @@ def states_facts(run: RunContext) -> object:
 
 
 @agent("is_late", input=AnyInput)
-def is_late(run: RunContext) -> object:
+def is_late(run: Run) -> object:
     """Takes too long in the step "Dawdle", in the `way` that it is told; its limit is `timeout_s`."""
     way = run.input["way"]
     with run.step("Hurry", timeout_s=60):
@@ -134,7 +133,7 @@ def _swallow(times: int) -> None:
 
 
 @agent("tries", input=AnyInput)
-def tries(run: RunContext) -> object:
+def tries(run: Run) -> object:
     """A tool that fails `failures` times, by its count of the lines in `calls`, of which each call writes one."""
     calls = run.input["calls"]
 
@@ -153,7 +152,7 @@ def tries(run: RunContext) -> object:
 
 
 @agent("tends", input=AnyInput)
-def tends(run: RunContext) -> object:
+def tends(run: Run) -> object:
     """Makes `count` recorded calls, each when its gate is there; then asks where it is told to."""
     run.emit("custom.begun", {})
     for n in range(run.input["count"]):
@@ -170,12 +169,12 @@ def _tend(folder: str, n: int) -> int:
 
 
 @agent("says_who", input=AnyInput)
-def says_who(run: RunContext) -> object:
+def says_who(run: Run) -> object:
     """Says who executes it, in a recorded call that waits for its own process's gate, or until the gate is there."""
     gate = run.input["gate"]
     _note(f"{gate}.pids", os.getpid())
     if run.input["way"] == "tool":
-        return {"pid": run.tool("who", _who, gate), "key": f"{run.run_id}:1"}
+        return {"pid": run.tool("who", _who, gate), "key": f"{run.id}:1"}
     while not os.path.exists(gate):
         run.emit("custom.pid", {"pid": os.getpid()})
         run.tool("pid", os.getpid)
@@ -192,19 +191,19 @@ def _who(gate: str) -> int:
 
 
 @agent("hears", input=AnyInput)
-def hears(run: RunContext) -> object:
+def hears(run: Run) -> object:
     """Listens until it hears "end": waiting for each text, or looking for one again and again."""
     return {"texts": _heard(run)}
 
 
 @agent("asks_then_hears", input=AnyInput)
-def asks_then_hears(run: RunContext) -> object:
+def asks_then_hears(run: Run) -> object:
     """First asks, then listens."""
     decision = run.approve("May I listen?").decision
     return {"decision": decision, "texts": _heard(run)}
 
 
-def _heard(run: RunContext) -> list[str]:
+def _heard(run: Run) -> list[str]:
     texts: list[str] = []
     while "end" not in texts:
         texts += run.inputs(wait=run.input["wait"])
@@ -214,7 +213,7 @@ def _heard(run: RunContext) -> list[str]:
 
 
 @agent("hears_beside", input=AnyInput)
-def hears_beside(run: RunContext) -> object:
+def hears_beside(run: Run) -> object:
     """Waits for a text while another branch is busy until the gate is there."""
     texts, _ = run.parallel(lambda b: b.inputs(wait=True), lambda b: b.tool("busy", _await, run.input["gate"]))
     return {"texts": texts}

@@ -9,8 +9,7 @@ from typing import Any
 
 from marshmallow import INCLUDE, Schema, fields
 
-from workers.context import RunContext, ToolError
-from workers.registry import agent
+from runtail import Run, ToolError, agent
 
 SURROGATE, NAN, INF = "\ud83d", float("nan"), float("inf")
 
@@ -25,8 +24,8 @@ class GivesInput(Schema):
     calls = fields.String(required=True)
 
 
-def _tool_error(*error: Any, **more: Any) -> Callable[[RunContext], object]:
-    def way(run: RunContext) -> object:
+def _tool_error(*error: Any, **more: Any) -> Callable[[Run], object]:
+    def way(run: Run) -> object:
         def tool() -> None:
             raise ToolError(*error, **more)
 
@@ -44,8 +43,8 @@ class NeverInitialised(ToolError):
     def __init__(self) -> None: ...
 
 
-def _tool_error_of(kind: str) -> Callable[[RunContext], object]:
-    def way(run: RunContext) -> object:
+def _tool_error_of(kind: str) -> Callable[[Run], object]:
+    def way(run: Run) -> object:
         def tool() -> None:
             error = ToolError("a", "b") if kind == "changed" else NeverInitialised()
             error.code, error.retryable = f"{SURROGATE}\0", "no"  # type: ignore[assignment]
@@ -62,19 +61,19 @@ def _tool_error_of(kind: str) -> Callable[[RunContext], object]:
     return way
 
 
-def _given(**arguments: Any) -> Callable[[RunContext], object]:
+def _given(**arguments: Any) -> Callable[[Run], object]:
     return lambda run: run.tool("given", lambda **_: None, **arguments)
 
 
-def _in_step(**more: Any) -> Callable[[RunContext], object]:
-    def way(run: RunContext) -> object:
+def _in_step(**more: Any) -> Callable[[Run], object]:
+    def way(run: Run) -> object:
         with run.step(**more):
             return None
 
     return way
 
 
-WAYS: dict[str, Callable[[RunContext], object]] = {
+WAYS: dict[str, Callable[[Run], object]] = {
     # Cleaned: the run completes.
     "tool_name_nul": lambda run: run.tool("read\0file", lambda: 1),
     "tool_name_surrogate": lambda run: run.tool(SURROGATE + "read", lambda: 1),
@@ -140,13 +139,13 @@ WAYS: dict[str, Callable[[RunContext], object]] = {
 }
 
 
-def _message(run: RunContext, role: str = "assistant", text: Any = "a") -> None:
+def _message(run: Run, role: str = "assistant", text: Any = "a") -> None:
     with run.message(role) as message:
         message.write(text)
 
 
 @agent("gives", input=GivesInput)
-def gives(run: RunContext) -> object:
+def gives(run: Run) -> object:
     """An effect, then the call."""
     run.tool("effect", _note, run.input["calls"])
     WAYS[run.input["way"]](run)
@@ -154,7 +153,7 @@ def gives(run: RunContext) -> object:
 
 
 @agent("gives_isolated", input=GivesInput, isolation="process")
-def gives_isolated(run: RunContext) -> object:
+def gives_isolated(run: Run) -> object:
     return gives.function(run)
 
 
@@ -164,7 +163,7 @@ def _note(calls: str) -> None:
 
 
 @agent("records", input=GivesInput)
-def records(run: RunContext) -> object:
+def records(run: Run) -> object:
     """Calls a tool of that name, or emits an event of that type, which a trigger of the test's database refuses."""
     way = run.input["way"]
     if way.startswith("custom."):
@@ -179,5 +178,5 @@ def records(run: RunContext) -> object:
 
 
 @agent("records_isolated", input=GivesInput, isolation="process")
-def records_isolated(run: RunContext) -> object:
+def records_isolated(run: Run) -> object:
     return records.function(run)

@@ -16,3 +16,16 @@ def test_installing_it_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
     subprocess.run([*pip, "--no-build-isolation", "--target", tmp_path / "site", source], check=True)
     assert sorted(source.rglob("*")) == before
     assert (tmp_path / "site" / "runtail" / "py.typed").exists()
+
+
+def test_a_server_that_runs_from_a_checkout_finds_the_sdk_there() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import app, runtail; print(runtail.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(ROOT / "clients" / "python" / "runtail" / "__init__.py")
+
+
+def test_importing_the_sdk_imports_nothing_of_anybody_else() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'clients' / 'python')!r}); import runtail; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in done.stdout.split()} - {"__main__", "runtail"}
+    assert imported <= sys.stdlib_module_names

@@ -6,61 +6,23 @@ from typing import Any
 
 import pytest
 
-from app.protocol import events as server
-from app.protocol import redaction
 from runtail.client.outbox import BATCH_BYTES, BATCH_EVENTS, DELTA_CHARS, DELTA_SECONDS, EVENT_BYTES, Outbox, event_line
 from runtail.errors import InvalidEvent
-from runtail.values import clean, clean_text, preview, redact, shown
-from tests.harness import ROOT
-
-PAIR = chr(0xD83D) + chr(0xDE00)
-TEXTS = ["", "plain", "a\0b", "\ud800", "\udc00\ud800", PAIR, "😀", f"{PAIR}\ud800", "\u2028é\x85"]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_text_is_cleaned_as_the_server_does_it(text: str) -> None:
-    assert clean_text(text) == server.clean_text(text)
-
-
-@pytest.mark.parametrize(
-    "value", [None, True, 1, -1.5, "a\0", [1, (2, 3)], {"a": {"b": ["\ud800"]}}, 2**53 - 1, {"k\0": 1}]
-)
-def test_values_are_cleaned_as_the_server_does_it(value: Any) -> None:
-    assert clean(value) == server.clean(value)
+from runtail.external import cleaned
+from runtail.redaction import shown
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 2**53, {1: 2}, object(), {"a": [b"bytes"]}, {1, 2}])
 def test_what_has_no_json_form_is_refused(value: Any) -> None:
     with pytest.raises(InvalidEvent):
-        clean(value)
+        cleaned(value)
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:
     ring: list[Any] = []
     ring.append(ring)
     with pytest.raises(InvalidEvent):
-        clean(ring)
-
-
-KEYS = """password apiKey API-KEY api_key accessToken access_tokens auth_token cookie Set-Cookie businessName rows
-    inputTokens max_tokens tokens total_tokens_used cvc cardNumber pass passenger passphrase iban lessons monkey"""
-
-
-@pytest.mark.parametrize("key", KEYS.split())
-@pytest.mark.parametrize("value", ["text", 12])
-def test_secrets_are_known_as_the_server_knows_them(key: str, value: object) -> None:
-    assert redact({key: [value]}) == redaction.redact({key: [value]})
-
-
-def test_which_names_name_a_secret_is_said_once() -> None:
-    """The client cannot import the server, so it has a copy."""
-    copies = (ROOT / folder / "secret_names.py" for folder in ("app/protocol", "clients/python/runtail"))
-    assert len({copy.read_text() for copy in copies}) == 1
-
-
-@pytest.mark.parametrize("result", [{"a": 1}, "x" * 5_000, [{"password": "p"}] * 500, object(), None, "é" * 1_024])
-def test_previews_are_the_servers(result: Any) -> None:
-    assert preview(result) == redaction.preview(result)
+        cleaned(ring)
 
 
 def test_a_summary_is_a_short_line_without_secrets() -> None:

@@ -47,7 +47,7 @@ def normal(name: str) -> str:
 def modules_that_are_not_deployed() -> set[str]:
     """The importable names of everything installed here that requirements.txt does not name."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    locked = {normal(line.partition("==")[0]) for line in lines if "==" in line} | {"runtail-server"}
+    locked = {normal(line.partition("==")[0]) for line in lines if "==" in line} | {"runtail-server", "runtail"}
     return {
         module
         for module, owners in metadata.packages_distributions().items()

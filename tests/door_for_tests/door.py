@@ -6,8 +6,7 @@ from typing import Any
 
 from marshmallow import INCLUDE, Schema
 
-from workers.context import RunContext, ToolError
-from workers.registry import agent
+from runtail import Run, ToolError, agent
 
 SECRET = "Ms Doe"
 
@@ -31,7 +30,7 @@ class DoorInput(Schema):
 
 
 @agent("door", input=DoorInput)
-def door(run: RunContext) -> object:
+def door(run: Run) -> object:
     """Say SECRET in every way; `way` says how it ends."""
     run.plan([f"Call {SECRET}"])
     with run.step(f"Call {SECRET}") as step:
@@ -56,6 +55,6 @@ def door(run: RunContext) -> object:
     return run.stream(["Dear ", SECRET, "."])
 
 
-def _fail(run: RunContext) -> None:
+def _fail(run: Run) -> None:
     run.progress(0.5, SECRET)
     raise ToolError("no", SECRET)

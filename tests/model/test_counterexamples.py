@@ -8,13 +8,13 @@ from app.protocol.events import Event
 from app.storage.event_log import meta_key, stream_key
 from app.storage.run_store import Checkpoint, OpRecord, RunRecord
 from app.wiring import Services
+from runtail import Run
+from runtail.agent import FAIL, RESTART, Agent
 from tests.harness import DEV, eventually, pending_run
 from tests.waiting import asked, got, waiting
-from workers.context import RunContext
 from workers.execution.executor import Executor
 from workers.execution.flusher import Flusher
 from workers.janitor.loop import Janitor
-from workers.registry import FAIL, RESTART, Agent
 
 
 def test_a_waiting_run_ends_although_whoever_cancelled_it_crashed_after_the_request(apart: Services) -> None:
@@ -70,7 +70,7 @@ def test_a_run_that_was_restarted_for_a_new_version_is_restarted_once(apart: Ser
         if len(made) == 1:
             apart.waits.add_input(DEV, run.id, "hurry", None)
 
-    def function(run: RunContext) -> None:
+    def function(run: Run) -> None:
         run.tool("charge", charge)
         run.approve("Really?")
 
@@ -83,7 +83,7 @@ def test_a_run_that_was_restarted_for_a_new_version_is_restarted_once(apart: Ser
 def test_a_run_that_began_with_the_new_version_does_not_fail_for_it(apart: Services) -> None:
     """Created while version 1 was registered, first executed with version 2."""
 
-    def function(run: RunContext) -> None:
+    def function(run: Run) -> None:
         run.now()
         apart.waits.add_input(DEV, created.id, "hurry", "key")
         run.approve("Really?")

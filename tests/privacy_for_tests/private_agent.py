@@ -4,8 +4,7 @@ import os
 
 from marshmallow import INCLUDE, Schema
 
-from workers.context import RunContext
-from workers.registry import agent
+from runtail import Run, agent
 
 
 class PrivateInput(Schema):
@@ -20,7 +19,7 @@ def _login(user: str, password: str = "", url: str = "") -> str:
 
 
 @agent("private", input=PrivateInput)
-def private(run: RunContext) -> object:
+def private(run: Run) -> object:
     """Use a secret in every way."""
     secret = run.input["secret"]
     first = run.tool("login", _login, "ann", password=secret, url=f"redis://:{secret}@h/0", summary={"pwd": secret})

@@ -1,1 +1,1 @@
-"""The built-in agents, one module each. They see nothing but their RunContext."""
+"""The built-in agents, one module each. They see nothing but their Run."""

@@ -5,8 +5,7 @@ import time
 from marshmallow import RAISE, Schema, fields
 from marshmallow.validate import OneOf, Range
 
-from workers.context import RunContext
-from workers.registry import agent
+from runtail import Run, agent
 
 
 class EmitInput(Schema):
@@ -23,7 +22,7 @@ class EmitInput(Schema):
 
 
 @agent("emit", input=EmitInput)
-def emit(run: RunContext) -> object:
+def emit(run: Run) -> object:
     """Make exactly `count` writes of `type`, `interval_ms` apart; with `stamp` each carries the monotonic time."""
     if run.input["type"] == "custom.tick":
         for n in range(run.input["count"]):
@@ -37,11 +36,11 @@ def emit(run: RunContext) -> object:
     return None
 
 
-def _text(run: RunContext) -> str:
+def _text(run: Run) -> str:
     stamp = f"@{time.monotonic_ns()}@" if run.input["stamp"] else ""
     return f"{run.input['text']}{stamp}"
 
 
-def _pause(run: RunContext) -> None:
+def _pause(run: Run) -> None:
     if run.input["interval_ms"]:
         run.sleep(run.input["interval_ms"] / 1_000)

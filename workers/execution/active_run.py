@@ -8,7 +8,7 @@ from gevent.event import Event as Flag
 from greenlet import greenlet as AnyGreenlet
 
 from app.storage.run_store import RunRecord
-from workers.execution.interrupts import Interrupted
+from runtail.interrupts import Interrupted
 from workers.execution.leftovers import Leftovers
 from workers.execution.outbox import Outbox
 

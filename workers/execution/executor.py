@@ -17,16 +17,18 @@ from app.storage.log_writer import LogWriter
 from app.storage.run_queue import ISOLATED_QUEUE, QUEUE
 from app.storage.run_store import Checkpoint, OwnedRun, RunRecord
 from app.wiring import Services
+from runtail.agent import Agent
+from runtail.interrupts import Suspended, Wait
 from workers.execution.active_run import ActiveRun
 from workers.execution.blame import refused_call, sentence
 from workers.execution.flusher import Flusher
-from workers.execution.interrupts import Cancelled, Drained, Lost, Suspended, Wait
+from workers.execution.interrupts import Cancelled, Drained, Lost
 from workers.execution.invocation import RESUMED, Invocations
 from workers.execution.retry import until_reachable
 from workers.execution.runner import InGreenlet, Runner
 from workers.execution.settlement import Settlement
 from workers.heartbeat import always
-from workers.registry import Agent
+from workers.loading import queue_of_agent
 
 STRAY_SECONDS = 6.0
 """A run that names this worker for so long without being executed by it goes back to pending."""
@@ -138,9 +140,9 @@ class Executor:
         agent = self._agents.get(run.agent)
         if agent is None or run.cancel_requested or run.attempt > self._most_attempts:
             return self._queue  # it is only to be ended
-        if run.alone and agent.queue != ISOLATED_QUEUE:
+        if run.alone and queue_of_agent(agent) != ISOLATED_QUEUE:
             log.warning("%s has lost %d workers in a row: it goes on in a process of its own.", run.id, run.losses)
-        return ISOLATED_QUEUE if run.alone else agent.queue
+        return ISOLATED_QUEUE if run.alone else queue_of_agent(agent)
 
     def _pause(self, seconds: float) -> None:
         if self._draining:

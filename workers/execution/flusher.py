@@ -16,8 +16,9 @@ from app.storage.event_log import Append, Outcome
 from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
 from app.storage.run_store import Checkpoint
+from runtail.interrupts import Interrupted
 from workers.execution.archiver import Archiver
-from workers.execution.interrupts import Cancelled, Interrupted, Lost
+from workers.execution.interrupts import Cancelled, Lost
 from workers.execution.outbox import Outbox
 from workers.execution.retry import FIRST_SECONDS, LONGEST_SECONDS
 

@@ -1,26 +1,15 @@
-"""What is thrown into an agent to stop it. BaseExceptions, so that `except Exception` lets them pass."""
+"""Why a worker stops an agent, beside what the SDK itself knows of."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from gevent.hub import Hub
 
-from greenlet import GreenletExit
+from runtail.interrupts import Interrupted
 
-
-class Interrupted(GreenletExit):
-    """The run stops here. Clean up in `finally`; whatever is emitted from now on goes nowhere."""
+# A greenlet of an agent's that ends with one has ended as it should: gevent need not print it.
+Hub.NOT_ERROR = (*Hub.NOT_ERROR, Interrupted)
 
 
 class Cancelled(Interrupted):
     """Somebody cancelled the run."""
-
-
-class TimedOut(Interrupted):
-    """The time of the run, or of one of its steps, is over. `limit` says which, for humans."""
-
-    def __init__(self, limit: str) -> None:
-        super().__init__(limit)
-        self.limit = limit
 
 
 class Exited(Interrupted):
@@ -45,21 +34,3 @@ class Unstorable(Interrupted):
 
 class Drained(Interrupted):
     """The worker is going down; the run goes back to pending."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Something that a run waits for: `on` is approval, input or time."""
-
-    on: str
-    id: str
-    until: datetime | None = None
-    """It waits no longer than until then."""
-
-
-class Suspended(Interrupted):
-    """The run is to wait, which costs nothing: the agent unwinds, and runs again from the top afterwards."""
-
-    def __init__(self, waits: Sequence[Wait]) -> None:
-        super().__init__()
-        self.waits = waits

@@ -19,17 +19,21 @@ from app.protocol.ending import Ending
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Recorded, RunRecord
 from app.wiring import Services
-from workers.calls import Calls
-from workers.context import RunContext
+from runtail import Run
+from runtail.agent import FAIL, RESTART, Agent
+from runtail.interrupts import Interrupted, Suspended, TimedOut
+from runtail.journal import Journal
+from runtail.journaled import Journaled
 from workers.execution.active_run import ActiveRun
+from workers.execution.agent_log import AgentLog
+from workers.execution.conclusion import conclude
 from workers.execution.flusher import Flusher
-from workers.execution.interrupts import Cancelled, Drained, Exited, Interrupted, Suspended, TimedOut, Unstorable
+from workers.execution.interrupts import Cancelled, Drained, Exited, Unstorable
 from workers.execution.named import call_named
 from workers.execution.outbox import Outbox
 from workers.execution.retry import until_reachable
 from workers.execution.runner import Outlet, Runner
-from workers.journal import Journal
-from workers.registry import FAIL, RESTART, Agent, authors_log
+from workers.loading import authors_log, load_input
 
 RESUMED = "resumed"
 """Why there is another invocation when a run was waiting."""
@@ -194,10 +198,11 @@ class Invocations:
         run, hooks = active.run, self._services.hooks
         try:
             agent, input = self._prepare(run)
-            calls = Calls(outlet, hooks, active.check, journal)
-            context = RunContext(input, calls, hooks)
+            calls = Journaled(AgentLog(outlet, hooks), active.check, journal)
+            context = Run(calls, input)
             with context.active():
-                return context.conclude(call_named(run.id, agent.function, context))
+                output = call_named(run.id, lambda: agent.function(context))
+                return conclude(context, calls, outlet, hooks, output)
         except BaseException as error:  # SystemExit among them: an agent must not end its worker
             outcome = self._raised(active, error)
             _let_go(error)
@@ -224,7 +229,7 @@ class Invocations:
         if agent is None:
             raise errors.AgentUnavailable(f"This worker has no agent {run.agent!r}.")
         try:
-            return agent, agent.load(run.input)
+            return agent, load_input(agent, run.input)
         except errors.InvalidInput as error:
             raise errors.AgentUnavailable(error.detail) from error
 

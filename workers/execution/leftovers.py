@@ -14,7 +14,7 @@ from weakref import WeakSet
 import gevent
 import gevent.os
 
-from workers.execution.lifetime import children_of
+from runtail.lifetime import children_of
 
 
 class Leftovers:

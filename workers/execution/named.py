@@ -9,7 +9,6 @@ from pathlib import Path
 from types import FrameType, FunctionType
 from typing import TypeVar
 
-A = TypeVar("A")
 T = TypeVar("T")
 
 _RUN = re.compile(r"run_[0-9A-Z]{26}")
@@ -17,15 +16,15 @@ _IN_DUMP = re.compile(rf'^  File ".*{re.escape(Path(__file__).name)}", line \S+ 
 """Other functions may have such names too: `run_forever` is asyncio's."""
 
 
-def call_named(run_id: str, function: Callable[[A], T], argument: A) -> T:
+def call_named(run_id: str, function: Callable[[], T]) -> T:
     """The function's result."""
     code = _call.__code__.replace(co_name=run_id, co_qualname=run_id)
-    result: T = FunctionType(code, {})(function, argument)
+    result: T = FunctionType(code, {})(function)
     return result
 
 
-def _call(function: Callable[[A], T], argument: A) -> T:
-    return function(argument)
+def _call(function: Callable[[], T]) -> T:
+    return function()
 
 
 def run_on(frame: FrameType | None) -> str | None:

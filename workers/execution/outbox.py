@@ -16,8 +16,9 @@ from app.protocol.events import Outbound
 from app.protocol.reducer import still
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, NewApproval, OpRecord
+from runtail.interrupts import Interrupted, TimedOut
 from workers.execution.branches import in_greenlets
-from workers.execution.interrupts import Interrupted, Lost, TimedOut
+from workers.execution.interrupts import Lost
 from workers.execution.retry import Backoff
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from app.protocol.events import Outbound
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import NewApproval, OpRecord
-from workers.execution.interrupts import TimedOut
+from runtail.interrupts import TimedOut
 from workers.execution.outbox import Outbox
 
 T = TypeVar("T")

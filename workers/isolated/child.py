@@ -29,13 +29,13 @@ from app.storage.log_writer import LogWriter
 from app.storage.run_queue import ISOLATED_QUEUE
 from app.storage.run_store import NewApproval, OpRecord
 from app.wiring import Services
-from workers.execution.branches import in_threads
+from runtail.agent import Agent
+from runtail.branches import in_threads
+from runtail.interrupts import TimedOut
 from workers.execution.executor import Executor
 from workers.execution.flusher import Flusher
-from workers.execution.interrupts import TimedOut
 from workers.execution.outbox import UNAPPENDED_BYTES, UNARCHIVED_BYTES, Outbox
 from workers.execution.runner import Outlet
-from workers.registry import Agent
 
 T = TypeVar("T")
 

@@ -18,9 +18,10 @@ from app.errors import Fenced, RunTimeout
 from app.protocol.ending import Ending
 from app.storage.run_store import OwnedRun
 from app.wiring import Services
+from runtail.interrupts import Interrupted, TimedOut
+from runtail.lifetime import end_children
 from workers.execution.executor import STRAY_SECONDS
-from workers.execution.interrupts import Cancelled, Drained, Interrupted, Lost, TimedOut
-from workers.execution.lifetime import end_children
+from workers.execution.interrupts import Cancelled, Drained, Lost
 from workers.execution.settlement import Settlement
 
 WATCH_SECONDS = 0.25

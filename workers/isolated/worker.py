@@ -21,14 +21,14 @@ from app.errors import StoreUnavailable
 from app.storage.run_queue import ISOLATED_QUEUE
 from app.storage.run_store import Beats
 from app.wiring import Services
-from workers.execution.lifetime import adopt_orphans, children_of, live_no_longer_than
+from runtail.lifetime import adopt_orphans, children_of, live_no_longer_than
 from workers.execution.retry import until_reachable
 from workers.heartbeat import SILENCE_SECONDS, Heartbeat
 from workers.hints import RECORD_SECONDS, RESTART_SECONDS, HintWorker
 from workers.isolated.child import Child
 from workers.isolated.parent import Parent
+from workers.loading import load_agents, queue_of_agent
 from workers.process import RECONNECT_SECONDS, connect_rq, leave, new_worker_id, register
-from workers.registry import load_agents
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class IsolatedProcess:
         register(self._services, self.id, self._loaded, time.sleep)
         Thread(target=self._check_commands, daemon=True).start()
         worker = until_reachable(self._connect_rq, time.sleep)
-        isolated = sorted(agent.name for agent in self._agents.values() if agent.queue == ISOLATED_QUEUE)
+        isolated = sorted(agent.name for agent in self._agents.values() if queue_of_agent(agent) == ISOLATED_QUEUE)
         log.info("Worker %s is ready: %s.", self.id, ", ".join(isolated) or "no agent is isolated")
         worker.run()
         self._leaving = True

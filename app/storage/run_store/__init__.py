@@ -22,16 +22,13 @@ from app.storage.run_store.external import (
     WriterBeat,
     ending_seconds,
 )
-from app.storage.run_store.journal import JournalStore, Recorded
+from app.storage.run_store.journal import JournalStore
 from app.storage.run_store.migrating import migrate
 from app.storage.run_store.records import (
-    ApprovalRecord,
     Checkpoint,
     InputRecord,
     ListedRun,
-    NewApproval,
     NewRun,
-    OpRecord,
     OwnedRun,
     OwnerBeat,
     Principal,
@@ -41,6 +38,7 @@ from app.storage.run_store.records import (
 from app.storage.run_store.registry import AgentRecord, Registry, hash_key
 from app.storage.run_store.retention import Leftovers, RetentionStore, Tally
 from app.storage.run_store.runs import RunStore
+from runtail.records import ApprovalRecord, NewApproval, OpRecord, Recorded
 
 __all__ = [
     "BYTES",

@@ -26,9 +26,10 @@ from app.protocol.events import Event, Outbound, dumps, encode, timestamp
 from app.storage.run_store.as_json import event_row, recordset
 from app.storage.run_store.database import BEGIN, Database, columns
 from app.storage.run_store.journal import insert_approval
-from app.storage.run_store.records import InputRecord, NewApproval
+from app.storage.run_store.records import InputRecord
 from app.storage.run_store.runs import INSERT_EVENTS
 from app.turns import give_way
+from runtail.records import NewApproval
 
 APPROVALS_MAX = 100
 """That one external run may ask for: every answer holds all that were decided."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from app.storage.run_store.database import Database, rows
 from app.storage.run_store.journal import APPROVAL_COLUMNS
-from app.storage.run_store.records import RUN_COLUMNS, ApprovalRecord, InputRecord, Principal, RunRecord
+from app.storage.run_store.records import RUN_COLUMNS, InputRecord, Principal, RunRecord
+from runtail.records import ApprovalRecord
 
 INPUTS_MAX = 1_000
 """Of one run."""

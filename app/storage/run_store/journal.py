@@ -1,13 +1,13 @@
 """The journal of a run in Postgres: what its calls came to, and what is known of the calls that its log holds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from app.protocol.events import dumps
 from app.storage.run_store.database import Database, columns, rows
-from app.storage.run_store.records import ApprovalRecord, Checkpoint, NewApproval, OpRecord
+from app.storage.run_store.records import Checkpoint
+from runtail.records import ApprovalRecord, NewApproval, OpRecord, Recorded
 
 _INSERT_OPS = """
 INSERT INTO run_ops (run_id, op, epoch, kind, name, arguments, fingerprint, failed, result)
@@ -25,20 +25,6 @@ APPROVAL_COLUMNS = ", ".join(field.name for field in fields(ApprovalRecord))
 """Named, as those of a run are."""
 _NOW = "SELECT now(), (SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = %s)"
 _APPROVALS = f"SELECT {APPROVAL_COLUMNS} FROM approvals WHERE run_id = %s ORDER BY created_at"
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What earlier invocations of a run have left behind."""
-
-    ops: Sequence[OpRecord]
-    approvals: Sequence[ApprovalRecord]
-    events: Mapping[tuple[str, str], int]
-    """How many events of each (op, type) the log holds."""
-    read_at: datetime
-    """By the clock that decides when a sleep is over."""
-    head: int = 0
-    """Of the log that this was read from."""
 
 
 class JournalStore:

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.protocol.events import Event
 from app.storage.run_store.journal import insert_approval
-from app.storage.run_store.records import NewApproval
+from runtail.records import NewApproval
 
 _TELLING = ("input.received", "approval.required", "approval.resolved")
 _INPUT = "INSERT INTO run_inputs (run_id, n, text) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"

@@ -1,5 +1,6 @@
 """The SDK of Runtail: what an agent and a job are written with. The client of a server is `runtail.client`."""
 
+from runtail.agent import Agent, agent
 from runtail.current import current_run, emit
 from runtail.errors import (
     Cancelled,
@@ -16,6 +17,7 @@ from runtail.handles import Approval, Message, Step
 from runtail.run import Run
 
 __all__ = [
+    "Agent",
     "Approval",
     "Cancelled",
     "InvalidEvent",
@@ -29,6 +31,7 @@ __all__ = [
     "ToolError",
     "Unreachable",
     "WriterLost",
+    "agent",
     "current_run",
     "emit",
 ]

@@ -1,112 +1,146 @@
-"""`Run`: the verbs of a writer."""
+"""`Run`: the verbs of a run, the same wherever it is executed.
 
-import itertools
-import re
+Each verb takes the next number of its branch, and is a cancel point: it may raise Interrupted, or in a process of the
+caller's own Cancelled, and does so once the run has been stopped. What a verb is given is checked before anything is
+emitted.
+"""
+
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from os.path import basename
 from typing import Any, TypeVar
 
-from runtail.errors import InvalidEvent, RunFailed, ToolError, WriterLost
-from runtail.handles import Approval, Message, Step
-from runtail.sinks import Sink
-from runtail.time_limits import out_of_time
-from runtail.values import clamped, clean, clean_text, dumps, given, preview, shown
-from runtail.within import CALL, STEP, inside, places_of
+from runtail import checks
+from runtail.errors import InvalidCall, InvalidEvent, RuntailError, ToolError
+from runtail.handles import Approval, Message, Question, Step, progressed
+from runtail.interrupts import Suspended, TimedOut
+from runtail.messages import Messages, role_of
+from runtail.ports import Calls
+from runtail.redaction import REDACTED, shown, without_secrets
+from runtail.tools import Retries, Tool, call_tool, ms_since
+from runtail.values import given
+from runtail.within import CALL, STEP, Place, bound, carried, current, innermost, inside
 
 T = TypeVar("T")
 
-_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
-UNFORESEEN = "tool_error"
-"""Code of a failure that the tool has not foreseen with a ToolError of its own."""
-LONG_OUTPUT_BYTES = 256_000
-"""Of an output as JSON that is not sent again, having been streamed."""
-EXPIRY_GRACE_SECONDS = 30.0
-"""How long after its end the server may take to say that an approval has expired."""
+
+class _Shared:
+    """What the branches of a run have in common. Its identity says whose places some code is in."""
+
+    def __init__(self) -> None:
+        self.planned: list[dict[str, str]] = []
+        self.messages = Messages()
 
 
 class Run:
-    """The verbs. Any number of threads may use them.
+    """One branch of one run, in the hands of its agent or job.
 
-    Every verb raises Cancelled once a cancel is known, WriterLost once the run is somebody else's, Refused when the
-    server has turned an event down, and InvalidEvent for what cannot be sent. While the server is away verbs go on
-    until the buffer is full, and then wait.
-
-    :ivar id: the run's id; empty outside a run.
+    :ivar input: the run's input, as the agent's schema loaded it; None where the code has its own arguments.
     """
 
-    def __init__(self, sink: Sink) -> None:
-        self.id = sink.run_id
-        self._sink = sink
-        self._numbers = {kind: itertools.count(1) for kind in ("step", "call", "msg", "apr")}
-        self._planned: list[dict[str, str]] = []
-        self._ending: dict[str, Any] = {"status": "completed"}
-        self._answer: Message | None = None
-        """The last message of the assistant."""
+    __journal_name__ = "RunContext"
+    """What a run that is given to a tool stands as in journals, of which fingerprints are made: its name in 2026."""
 
-    def _new_id(self, kind: str) -> str:
-        number = next(self._numbers[kind])
-        # What is done again by a writer that starts over takes the place of what the earlier one did. What is said or
-        # asked again is new: the earlier one's text, and the decision that was made on it, stay what they were.
-        return f"{kind}_{number}" if kind in ("step", "call") else f"{kind}_{number}.{self._sink.epoch}"
+    def __init__(self, calls: Calls, input: Any = None, of: "Run | None" = None) -> None:
+        """:param of: the run of which this one is a branch."""
+        self.input = input
+        self._calls = calls
+        self._shared: _Shared = of._shared if of else _Shared()
 
-    # Being cancelled.
+    @property
+    def id(self) -> str:
+        """The run's id; empty outside a run."""
+        return self._calls.run_id
+
+    # Being stopped.
 
     @property
     def cancelled(self) -> bool:
-        """A cancel was requested."""
-        return self._sink.cancelled
+        """A cancel was requested, as far as is known here."""
+        return self._calls.cancelled
 
     def check_cancelled(self) -> None:
-        """Do nothing, unless there is something to raise. For a loop that calls no other verb."""
-        self._sink.check()
+        """Do nothing, unless the run has been stopped. Cheap enough for a loop that computes."""
+        self._calls.host.give_way()
+        self._calls.check()
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep, and wake up at once when the run is cancelled."""
-        self._sink.sleep(seconds)
+    def sleep(self, seconds: float | timedelta) -> None:
+        """Sleep, and wake up at once when the run is stopped. In a worker a minute or more costs nothing.
+
+        :param seconds: up to a hundred years; less than 0 is 0.
+        """
+        self._calls.sleep(checks.seconds(seconds, "run.sleep: seconds"), seconds)
 
     # Progress.
 
     def plan(self, titles: Sequence[str]) -> list[str]:
         """Say what is going to happen. Returns the steps' ids, for `step(..., id=…)`.
 
-        Said again, it changes the plan: a title that stays keeps its id, and so its status.
+        Said again, it changes the plan: a title that stays keeps its id, and so its status. Of a title that stands
+        there twice the first keeps the first one's.
         """
-        type = "plan.updated" if self._planned else "plan.created"
-        known = {step["title"]: step["id"] for step in self._planned}
-        titles = [clean_text(title) for title in titles]
-        self._planned = [{"id": known.get(title) or self._new_id("step"), "title": title} for title in titles]
-        self._sink.add(type, {"steps": self._planned})
-        return [step["id"] for step in self._planned]
+        titles, planned = checks.texts(titles, "run.plan: titles"), self._shared.planned
+        op, type = self._calls.next("step", "plan."), "plan.updated" if planned else "plan.created"
+        known: dict[str, list[str]] = {}
+        for step in planned:
+            known.setdefault(step["title"], []).append(step["id"])
+        ids = [known[title].pop(0) if known.get(title) else f"step_{op}_{n}" for n, title in enumerate(titles, 1)]
+        planned[:] = [{"id": id, "title": title} for id, title in zip(ids, titles, strict=True)]
+        self._calls.emit(type, {"steps": list(planned)}, op)
+        return ids
 
     @contextmanager
-    def step(self, title: str, *, id: str | None = None) -> Iterator[Step]:
-        """A step of the work. Without an id, the planned step of that title, if there is one."""
-        title, planned = clean_text(title), self._planned
-        known = next((step["id"] for step in planned if step["title"] == title), None)
-        step = Step(id or known or self._new_id("step"), self._emit)
-        index = next((n for n, step_ in enumerate(planned) if step_["id"] == step.id), len(planned))
-        self._sink.add("step.started", {"step_id": step.id, "title": title, "index": index})
+    def step(self, title: str, *, id: str | None = None, timeout_s: float | None = None) -> Iterator[Step]:
+        """A step of the work. Without an id, the planned step of that title, if there is one.
+
+        :param timeout_s: a step that takes longer fails the run, as `timeout`. Waiting costs no time, and after a
+            crash or a wait it begins again. In a worker only.
+        """
+        title, id = checks.text(title, "run.step: title"), checks.may_text(id, "run.step: id")
+        timeout_s = checks.may_seconds(timeout_s, "run.step: timeout_s")
+        op, planned = self._calls.next("step", "step."), self._shared.planned
+        known = (step["id"] for step in planned if step["title"] == title)
+        step = Step(id or next(known, f"step_{op}"), partial(self._said, op))
+        index = next((n for n, p in enumerate(planned) if p["id"] == step.id), len(planned))
+        self._calls.emit("step.started", {"step_id": step.id, "title": title, "index": index}, op)
         started = time.monotonic()
         try:
-            with inside(self, STEP, step.id):
+            with inside(Place(self._shared, STEP, step.id)), self._limited(f"The step {title!r}", timeout_s):
                 yield step
         except Exception as failure:
             error = {"code": "step_failed", "message": "The step failed."}
             if isinstance(failure, ToolError):
-                error = {"code": clean_text(failure.code), "message": clean_text(failure.detail)}
-            self._sink.add("step.failed", {"step_id": step.id, "error": error}, closes=True)
+                public = failure.public()
+                error = {"code": public["code"], "message": public["message"]}
+            self._calls.tell("step.failed", {"step_id": step.id, "error": error}, op)
             raise
-        self._sink.add("step.completed", {"step_id": step.id, "duration_ms": _ms_since(started)}, closes=True)
+        self._calls.tell("step.completed", {"step_id": step.id, "duration_ms": ms_since(started)}, op)
+
+    @contextmanager
+    def _limited(self, what: str, seconds: float | None) -> Iterator[None]:
+        if seconds is None:
+            yield
+            return
+        stop = self._calls.host.alarm(seconds, TimedOut(f"{what} took longer than {seconds:g} s."))
+        try:
+            yield
+        finally:
+            stop()
 
     def progress(self, fraction: float, label: str | None = None) -> None:
         """How far the running tool is, or outside a tool the running step. Outside both this does nothing."""
-        within = places_of(self)
-        if within:
-            key, id = within[-1]
-            about = {key: id, "fraction": clamped(fraction), **given(label=label)}
-            self._emit("step.progress" if key == STEP else "tool.progress", about)
+        op = self._calls.next("", "tool.progress", "step.progress")
+        place = innermost(self._shared, CALL) or innermost(self._shared, STEP)
+        type = "tool.progress" if place and place.kind == CALL else "step.progress"
+        about = {place.kind: place.id} if place else {}
+        with self._refused():
+            payload = {**about, **progressed(fraction, label, "run.progress")}
+            if place:
+                self._calls.emit(type, payload, op)
 
     # Tools.
 
@@ -121,7 +155,8 @@ class Run:
         backoff: float = 1.0,
         **kwargs: Any,
     ) -> T:
-        """Call a function and return what it returned. The arguments are never sent, of the result a preview.
+        """Call a function and return its result. In a worker that is committed first, and given as JSON: the function
+        is not called again.
 
         :param label: a sentence for humans; the name where none is given.
         :param summary: the arguments that may be shown; none where it is not given.
@@ -129,82 +164,129 @@ class Run:
         :param backoff: seconds before the first of them; each pause is twice the one before.
         :raises ToolError: the tool raised; what it has not foreseen is a `tool_error`.
         """
-        about: dict[str, Any] = {"name": name, "label": label or name, "summary": shown(summary or {})}
-        for attempt in itertools.count():
-            try:
-                return self._call(about, lambda: function(*args, **kwargs))
-            except ToolError as error:
-                if attempt >= retries or not (error.retryable or error.code == UNFORESEEN):
-                    raise
-            self.sleep(backoff * 2**attempt)
-        raise AssertionError("unreachable")
-
-    def _call(self, about: Mapping[str, Any], function: Callable[[], T]) -> T:
-        call_id = self._new_id("call")
-        step_id = dict(places_of(self)).get(STEP)
-        self._emit("tool.started", {"tool_call_id": call_id, **about, **given(step_id=step_id)})
-        started = time.monotonic()
-        try:
-            with inside(self, CALL, call_id), foreseen(UNFORESEEN, "The tool failed."):
-                result = function()
-        except ToolError as error:
-            public = {"code": error.code, "message": error.detail, "retryable": error.retryable}
-            failed = {"tool_call_id": call_id, **public, "duration_ms": _ms_since(started)}
-            self._sink.add("tool.failed", clean(failed), closes=True)
-            raise
-        done = {"tool_call_id": call_id, **preview(result), "duration_ms": _ms_since(started)}
-        self._sink.add("tool.completed", done, closes=True)
+        name = checks.text(name, "run.tool: name")
+        call = f"run.tool({name!r})"
+        checks.function(function, f"{call}: function")
+        label = checks.may_text(label, f"{call}: label") or name
+        about = {"label": label, "summary": shown(checks.mapping(summary or {}, f"{call}: summary")), **self._in_step()}
+        arguments = {"args": args, "kwargs": kwargs}
+        kept = {"args": without_secrets(_parameters(function), args), "kwargs": kwargs}
+        tool = Tool(name, partial(function, *args, **kwargs), arguments, kept, about)
+        result: T = call_tool(self._calls, self._shared, tool, Retries.of(retries, backoff, call), self.sleep)
         return result
+
+    @property
+    def tool_call_id(self) -> str:
+        """Within a tool: the id of its call."""
+        return self._call("tool_call_id").id
+
+    @property
+    def idempotency_key(self) -> str:
+        """Within a tool: a key that is the same when the call is made again, after a crash or by its retry policy.
+
+        Give it to whoever has the effect: a call may have had it although its result was not recorded.
+        """
+        return self._call("idempotency_key").idempotency_key
+
+    def _call(self, what: str) -> Place:
+        place = innermost(self._shared, CALL)
+        if place is None:
+            raise InvalidCall(f"run.{what}: there is none outside a tool.")
+        return place
+
+    def _in_step(self) -> dict[str, str]:
+        place = innermost(self._shared, STEP)
+        return {STEP: place.id} if place else {}
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | None = None,
+        timeout_s: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        label: str | None = None,
+    ) -> dict[str, Any]:
+        """Run a program as a tool: {returncode, stdout, stderr, truncated}. It ends when the run is stopped.
+
+        :param env: its whole environment; None: what is harmless of this process', see `programs.INHERITED`.
+        :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
+        """
+        name = checks.text(basename(checks.program(argv, "run.exec: argv")[0]), "run.exec: argv")
+        timeout_s = checks.may_seconds(timeout_s, "run.exec: timeout_s")
+        checks.may_text(input, "run.exec: input")
+        checks.environment(env or {}, "run.exec: env")
+        if cwd is not None:
+            checks.for_system(cwd, "run.exec: cwd")
+
+        def run() -> dict[str, object]:
+            try:
+                return self._calls.host.run_program(argv, input, timeout_s, cwd, env)
+            except OSError as error:
+                raise ToolError("not_started", f"{name} cannot be started.") from error
+
+        about = {"label": checks.may_text(label, "run.exec: label") or f"Running {name}", **self._in_step()}
+        arguments = {"argv": argv, "input": input, "cwd": cwd, "env": env}
+        kept = {**arguments, "env": None if env is None else dict.fromkeys(env, REDACTED)}
+        tool = Tool(name, run, arguments, kept, about)
+        result: dict[str, Any] = call_tool(self._calls, self._shared, tool, Retries(), self.sleep)
+        return result
+
+    def parallel(self, *functions: "Callable[[Run], T]") -> list[T]:
+        """Call each function with a run of its own, side by side. Returns their results, in order.
+
+        If one of them waits, the run does, once the others have ended. What the first that failed has raised is
+        raised when all have ended.
+        """
+        for function in functions:
+            checks.function(function, "run.parallel: each branch")
+        op = self._calls.next("")
+
+        def call(n: int, function: "Callable[[Run], T]") -> T:
+            run = Run(self._calls.branch(op, n), self.input, self)
+            with run.active():
+                return function(run)
+
+        branches = [carried(partial(call, n, function)) for n, function in enumerate(functions, 1)]
+        try:
+            return self._calls.host.side_by_side(branches)
+        except Suspended as suspended:
+            self._calls.suspended(suspended)
 
     # Text.
 
-    @contextmanager
-    def message(self, role: str = "assistant") -> Iterator[Message]:
+    def message(self, role: str = "assistant") -> AbstractContextManager[Message]:
         """A message that is written bit by bit. It is completed at the end of the block, also of one that raises.
 
-        It begins with its first character: where nothing is written there is no message.
+        It begins with its first character: where nothing is written there is no message. In a worker the block runs
+        again after a crash; what it writes must then be the same. For a text that would not be, such as a model's, use
+        `stream`.
 
         :param role: assistant, system, tool or user.
         """
-        if role not in ("assistant", "system", "tool", "user"):
-            raise ValueError(f"A message is assistant's, system's, tool's or user's, not {role!r}.")
-
-        def send(message_id: str, text: str) -> None:
-            if not message.chars:
-                self._answer = message if role == "assistant" else self._answer
-                self._sink.add("message.started", {"message_id": message_id, "role": role})
-            self._sink.write(message_id, text)
-
-        message = Message(self._new_id("msg"), send)
-        try:
-            yield message
-        finally:
-            if message.chars:
-                self._sink.add("message.completed", {"message_id": message.id, "chars": message.chars}, closes=True)
+        return self._shared.messages.message(self._calls, role_of(role))
 
     def stream(self, texts: Iterable[str]) -> str:
-        """Write each text as it comes, as one message; returns the whole. An iterator is closed at the end.
+        """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again.
+
+        Where all texts are empty, as in a model's turn of tool calls only, there is no message. An iterator is closed
+        at the end.
 
         :raises ToolError: `texts` raised; what it has not foreseen is a `stream_error`.
         """
-        try:
-            with foreseen("stream_error", "The stream failed."), self.message() as message:
-                for text in texts:
-                    message.write(text)
-            return message.text
-        finally:
-            if isinstance(texts, Iterator) and hasattr(texts, "close"):
-                texts.close()  # a provider's stream ends with the run, not when somebody collects the garbage
+        checks.iterable(texts, "run.stream: texts")
+        return self._shared.messages.stream(self._calls, texts)
 
     # Evidence.
 
     def source(self, title: str, url: str | None = None, snippet: str | None = None) -> None:
         """Something that the answer rests on."""
-        self._emit("source.added", {"title": title, **given(url=url, snippet=snippet)})
+        self._say("source.added", lambda: {"title": title, **given(url=url, snippet=snippet)})
 
     def check(self, name: str, passed: bool, score: float | None = None, note: str | None = None) -> None:
         """The outcome of a quality check."""
-        self._emit("quality.checked", {"name": name, "passed": bool(passed), **given(score=score, note=note)})
+        self._say("quality.checked", lambda: {"name": name, "passed": passed, **given(score=score, note=note)})
 
     def usage(
         self,
@@ -216,25 +298,33 @@ class Run:
     ) -> None:
         """What a model turn has used; the run's usage is the sum."""
         used = given(input_tokens=input_tokens, output_tokens=output_tokens, cost=cost, budget_used_pct=budget_used_pct)
-        self._emit("context.usage", used)
+        self._say("context.usage", lambda: used)
 
     def emit(self, type: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of your own, `custom.<name>`, the name being of [a-z0-9_.-].
 
-        :raises InvalidEvent: another type, or a payload that is no JSON object or too large.
+        :raises InvalidEvent: another type, or a payload that is not an object or too large.
+        :raises InvalidJson, TooDeep: the payload is not JSON.
         """
-        if not type.startswith("custom."):
-            self._sink.tell(InvalidEvent(f"Events of your own are named custom.<name>, not {type!r}."))
-            return
-        self._emit(type, payload)
+        with self._refused():
+            if not checks.text(type, "run.emit: type").startswith("custom."):
+                raise InvalidEvent(f"An agent's own events are named custom.<name>, not {type!r}.")
+            self._say(type, lambda: payload)
 
-    def _emit(self, type: str, payload: Mapping[str, Any]) -> None:
+    def _say(self, type: str, payload: Callable[[], Mapping[str, Any]]) -> None:
+        self._said(self._calls.next("", type), type, payload)
+
+    def _said(self, op: str, type: str, payload: Callable[[], Mapping[str, Any]]) -> None:
+        with self._refused():
+            self._calls.emit(type, payload(), op)
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """What cannot be emitted is the backend's to raise, or to say."""
         try:
-            cleaned = clean(payload)
-        except InvalidEvent as error:
-            self._sink.tell(error)
-            return
-        self._sink.add(type, cleaned)
+            yield
+        except RuntailError as error:
+            self._calls.refuse(error)
 
     # Answers from outside.
 
@@ -242,105 +332,61 @@ class Run:
         self,
         label: str,
         *,
+        tool_call_id: str | None = None,
         expires_in: float | timedelta | None = None,
         requires: str = "owner",
-        tool_call_id: str | None = None,
         id: str | None = None,
     ) -> Approval:
-        """Ask for a decision and wait for it. This thread waits, and the process has to live until then.
+        """Ask for a decision and wait for it. In a worker that costs nothing; elsewhere this thread waits.
 
-        :param id: a name of your own, of [A-Za-z0-9_.-]. A writer that starts over and asks the same under the same
-            name gets the decision that was made before; without one it asks anew.
+        :param label: what is to be decided, a sentence for humans.
+        :param tool_call_id: the call that waits for it; None: the tool call that asks, if one does.
         :param expires_in: seconds, or a timedelta, after which nobody can decide any more; None: never.
-        :param requires: who decides: the run's `owner`, or an `operator`, who is an administrator of the tenant.
+        :param requires: who decides: the run's `owner`, or an `operator`, who is an admin of the tenant.
+        :param id: a name of your own, of [A-Za-z0-9_.-]. A job that starts over and asks the same under the same name
+            gets the decision that was made before; without one it asks anew. In a worker the call's number says that.
         """
         if requires not in ("owner", "operator"):
-            raise ValueError(f"An approval is given by owner or operator, not {requires!r}.")
-        approval_id = id or self._new_id("apr")
-        payload = {"approval_id": approval_id, "label": label, "requires": requires, **given(tool_call_id=tool_call_id)}
-        seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
-        if seconds is not None:
-            end = datetime.now(UTC) + timedelta(seconds=seconds)
-            payload["expires_at"] = end.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._emit("approval.required", payload)
-        decision = self._sink.decision(approval_id, None if seconds is None else seconds + EXPIRY_GRACE_SECONDS)
-        if decision is None:
-            return Approval("expired", None, None)
-        return Approval(decision["decision"], decision["by"], decision["comment"])
+            raise InvalidCall("run.approve: requires is owner or operator.")
+        question = Question(
+            checks.text(label, "run.approve: label"),
+            requires,
+            checks.may_text(tool_call_id, "run.approve: tool_call_id"),
+            checks.may_seconds(expires_in, "run.approve: expires_in"),
+        )
+        return self._calls.approve(question, checks.may_text(id, "run.approve: id"))
 
     def inputs(self, *, wait: bool = False) -> list[str]:
-        """What the user has sent since the last call, in order. This asks the server.
+        """What the user has sent since the last call, in order.
 
-        :param wait: if there is nothing, wait for it.
+        :param wait: if there is nothing, wait for it: in a worker that costs nothing; elsewhere this thread waits.
         """
-        return self._sink.inputs(wait)
+        return self._calls.inputs(wait)
 
-    # The end.
+    def now(self) -> datetime:
+        """The time in UTC. In a worker as it was when this call was first made, by Postgres' clock."""
+        return self._calls.now()
+
+    def random(self) -> float:
+        """A random number from 0 up to 1. In a worker the same whenever this call is made again."""
+        return self._calls.random()
+
+    # For whoever executes the run.
+
+    def active(self) -> AbstractContextManager[None]:
+        """Make this the current run: see `current_run`."""
+        return bound(current, self)
 
     @property
-    def output(self) -> Any:
-        """What the run is to be completed with at the end of its block; None where nothing was set.
-
-        Without one, the server makes it of the answer, the sources and the checks. A text has to be the one that
-        was streamed; one that was not streamed at all the server streams. Set to what has no JSON form it raises
-        InvalidEvent.
-        """
-        return self._ending.get("output")
-
-    @output.setter
-    def output(self, output: object) -> None:
-        try:
-            self._ending["output"] = clean(output)
-        except InvalidEvent as error:
-            self._sink.tell(error)
-
-    def complete(self, *output: object) -> dict[str, Any]:
-        """Complete the run now, with this output or the one that was set; returns it as it ended.
-
-        :raises RunFailed: the output is not the text that was streamed.
-        """
-        if output:
-            (self.output,) = output
-        ended = self._sink.finish(self._said())
-        if ended["status"] == "failed":
-            raise RunFailed(ended["error"]["code"], ended["error"]["message"])
-        return ended
-
-    def _said(self) -> dict[str, Any]:
-        """The end as it is sent: a long text that was streamed is named, one that was not is streamed first."""
-        output = self._ending.get("output")
-        if not isinstance(output, str) or len(dumps(output).encode()) <= LONG_OUTPUT_BYTES:
-            return self._ending
-        if self._answer is None:
-            self.stream([output])
-        is_answer = self._answer is not None and self._answer.text == output
-        return {**self._ending, "output": None, "output_is": "answer"} if is_answer else self._ending
-
-    def fail(self, code: str, message: str, *, seconds: float | None = None) -> dict[str, Any]:
-        """Fail the run now; returns it as it ended.
-
-        :param code: 1 to 64 of [a-z0-9_].
-        :param message: fit to be shown; what is beyond 500 characters is cut off.
-        :param seconds: how long that may take; None: as long as the client's `finish_seconds` say.
-        """
-        if not _ERROR_CODE.fullmatch(code):
-            raise ValueError(f"An error's code is 1 to 64 of [a-z0-9_], not {code!r}.")
-        error = {"code": code, "message": clean_text(message)[:500]}
-        return self._sink.finish({"status": "failed", "error": error}, seconds)
+    def answered(self) -> bool:
+        """A message of the assistant was written."""
+        return self._shared.messages.answer is not None
 
 
-@contextmanager
-def foreseen(code: str, message: str) -> Iterator[None]:
-    """Make a ToolError of whatever else is raised."""
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of its positional parameters; none where it does not tell."""
     try:
-        yield
-    except (ToolError, WriterLost):
-        raise
-    except Exception as error:
-        if out_of_time(error):
-            raise
-        raise ToolError(code, message) from error
-
-
-def _ms_since(started: float) -> int:
-    return round((time.monotonic() - started) * 1_000)
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -1,13 +1,10 @@
 """Where the events of a run go: what a `Run` needs of it, and the one outside a run. The other is `sender`."""
 
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from runtail.errors import RuntailError
-
-log = logging.getLogger("runtail")
 
 
 class Sink(Protocol):
@@ -72,19 +69,3 @@ class Nowhere:
     def finish(self, ending: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Echo the ending."""
         return dict(ending)
-
-
-class Alone(Nowhere):
-    """Of a job that has no run, because the server is away or the run has failed: it does its work all the same."""
-
-    def tell(self, error: RuntailError) -> None:
-        """Log an error of one call."""
-        log.error("A job without a run goes on without what it has just written. %s", error)
-
-    def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None:
-        """None: nobody can be asked."""
-        return None
-
-    def inputs(self, wait: bool) -> list[str]:
-        """None: nobody can send any."""
-        return []

@@ -1,132 +1,144 @@
-"""Makes values fit to be sent: faithful JSON, storable text, previews, secrets left out. Pure."""
+"""Makes values fit to be stored and sent: faithful JSON, storable text, bounded depth; and their texts. Pure.
+
+Responsible for what may stand inside a payload at all. Not responsible for which fields a payload has, which only the
+server knows, nor for what is shown of a value (`redaction`).
+"""
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, TypeAlias
 
-from runtail.errors import InvalidEvent
-from runtail.secret_names import is_secret
+from runtail.errors import InvalidJson, TooDeep
+from runtail.texts import clean_text
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+Turn = Callable[[], object]
+"""Lets others have their turn, where there are others."""
 
 MAX_DEPTH = 64
+"""Nested containers a value may have. A scalar has depth 0, `[]` has 1."""
+
 MAX_INT = 2**53 - 1
-"""The largest integer that every JSON reader keeps exact."""
-PREVIEW_BYTES = 2_048
-"""A result with a longer JSON text is shown by its beginning …"""
-CUT_BYTES = 1_000
-"""… which is so long: its quotes may double when it becomes JSON in turn."""
-SHOWN_WHOLE_BYTES = 8_000
-"""What is longer before secrets are left out is shown by its beginning too."""
-SUMMARY_CHARS = 200
-REDACTED = "[redacted]"
-
-dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-"""The compact JSON text of a clean value, on one line."""
+"""The largest integer that every JSON reader keeps exact (IEEE 754 doubles)."""
 
 
-def clean_text(text: str) -> str:
-    """The text without NUL and lone surrogates: each becomes U+FFFD. Surrogate pairs are joined."""
-    if "\0" in text:
-        text = text.replace("\0", "\ufffd")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return str(text)
+def no_turn() -> None:
+    """There is nobody else."""
 
 
-def clean(value: object, depth: int = MAX_DEPTH) -> Any:
-    """A copy of the value as plain JSON with clean text; tuples become lists.
+def clean(value: object, turn: Turn = no_turn) -> Json:
+    """A deep copy of `value` as plain JSON; idempotent.
 
-    :param depth: levels of nesting that are left.
-    :raises InvalidEvent: it has no JSON form, or none that every reader reads alike.
+    In text and keys NUL and lone surrogates become U+FFFD (PostgreSQL stores neither), and surrogate pairs
+    are joined. Tuples become lists. Of two keys that become equal the last one wins.
+
+    :param turn: called now and then: before each container within.
+    :raises InvalidJson: NaN, infinity, an integer beyond ±(2^53-1), a key that is not text, whatever else
+        has no JSON form. Names the path.
+    :raises TooDeep: beyond MAX_DEPTH, so also a value that contains itself. Names the path.
     """
+    try:
+        return _clean(value, 0, turn)
+    except _Unfit as unfit:
+        raise unfit.error(f"{unfit.reason} at {unfit.path()}") from None
+
+
+class _Unfit(Exception):
+    """Carries the reason up through the containers, which add their keys to the path on the way."""
+
+    def __init__(self, error: type[InvalidJson | TooDeep], reason: str) -> None:
+        self.error = error
+        self.reason = reason
+        self.keys: list[str] = []
+
+    def path(self) -> str:
+        return "$" + "".join(reversed(self.keys))
+
+
+def _clean(value: object, depth: int, turn: Turn) -> Json:
+    # Ordered by how often each kind occurs. Subclasses (StrEnum, IntEnum, numpy.float64) become plain.
     if isinstance(value, str):
-        return clean_text(value)
+        return clean_text(value if type(value) is str else str.__str__(value))
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | float):
-        return _number(value)
-    if not isinstance(value, Mapping | list | tuple):
-        raise InvalidEvent(f"A {type(value).__name__} has no JSON form.")
-    if depth == 0:
-        raise InvalidEvent(f"JSON of more than {MAX_DEPTH} levels is not taken.")
-    if isinstance(value, Mapping):
-        return {_key(key): clean(item, depth - 1) for key, item in value.items()}
-    return [clean(item, depth - 1) for item in value]
-
-
-def _number(value: int | float) -> int | float:
     if isinstance(value, int):
-        if abs(value) > MAX_INT:
-            raise InvalidEvent("An integer beyond ±(2^53-1) is not taken: readers do not agree on it.")
-        return int(value)
+        return _clean_int(value)
+    if isinstance(value, float):
+        return _clean_float(value)
+    if isinstance(value, Mapping):
+        turn()
+        return _clean_mapping(value, _deeper(depth), turn)
+    if isinstance(value, list | tuple):
+        turn()
+        return _clean_items(value, _deeper(depth), turn)
+    raise _Unfit(InvalidJson, f"a {type(value).__name__} has no JSON form")
+
+
+def _clean_int(value: int) -> int:
+    if not -MAX_INT <= value <= MAX_INT:
+        raise _Unfit(InvalidJson, "an integer beyond ±(2^53-1)")
+    return int(value)
+
+
+def _clean_float(value: float) -> float:
     if not math.isfinite(value):
-        raise InvalidEvent("A number that is not finite has no JSON form.")
+        raise _Unfit(InvalidJson, "a number that is not finite")
     return float(value)
 
 
-def _key(key: object) -> str:
-    if not isinstance(key, str):
-        raise InvalidEvent(f"A key that is a {type(key).__name__} has no JSON form.")
-    return clean_text(key)
+def _deeper(depth: int) -> int:
+    if depth == MAX_DEPTH:
+        raise _Unfit(TooDeep, f"more than {MAX_DEPTH} levels")
+    return depth + 1
 
 
-def preview(result: object) -> dict[str, Any]:
-    """What may be shown of a tool's result: {preview, truncated, bytes}. One that is not JSON is shown by its type."""
-    try:
-        cleaned = clean(result)
-    except Exception:  # InvalidEvent, or whatever the items of a lazy mapping raise
-        cleaned = f"<{type(result).__name__}>"
-    whole = len(dumps(cleaned).encode())
-    visible = redact(cleaned)
-    text = dumps(visible).encode()
-    if whole <= SHOWN_WHOLE_BYTES and len(text) <= PREVIEW_BYTES:
-        return {"preview": visible, "truncated": False, "bytes": len(text)}
-    return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": whole}
+def _clean_mapping(value: Mapping[object, object], depth: int, turn: Turn) -> dict[str, Json]:
+    cleaned: dict[str, Json] = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise _Unfit(InvalidJson, f"a key that is not text ({type(key).__name__})")
+        try:
+            cleaned[clean_text(str.__str__(key))] = _clean(item, depth, turn)
+        except _Unfit as unfit:
+            unfit.keys.append(f".{clean_text(key)[:40]}")
+            raise
+    return cleaned
 
 
-def shown(arguments: Mapping[str, Any]) -> str:
-    """The arguments that may be shown, as a line of text."""
-    return clean_text(", ".join(f"{name}={_as_text(name, value)}" for name, value in arguments.items()))[:SUMMARY_CHARS]
+def _clean_items(value: list[object] | tuple[object, ...], depth: int, turn: Turn) -> list[Json]:
+    cleaned: list[Json] = []
+    for index, item in enumerate(value):
+        try:
+            cleaned.append(_clean(item, depth, turn))
+        except _Unfit as unfit:
+            unfit.keys.append(f"[{index}]")
+            raise
+    return cleaned
 
 
-def _as_text(name: str, value: object) -> str:
-    if is_secret(name, value):
-        return REDACTED
-    try:
-        return str(_visible(value))
-    except Exception:  # whatever the items of a lazy mapping raise
-        return f"<{type(value).__name__}>"
+dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+"""The compact JSON text of a clean value."""
 
 
-def _visible(value: object, inside: tuple[int, ...] = ()) -> object:
-    """As `redact`, of what need not be JSON.
-
-    :param inside: the ids of what it is in.
-    """
-    if not isinstance(value, Mapping | list | tuple):
-        return value
-    if id(value) in inside or len(inside) == MAX_DEPTH:
-        return "…"
-    inside = (*inside, id(value))
-    if isinstance(value, Mapping):
-        return {k: REDACTED if is_secret(str(k), item) else _visible(item, inside) for k, item in value.items()}
-    items = [_visible(item, inside) for item in value]
-    return tuple(items) if isinstance(value, tuple) else items
+def timestamp(moment: datetime | None = None) -> str:
+    """The moment, by default now, as an envelope's ts: UTC with milliseconds, 2026-06-12T12:00:01.234Z."""
+    if moment is None:
+        seconds, ms = divmod(time.time_ns() // 1_000_000, 1000)
+        return f"{_second(seconds)}.{ms:03d}Z"
+    if moment.tzinfo is None:
+        raise ValueError("the moment has no time zone")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
-def redact(value: Any) -> Any:
-    """A copy in which what stands under a key that names a secret is replaced.
-
-    The server does so too, but could not in a text that was cut out of the middle of some JSON.
-    """
-    if isinstance(value, dict):
-        return {key: REDACTED if is_secret(key, item) else redact(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [redact(item) for item in value]
-    return value
+@lru_cache(maxsize=4)  # thousands of events share a second, and formatting it is a third of `encode`
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -134,6 +146,6 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def clamped(fraction: float) -> float:
-    """The fraction, or the nearer of 0 and 1."""
-    return min(1.0, max(0.0, float(fraction)))
+def draw() -> float:
+    """A random number from 0 up to 1. Nothing that seeds Python's generator changes it, and no fork repeats it."""
+    return float((int.from_bytes(os.urandom(7), "big") >> 3) * 2**-53)

@@ -17,8 +17,7 @@ import psycopg2
 from marshmallow import Schema, fields
 from psycopg2.errors import UndefinedTable
 
-from workers.context import RunContext
-from workers.registry import agent
+from runtail import Run, agent
 
 MAX_CONNECTIONS = 4
 RETRY_SECONDS = 0.3
@@ -47,7 +46,7 @@ class LedgerInput(Schema):
 
 
 @agent("ledger", input=LedgerInput)
-def ledger(run: RunContext) -> object:
+def ledger(run: Run) -> object:
     """Calls of both kinds in turn, one pair side by side, and one event of every kind that is emitted between them."""
     calls, pause = run.input["calls"], run.input["pause_ms"] / 1_000
     run.plan(["Book", "Together", "Close"])
@@ -68,13 +67,13 @@ def ledger(run: RunContext) -> object:
 
 
 @agent("ledger_apart", input=LedgerInput, isolation="process")
-def ledger_apart(run: RunContext) -> object:
+def ledger_apart(run: Run) -> object:
     """The same in a process of its own."""
     return ledger(run)
 
 
-def _branch(pause: float) -> Callable[[RunContext], str]:
-    def branch(run: RunContext) -> str:
+def _branch(pause: float) -> Callable[[Run], str]:
+    def branch(run: Run) -> str:
         run.tool("keyed", keyed, run, pause)
         token: str = run.tool("plain", plain, run, pause)
         run.source("Entry of a branch")
@@ -83,7 +82,7 @@ def _branch(pause: float) -> Callable[[RunContext], str]:
     return branch
 
 
-def plain(run: RunContext, pause: float) -> str:
+def plain(run: Run, pause: float) -> str:
     """A row of its own for each call; returns its token."""
     token = uuid.uuid4().hex
     run.sleep(pause / 2)
@@ -92,19 +91,19 @@ def plain(run: RunContext, pause: float) -> str:
     return token
 
 
-def keyed(run: RunContext, pause: float) -> str:
+def keyed(run: Run, pause: float) -> str:
     """One row, however often the call is made; returns its key."""
     run.sleep(pause / 2)
     _insert(run, INSERT_KEYED, run.idempotency_key, *_call(run), uuid.uuid4().hex)
     return run.idempotency_key
 
 
-def _call(run: RunContext) -> tuple[str, str]:
+def _call(run: Run) -> tuple[str, str]:
     run_id, _, op = run.idempotency_key.rpartition(":")
     return run_id, op
 
 
-def _insert(run: RunContext, sql: str, *values: object) -> None:
+def _insert(run: Run, sql: str, *values: object) -> None:
     while True:
         try:
             with _slots, closing(psycopg2.connect(os.environ["DATABASE_URL"], connect_timeout=5)) as connection:

@@ -17,10 +17,9 @@ from typing import TypeVar
 from marshmallow import RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Range
 
+from runtail import Approval, Run, ToolError, agent
 from workers.agents.support import questions, replies, shop
 from workers.agents.support.replies import Draft
-from workers.context import Approval, RunContext, ToolError
-from workers.registry import agent
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -63,14 +62,14 @@ class SupportInput(Schema):
 
 
 @agent("support", input=SupportInput)
-def support(run: RunContext) -> None:
+def support(run: Run) -> None:
     """Answer a customer. Nothing is returned: the output is built from the message, its sources and its checks."""
     draft = _investigate(run)
     _write(run, draft)
     _check(run, draft)
 
 
-def _investigate(run: RunContext) -> Draft:
+def _investigate(run: Run) -> Draft:
     order_id = questions.order_number(run.input["message"])
     if order_id is None:
         run.plan([WRITE, CHECK])
@@ -95,7 +94,7 @@ def _investigate(run: RunContext) -> Draft:
     return replies.about(order, stock, refund)
 
 
-def _refund_order(run: RunContext, order: shop.Order, stock: shop.Stock | None, refund: shop.Refund) -> Draft:
+def _refund_order(run: Run, order: shop.Order, stock: shop.Stock | None, refund: shop.Refund) -> Draft:
     before = [f"Look up order #{order['id']}", INVENTORY, REFUND, *([APPROVAL] if refund["needs_approval"] else [])]
     run.plan([*before, ISSUE, WRITE, CHECK])
     if refund["needs_approval"]:
@@ -115,7 +114,7 @@ def _refund_order(run: RunContext, order: shop.Order, stock: shop.Stock | None, 
 # Each lookup: a step, a tool, a source.
 
 
-def _look_up_order(run: RunContext, order_id: int) -> shop.Order | None:
+def _look_up_order(run: Run, order_id: int) -> shop.Order | None:
     with run.step(f"Look up order #{order_id}"):
         label = f"Looking up order #{order_id}"
         order = run.tool("look_up_order", _order, run, order_id, label=label, summary={"order_id": order_id})
@@ -124,7 +123,7 @@ def _look_up_order(run: RunContext, order_id: int) -> shop.Order | None:
     return order
 
 
-def _check_inventory(run: RunContext, order: shop.Order) -> shop.Stock:
+def _check_inventory(run: Run, order: shop.Order) -> shop.Stock:
     with run.step(INVENTORY):
         label, sku = f"Checking the stock of {order['product']}", order["sku"]
         stock = run.tool("check_inventory", _stock, run, sku, label=label, summary={"sku": sku})
@@ -132,7 +131,7 @@ def _check_inventory(run: RunContext, order: shop.Order) -> shop.Stock:
     return stock
 
 
-def _check_refund(run: RunContext, order: shop.Order) -> shop.Refund:
+def _check_refund(run: Run, order: shop.Order) -> shop.Refund:
     with run.step(REFUND):
         order_id = order["id"]
         label = f"Checking whether order #{order_id} can be refunded"
@@ -144,13 +143,13 @@ def _check_refund(run: RunContext, order: shop.Order) -> shop.Refund:
 # The refund.
 
 
-def _get_approval(run: RunContext, refund: shop.Refund) -> Approval:
+def _get_approval(run: Run, refund: shop.Refund) -> Approval:
     with run.step(APPROVAL):
         label = f"Refund {replies.refund_in_words(refund)}"
         return run.approve(label, requires="operator", expires_in=APPROVAL_TIME)
 
 
-def _issue_refund(run: RunContext, refund: shop.Refund) -> shop.IssuedRefund:
+def _issue_refund(run: Run, refund: shop.Refund) -> shop.IssuedRefund:
     with run.step(ISSUE):
         order_id, amount_cents = refund["order_id"], refund["amount_cents"]
         issued = run.tool(
@@ -171,19 +170,19 @@ def _issue_refund(run: RunContext, refund: shop.Refund) -> shop.IssuedRefund:
 # The tools.
 
 
-def _order(run: RunContext, order_id: int) -> shop.Order | None:
+def _order(run: Run, order_id: int) -> shop.Order | None:
     return _ask(run, ORDERS, shop.find_order, order_id)
 
 
-def _stock(run: RunContext, sku: str) -> shop.Stock:
+def _stock(run: Run, sku: str) -> shop.Stock:
     return _ask(run, WAREHOUSE, shop.find_stock, sku)
 
 
-def _refund(run: RunContext, order_id: int) -> shop.Refund:
+def _refund(run: Run, order_id: int) -> shop.Refund:
     return _ask(run, REFUNDS, shop.check_refund, order_id)
 
 
-def _issue(run: RunContext, order_id: int, amount_cents: int) -> shop.IssuedRefund:
+def _issue(run: Run, order_id: int, amount_cents: int) -> shop.IssuedRefund:
     """The run's key for this call is the refund's reference: however often the call is made, there is one refund."""
     issue = partial(shop.issue_refund, order_id, amount_cents)
     try:
@@ -192,7 +191,7 @@ def _issue(run: RunContext, order_id: int, amount_cents: int) -> shop.IssuedRefu
         raise ToolError(NOT_REFUNDABLE, f"Order #{order_id} has not that much left to refund.") from error
 
 
-def _ask(run: RunContext, system: System, question: Callable[[A], T], about: A) -> T:
+def _ask(run: Run, system: System, question: Callable[[A], T], about: A) -> T:
     """Take the system's time in view of the user, then ask it."""
     for n, stage in enumerate(system.stages):
         run.progress(n / len(system.stages), stage)
@@ -212,14 +211,14 @@ def _unavailable(system: System) -> ToolError:
 # The reply.
 
 
-def _write(run: RunContext, draft: Draft) -> None:
+def _write(run: Run, draft: Draft) -> None:
     with run.step(WRITE):
         run.stream(_word_by_word(run, draft.text))
         read = PROMPT_TOKENS + len(run.input["message"]) // CHARS_PER_TOKEN
         run.usage(input_tokens=read, output_tokens=len(draft.text) // CHARS_PER_TOKEN)
 
 
-def _word_by_word(run: RunContext, text: str) -> Iterator[str]:
+def _word_by_word(run: Run, text: str) -> Iterator[str]:
     words = re.findall(r"\S+\s*", text)
     for n, word in enumerate(words):
         if n % WORDS_PER_PROGRESS == 0:
@@ -228,12 +227,12 @@ def _word_by_word(run: RunContext, text: str) -> Iterator[str]:
         yield word
 
 
-def _check(run: RunContext, draft: Draft) -> None:
+def _check(run: Run, draft: Draft) -> None:
     with run.step(CHECK):
         for check in replies.checks(draft):
             run.check(check.name, check.passed, check.score, check.note)
 
 
-def _wait(run: RunContext, seconds: float) -> None:
+def _wait(run: Run, seconds: float) -> None:
     if run.input["latency_scale"]:
         run.sleep(seconds * run.input["latency_scale"])

@@ -7,6 +7,7 @@ with client.run(user="alice", input={"month": "May"}) as run:
 """
 
 from runtail.client.block import RunBlock
+from runtail.client.external_run import ExternalRun
 from runtail.client.server import Opened, Runtail
 
-__all__ = ["Opened", "RunBlock", "Runtail"]
+__all__ = ["ExternalRun", "Opened", "RunBlock", "Runtail"]

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
+from runtail.client.external_run import ExternalRun
 from runtail.client.sender import Sender
-from runtail.current import current
 from runtail.errors import Cancelled, Refused, RunFailed, RuntailError, WriterLost
-from runtail.run import Run
 from runtail.sinks import Sink
 
 INTERRUPTED_SECONDS = 5.0
@@ -45,10 +44,10 @@ class RunBlock:
         self._retried = retried
         self._exit = ExitStack()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> ExternalRun:
         self._sender = self._start()
-        self._run = Run(self._sink(self._sender) if self._sink else self._sender)
-        self._exit.enter_context(current(self._run))
+        self._run = ExternalRun(self._sink(self._sender) if self._sink else self._sender)
+        self._exit.enter_context(self._run.active())
         return self._run
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:

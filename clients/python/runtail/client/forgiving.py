@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from runtail.client.sender import Sender
 from runtail.errors import Cancelled, Refused, RuntailError
+from runtail.sinks import Nowhere
 
 T = TypeVar("T")
 
@@ -109,3 +110,19 @@ class Forgiving:
         if str(error) not in self._told:
             self._told.add(str(error))
             log.error("%s: the job goes on without its run. %s", self.run_id, error)
+
+
+class Alone(Nowhere):
+    """Of a job that has no run, because the server is away or the run has failed: it does its work all the same."""
+
+    def tell(self, error: RuntailError) -> None:
+        """Log an error of one call."""
+        log.error("A job without a run goes on without what it has just written. %s", error)
+
+    def decision(self, approval_id: str, seconds: float | None) -> dict[str, Any] | None:
+        """None: nobody can be asked."""
+        return None
+
+    def inputs(self, wait: bool) -> list[str]:
+        """None: nobody can send any."""
+        return []

@@ -8,11 +8,9 @@ from typing import Any
 from runtail.client import queues
 from runtail.client.block import RunBlock
 from runtail.client.claiming import Claim, Done, JobRuns, check_time
-from runtail.client.forgiving import Forgiving
+from runtail.client.external_run import ExternalRun
+from runtail.client.forgiving import Alone, Forgiving
 from runtail.client.sender import Sender
-from runtail.current import current
-from runtail.run import Run
-from runtail.sinks import Alone
 from runtail.time_limits import out_of_time
 
 log = logging.getLogger("runtail")
@@ -51,9 +49,9 @@ def _work_alone(
 ) -> Any:
     """The work without a run, which is told of it afterwards if the server is back by then."""
     result, error = None, None
-    run = Run(Alone())
+    run = ExternalRun(Alone())
     try:
-        with current(run):
+        with run.active():
             result = function(run, *args, **kwargs)
     except Exception as raised:
         error = raised
@@ -61,7 +59,7 @@ def _work_alone(
         claim.give_up(retried(stopped))
         raise
 
-    def outcome(run: Run) -> Any:
+    def outcome(run: ExternalRun) -> Any:
         if error is not None:
             raise error
         return result
@@ -101,7 +99,7 @@ def _write(
     return result
 
 
-def _set_output(run: Run, result: Any) -> None:
+def _set_output(run: ExternalRun, result: Any) -> None:
     if result is None:
         return
     try:

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.errors import InvalidJson, TooDeep
-from app.protocol.cleaning import Turn, no_turn
-from app.protocol.events import Json, clean, dumps
-from app.protocol.payloads import PREVIEW_MAX_BYTES
-from app.protocol.secret_names import is_secret
+from runtail.secret_names import is_secret
+from runtail.texts import clean_text
+from runtail.values import MAX_DEPTH, Json, Turn, clean, dumps, no_turn
 
+SUMMARY_MAX_CHARS = 200
+PREVIEW_MAX_BYTES = 2_048
+"""Of the preview in UTF-8: a text as it is, anything else as compact JSON."""
 REDACTED = "[redacted]"
 CUT_BYTES = 1_000
 """What is kept of a longer one, as text; its quotes may double when that text becomes JSON in turn."""
@@ -78,7 +79,7 @@ def preview(value: object) -> dict[str, Any]:
     """
     try:
         cleaned = clean(value)
-    except (InvalidJson, TooDeep):
+    except Exception:  # InvalidJson, TooDeep, or what the items of a lazy mapping raise
         cleaned = f"<{value.__class__.__name__}>"
     whole = len(dumps(cleaned).encode())
     shown = redact_all(cleaned if whole <= READ_CHARS else _beginning(cleaned, [READ_CHARS]))
@@ -107,13 +108,13 @@ def _take(key: str, room: list[int]) -> bool:
 
 
 def shown(pairs: Mapping[str, Any]) -> str:
-    """Arguments as one line: `name=value, …`, of which the beginning is enough: no more than READ_CHARS is read."""
+    """The arguments that may be shown, as one line: `name=value, …`. Of long ones no more than READ_CHARS is read."""
     texts: list[str] = []
     for name, value in pairs.items():
         texts.append(f"{name}={redact_text(_as_text(name, value))}")
         if sum(map(len, texts)) > READ_CHARS:
             break
-    return ", ".join(texts)
+    return clean_text(", ".join(texts))[:SUMMARY_MAX_CHARS]
 
 
 def without_secrets(names: Sequence[str], values: Sequence[Any]) -> list[Any]:
@@ -125,8 +126,36 @@ def without_secrets(names: Sequence[str], values: Sequence[Any]) -> list[Any]:
 def _as_text(name: str, value: Any) -> str:
     if is_secret(name, value):
         return REDACTED
-    beginning = redact_all(_beginning(value, [READ_CHARS])) if isinstance(value, dict | list) else value
-    return str(beginning)[:READ_CHARS]
+    try:
+        return str(_visible(value, [READ_CHARS]))[:READ_CHARS]
+    except Exception:  # what the items of a lazy mapping raise, or a `__str__`
+        return f"<{type(value).__name__}>"
+
+
+def _visible(value: Any, room: list[int], inside: tuple[int, ...] = ()) -> Any:
+    """So much of a value, which need not be JSON, that nothing after it can be shown, as `redact_all` leaves it.
+
+    :param room: as of `_beginning`.
+    :param inside: the ids of what it is in.
+    """
+    room[0] -= 1
+    if isinstance(value, str):
+        room[0] -= len(value)
+        return redact_text(value[: max(0, room[0] + len(value))])
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if id(value) in inside or len(inside) == MAX_DEPTH:
+        return "…"
+    inside = (*inside, id(value))
+    if isinstance(value, Mapping):
+        pairs = ((key, item) for key, item in value.items() if room[0] > 0)
+        return {k: REDACTED if is_secret(str(k), item) else _visible(item, room, inside) for k, item in pairs}
+    items = [
+        REDACTED if _is_flag_of_secret(flag, item) else _visible(item, room, inside)
+        for flag, item in zip([None, *value], value, strict=False)
+        if room[0] > 0
+    ]
+    return tuple(items) if isinstance(value, tuple) else items
 
 
 def _is_flag_of_secret(flag: object, value: object) -> bool:

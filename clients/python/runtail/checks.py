@@ -12,19 +12,24 @@ from numbers import Real
 from os import PathLike, fspath
 from typing import Any
 
-from app.errors import InvalidCall
-from app.protocol.events import clean_text
+from runtail.errors import InvalidCall
+from runtail.texts import clean_text
 
 SECONDS_MAX = 100 * 365 * 86_400
 """A hundred years: no wait is longer."""
 TIMES_MAX = 1_000_000
 
 
-def text(value: object, what: str) -> str:
-    """A text, without NUL and lone surrogates."""
+def raw_text(value: object, what: str) -> str:
+    """A text as it is; one of a subclass, such as an Enum's member, is the text that it is made of."""
     if not isinstance(value, str):
         raise InvalidCall(f"{what} is a text, not {_kind(value)}.")
-    return clean_text(str.__str__(value))
+    return str.__str__(value)
+
+
+def text(value: object, what: str) -> str:
+    """A text, without NUL and lone surrogates."""
+    return clean_text(raw_text(value, what))
 
 
 def may_text(value: object, what: str) -> str | None:

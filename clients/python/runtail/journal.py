@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
-from app.errors import InvalidJson, NondeterministicAgent, TooDeep
-from app.protocol.events import clean, clean_text, dumps
-from app.protocol.redaction import redact_all
-from app.storage.run_store import ApprovalRecord, OpRecord, Recorded
+from runtail.errors import InvalidJson, NondeterministicAgent, TooDeep
+from runtail.records import ApprovalRecord, OpRecord, Recorded
+from runtail.redaction import redact_all
+from runtail.texts import clean_text
+from runtail.values import clean, dumps
 
 ARGUMENTS_CHARS = 65_536
 """Of a call's arguments as JSON; longer ones are not kept, only their fingerprint is."""
@@ -152,7 +153,7 @@ def as_json(value: object, depth: int = 20) -> Any:
     try:
         return clean(value)
     except (InvalidJson, TooDeep):
-        return f"<{type(value).__name__}>"
+        return f"<{getattr(type(value), '__journal_name__', type(value).__name__)}>"
 
 
 def fingerprint(kind: str, name: str, arguments: object) -> str:

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import PurePath
 from typing import IO
 
-from workers.execution.lifetime import live_no_longer_than
+from runtail.errors import ToolError
+from runtail.lifetime import live_no_longer_than
 
 OUTPUT_BYTES = 1_000_000
 """Kept of each of the two outputs; what comes after is read and dropped."""
@@ -26,10 +28,6 @@ INHERITED = re.compile(
 )
 """What a program gets of the worker's environment, which holds the keys of everything: an allow-list, because nobody
 knows what deployments keep in theirs."""
-
-
-class ProgramTimeout(Exception):
-    """The program took too long, and was killed."""
 
 
 def run_program(
@@ -44,7 +42,7 @@ def run_program(
     :param input: of its standard input.
     :param env: its whole environment; None: what is INHERITED of the worker's.
     :raises OSError: it cannot be started.
-    :raises ProgramTimeout: it took longer than `timeout_s`.
+    :raises ToolError: it took longer than `timeout_s`, and was killed (`timeout`, retryable).
     """
     pipe = subprocess.PIPE
     process = subprocess.Popen(
@@ -63,7 +61,8 @@ def run_program(
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise ProgramTimeout(f"{argv[0]} took longer than {timeout_s} s.") from None
+            name = PurePath(argv[0]).name
+            raise ToolError("timeout", f"{name} took longer than {timeout_s:g} s.", retryable=True) from None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the whole session, so that no pipe stays open

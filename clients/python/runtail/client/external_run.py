@@ -1,0 +1,84 @@
+"""The run of a writer: the verbs of every run, and its end, which is the writer's to say."""
+
+import re
+from typing import Any
+
+from runtail import checks
+from runtail.errors import InvalidCall, InvalidEvent, RunFailed
+from runtail.external import External, cleaned
+from runtail.run import Run
+from runtail.sinks import Sink
+from runtail.texts import clean_text
+from runtail.values import dumps
+
+_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
+MESSAGE_CHARS = 500
+"""Of why a run has failed."""
+LONG_OUTPUT_BYTES = 256_000
+"""Of an output as JSON that is not sent again, having been streamed."""
+
+
+class ExternalRun(Run):
+    """A run that this process executes. Any number of threads may use its verbs.
+
+    Every verb raises Cancelled once a cancel is known, WriterLost once the run is somebody else's, Refused when the
+    server has turned an event down, and InvalidEvent or InvalidCall for what cannot be sent. While the server is away
+    verbs go on until the buffer is full, and then wait.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(External(sink))
+        self._sink = sink
+        self._ending: dict[str, Any] = {"status": "completed"}
+
+    @property
+    def output(self) -> Any:
+        """What the run is to be completed with at the end of its block; None where nothing was set.
+
+        Without one, the server makes it of the answer, the sources and the checks. A text has to be the one that
+        was streamed; one that was not streamed at all the server streams. Set to what has no JSON form it raises
+        InvalidEvent.
+        """
+        return self._ending.get("output")
+
+    @output.setter
+    def output(self, output: object) -> None:
+        try:
+            self._ending["output"] = cleaned(output)
+        except InvalidEvent as error:
+            self._sink.tell(error)
+
+    def complete(self, *output: object) -> dict[str, Any]:
+        """Complete the run now, with this output or the one that was set; returns it as it ended.
+
+        :raises RunFailed: the output is not the text that was streamed.
+        """
+        if output:
+            (self.output,) = output
+        ended = self._sink.finish(self._end())
+        if ended["status"] == "failed":
+            raise RunFailed(ended["error"]["code"], ended["error"]["message"])
+        return ended
+
+    def _end(self) -> dict[str, Any]:
+        """The end as it is sent: a long text that was streamed is named, one that was not is streamed first."""
+        output = self._ending.get("output")
+        if not isinstance(output, str) or len(dumps(output).encode()) <= LONG_OUTPUT_BYTES:
+            return self._ending
+        if not self.answered:
+            self.stream([output])
+        answer = self._shared.messages.answer
+        is_answer = answer is not None and answer.text == output
+        return {**self._ending, "output": None, "output_is": "answer"} if is_answer else self._ending
+
+    def fail(self, code: str, message: str, *, seconds: float | None = None) -> dict[str, Any]:
+        """Fail the run now; returns it as it ended.
+
+        :param code: 1 to 64 of [a-z0-9_].
+        :param message: fit to be shown; what is beyond 500 characters is cut off.
+        :param seconds: how long that may take; None: as long as the client's `finish_seconds` say.
+        """
+        if not _ERROR_CODE.fullmatch(checks.text(code, "run.fail: code")):
+            raise InvalidCall(f"run.fail: code is 1 to 64 of [a-z0-9_], not {code!r}.")
+        error = {"code": code, "message": clean_text(message)[:MESSAGE_CHARS]}
+        return self._sink.finish({"status": "failed", "error": error}, seconds)

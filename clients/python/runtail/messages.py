@@ -1,0 +1,111 @@
+"""Writing messages: the text of an agent, bit by bit, and the same text again where it was written before."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from runtail import checks
+from runtail.errors import InvalidCall, ToolError
+from runtail.handles import Message
+from runtail.ports import Calls
+from runtail.records import OpRecord
+from runtail.tools import foreseen
+
+ROLES = ("assistant", "system", "tool", "user")
+
+
+class Messages:
+    """The messages of one run, whose branches share it.
+
+    :ivar answer: the assistant's last message that has a text.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Message | None = None
+
+    @contextmanager
+    def message(self, calls: Calls, role: str) -> Iterator[Message]:
+        """See `Run.message`."""
+        op = calls.next("msg", "message.", records="message")
+        record = calls.recorded(op, "message", role)
+        if record is None:
+            with self._new(calls, op, role) as message:
+                yield message
+            return
+        message_id = record.result["message_id"]
+        message = Message(message_id, partial(calls.deltas, message_id))
+        yield message
+        message.close()
+        if message.text != calls.message_text(message_id):
+            calls.broken(f"The message of call {op} had another text before.")
+        self._note(role, message)
+
+    def stream(self, calls: Calls, texts: Iterable[str]) -> str:
+        """See `Run.stream`."""
+        op = calls.next("msg", "message.", records="message")
+        try:
+            record = calls.recorded(op, "message", "assistant")
+            if record is not None:
+                return self._streamed_before(calls, record)
+            failing = foreseen("stream_error", "The stream failed.")
+            with self._new(calls, op, "assistant") as message, failing, calls.within(op):
+                for text in texts:
+                    message.write(text)
+            return message.text
+        finally:
+            if isinstance(texts, Iterator) and hasattr(texts, "close"):
+                texts.close()  # a provider's stream ends with the run, not when somebody collects the garbage
+
+    @contextmanager
+    def _new(self, calls: Calls, op: str, role: str) -> Iterator[Message]:
+        message_id, begun = calls.new_message(op), False
+
+        def send(text: str) -> str:
+            nonlocal begun
+            if not begun:
+                begun = True
+                calls.begin_message(message_id, role, op)
+            return calls.delta(message_id, text, op)
+
+        message = Message(message_id, send)
+        result: dict[str, Any] = {"message_id": message_id, "error": None}
+        try:
+            yield message
+            message.close()
+        except ToolError as error:
+            result["error"] = error.public()
+            raise
+        except InvalidCall as error:
+            result["error"] = ToolError(error.code, error.detail).public()
+            raise
+        finally:
+            self._note(role, message)
+            completed = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
+            event = completed if begun else None
+            calls.quietly(lambda: calls.record(op, "message", role, result, event=event))
+
+    def _streamed_before(self, calls: Calls, record: OpRecord) -> str:
+        error, message_id = record.result["error"], record.result["message_id"]
+        if error is not None:
+            raise InvalidCall(error["message"]) if error["code"] == InvalidCall.code else ToolError.of(error)
+        text = calls.message_text(message_id)
+        message = Message(message_id, lambda piece: piece)
+        message.write(text)
+        self._note("assistant", message)
+        return text
+
+    def _note(self, role: str, message: Message) -> None:
+        if role == "assistant" and message.text:
+            self.answer = message
+
+
+def role_of(value: object) -> str:
+    """The role of a message.
+
+    :raises InvalidCall: it is none.
+    """
+    role = checks.text(value, "run.message: role")
+    if role not in ROLES:
+        raise InvalidCall(f"run.message: role is one of {', '.join(ROLES)}, not {role!r}.")
+    return role
