@@ -44,14 +44,20 @@ def golden(name: str) -> dict[str, Any]:
     return found
 
 
-def unended(stored: dict[str, Any]) -> dict[str, Any]:
-    """The run before its terminal event, as if it had waited there for a moment that has come."""
-    (run,), log = stored["runs"], stored["run_events"][:-1]
+def unended(stored: dict[str, Any], upto: int = -1) -> dict[str, Any]:
+    """The run before its terminal event, or that many events, as if it had waited there for a moment that has come.
+
+    The record of a call that the log does not tell of yet is left out, where an event does tell of it.
+    """
+    (run,), log = stored["runs"], stored["run_events"][:upto]
+    told = {event["op"] for event in log if event["type"].endswith((".completed", ".failed"))}
+    telling = {event["op"] for event in stored["run_events"] if event["type"].endswith((".completed", ".failed"))}
+    ops = [op for op in stored["run_ops"] if op["op"] in told or op["op"] not in telling]
     state = fold((json.loads(event["e"]) for event in log), initial(RUN))
     nothing = dict.fromkeys(("output", "digest", "usage", "finished_at"))
     again = {"status": "waiting", "published": "false", "wake_at": run["finished_at"], "owner": None}
     run = {**run, **nothing, **again, "state": json.dumps(state), "state_seq": str(len(log))}
-    return {**stored, "runs": [run], "run_events": log}
+    return {**stored, "runs": [run], "run_events": log, "run_ops": ops}
 
 
 class Left:
@@ -65,10 +71,10 @@ class Left:
         self._gate = gate
 
     @classmethod
-    def begin(cls, stack: Stack) -> "Left":
+    def begin(cls, stack: Stack, agent: str = AGENT, **input: Any) -> "Left":
         """A run from its beginning."""
         gate = stack.folder / secrets.token_hex(6)
-        return cls(stack, stack.start(AGENT, {"gate": str(gate), "hold": None}), gate)
+        return cls(stack, stack.start(agent, {"gate": str(gate), "hold": None, **input}), gate)
 
     @classmethod
     def restore(cls, stack: Stack, stored: dict[str, Any]) -> "Left":

@@ -144,6 +144,9 @@ def _mark_plan(state: State, step_id: str, status: str) -> None:
 
 
 def _message_started(state: State, payload: Item) -> None:
+    for message in state["messages"] if payload.get("replaces") else ():
+        if message["role"] == "assistant":
+            message["status"] = "abandoned"
     message = {"id": payload["message_id"], "role": payload["role"], "text": "", "status": "open"}
     _put(state["messages"], message)
     _follow_answer(state)

@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import AgentError, ReconciliationFailed
 from app.protocol.digest import digest
-from app.protocol.ending import Ending, closing, reconcile, terminal_payload
+from app.protocol.ending import Ending, check_strict, closing, given_output, is_said, terminal_payload
 from app.protocol.events import TERMINAL, validate
 from app.protocol.reducer import State, initial
 from app.storage.log_writer import LogWriter
@@ -76,16 +76,36 @@ def test_a_failure_says_its_code_and_its_public_text() -> None:
 
 def test_an_output_that_is_not_text_is_taken_as_it_is() -> None:
     for output in ({"a": 1}, [], 0, False, 1.5):
-        assert reconcile(_state(), output) == output
+        assert given_output(_state(), output) == output
 
 
-def test_a_text_must_be_the_one_that_was_streamed() -> None:
-    assert reconcile(_state(), "half an ans") == "half an ans"
+def test_a_strict_text_must_be_the_one_that_was_streamed() -> None:
+    check_strict(_state(), "half an ans")
     for text in ("", "half an answer", "half an ans "):
         with pytest.raises(ReconciliationFailed):
-            reconcile(_state(), text)
+            check_strict(_state(), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("two", True),
+        ("one two", True),
+        (" onetwo\n", True),
+        ("one", False),
+        ("two one", False),
+        ("one gone two", False),
+        ("system one two", False),
+        ("", False),
+    ],
+)
+def test_a_text_is_said_that_is_the_answer_or_all_messages_joined(text: str, said: bool) -> None:
+    texts = [("system", "system", "completed"), ("assistant", "one ", "completed"), ("assistant", "gone", "abandoned")]
+    texts.append(("assistant", "two", "completed"))
+    messages = [{"id": t, "role": r, "text": t, "status": s} for r, t, s in texts]
+    assert is_said(_state(messages=messages, answer={"text": "two", "status": "draft"}), text) is said
 
 
 def test_nothing_is_made_up_from_answer_sources_and_checks() -> None:
     state = _state(sources=[{"title": "s"}], checks=[{"name": "c"}])
-    assert reconcile(state, None) == {"text": "half an ans", "sources": [{"title": "s"}], "checks": [{"name": "c"}]}
+    assert given_output(state, None) == {"text": "half an ans", "sources": [{"title": "s"}], "checks": [{"name": "c"}]}

@@ -27,11 +27,12 @@ from app.storage.log_writer import LogWriter
 from app.storage.ownership import Ownership
 from app.storage.run_store import RunRecord, migrate
 from app.wiring import Services
+from runtail.deltas import DELTA_CHARS, DELTA_SECONDS
 from runtail.interrupts import Interrupted
 from tests.harness import eventually, pending_run
 from workers.execution.flusher import Flusher
 from workers.execution.interrupts import Cancelled, Lost, Unstorable
-from workers.execution.outbox import DELTA_CHARS, DELTA_SECONDS, UNAPPENDED_BYTES, UNARCHIVED_BYTES, Outbox
+from workers.execution.outbox import UNAPPENDED_BYTES, UNARCHIVED_BYTES, Outbox
 
 Open = Callable[..., "Writing"]
 

@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import StackMaker
 from tests.golden_journals import Left, golden, unended, waits
 from tests.harness import Stack
+from tests.stored import row
 
 END = golden("end")
 DRAWN = ("now", "random", "sleep")
@@ -65,6 +66,21 @@ def test_a_run_that_the_version_before_has_suspended_goes_on(played: Stack, name
     kept = [op for op in before["run_ops"] if op["kind"] != "sleep"]
     assert [op for op in stored["run_ops"] if op in kept] == kept, "what was kept stays"
     assert stored["run_events"][: len(before["run_events"])] == before["run_events"]
+
+
+def test_a_text_that_takes_the_place_of_another_is_said_once_wherever_its_worker_dies(played: Stack) -> None:
+    whole = Left.begin(played, "another_text", chars=5_000)
+    for _ in whole.plays_on():
+        pass
+    stored = whole.stored()
+    first = next(n for n, event in enumerate(stored["run_events"]) if event["type"] == "message.started")
+    for upto in range(first, len(stored["run_events"])):
+        left = Left.restore(played, unended(stored, upto))
+        for _ in left.plays_on():
+            pass
+        run = row(played, left.run_id)
+        said = [message["text"] for message in run.state["messages"] if message["status"] != "abandoned"]
+        assert said == [run.output] == ["x" * 5_000]
 
 
 def test_a_whole_journal_is_replayed_without_a_word(played: Stack) -> None:

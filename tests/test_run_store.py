@@ -470,7 +470,7 @@ for atomic in (False, True):
         gevent.killall([waiting, *greenlets], Cancelled(), timeout=3)
         for greenlet in (waiting, *greenlets):
             assert greenlet.ready(), "it did not stop"
-            assert isinstance(greenlet.value, Cancelled), (atomic, greenlet.exception, greenlet.value)
+            assert isinstance(greenlet.exception, Cancelled), (atomic, greenlet.exception, greenlet.value)
         assert not database.peewee._in_use, database.peewee._in_use
         with gevent.Timeout(3):
             pings = gevent.joinall([gevent.spawn(ping) for _ in range(8)])

@@ -104,7 +104,7 @@ class TestAnAgentThatFails:
 
     def test_a_tool_error_may_say_in_public_what_went_wrong(self, server: Stack) -> None:
         run, events = _misbehave(server, "raises_its_own_code")
-        assert run["error"]["code"] == "agent_error"
+        assert run["error"] == {"code": "no_stock", "message": "The shelf is empty.", "retryable": True}
         (failed,) = _of(events, "tool.failed")
         assert (failed["code"], failed["message"], failed["retryable"]) == ("no_stock", "The shelf is empty.", True)
         assert [call["status"] for call in run["state"]["tool_calls"]] == ["failed"]
@@ -148,11 +148,30 @@ class TestWhatAnAgentReturns:
         assert reason in run["error"]["message"]
         assert run["output"] is None
 
-    def test_another_text_than_was_streamed_fails_the_run(self, server: Stack) -> None:
-        run, _ = _misbehave(server, "other_text")
+    def test_another_text_than_was_streamed_is_said_in_its_place(self, server: Stack) -> None:
+        run, events = _misbehave(server, "other_text")
+        assert run["output"] == run["state"]["answer"]["text"] == "what was returned"
+        assert [m["status"] for m in run["state"]["messages"]] == ["abandoned", "completed"]
+        assert events[-1]["payload"]["digest"] == run["digest"]
+
+    def test_another_text_than_was_streamed_fails_a_strict_agent(self, server: Stack) -> None:
+        run = server.ended(server.start("strict", {"text": "what was returned"}))
         assert run["error"]["code"] == "reconciliation_failed"
         assert run["output"] is None
         assert run["state"]["answer"] == {"text": "what was streamed", "status": "final"}
+        assert server.ended(server.start("strict", {"text": "what was streamed"}))["output"] == "what was streamed"
+
+    @pytest.mark.parametrize("way", ["two_texts", "header_and_text", "stripped_text", "no_text"])
+    def test_what_is_made_of_streamed_texts_is_the_output(self, server: Stack, way: str) -> None:
+        run, _ = _misbehave(server, way)
+        texts = [m["text"] for m in run["state"]["messages"] if m["status"] == "completed"]
+        assert run["status"] == "completed"
+        assert (run["output"], texts) == {
+            "two_texts": ("one text, another", ["one text, ", "another"]),
+            "header_and_text": ("Report: the text", ["Report: the text"]),
+            "stripped_text": ("the text", [" the text\n"]),
+            "no_text": ("", [""]),
+        }[way]
 
     def test_the_text_that_was_streamed_is_the_output(self, server: Stack) -> None:
         run, _ = _misbehave(server, "same_text")

@@ -139,6 +139,13 @@ class Indexed {
     const before = this.messages.find(message.id), at = this.messages.put(message);
     if (mayAnswer(message) && !(before && mayAnswer(before))) pushLast(this.answers, at);
   }
+  abandonAnswers() {
+    for (const at of this.answers) {
+      const message = this.list("messages")[at];
+      if (mayAnswer(message)) this.messages.change(message.id, { status: "abandoned" });
+    }
+    this.answers = [];
+  }
   followAnswer() { // the last message of the assistant that is not abandoned
     const messages = this.list("messages"), { answer } = this.state;
     while (this.answers.length && !mayAnswer(messages[this.answers[0]])) popLast(this.answers);
@@ -278,6 +285,7 @@ const RULES = { // (run, payload, state of the run, which is its own)
     { status: "completed", fraction: 1, duration_ms: p.duration_ms }),
   "step.failed": (run, p) => step(run, p.step_id, { status: "failed", error: p.error }),
   "message.started": (run, p) => {
+    if (p.replaces) run.abandonAnswers();
     run.putMessage({ id: p.message_id, role: p.role, text: "", status: "open" });
     run.followAnswer();
   },

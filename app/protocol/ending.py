@@ -1,15 +1,16 @@
 """How a run ends: what is closed, what its output is, and the terminal event's payload. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import ReconciliationFailed, RuntailError
 from app.protocol.digest import digest
 from app.protocol.events import exceeds
-from app.protocol.sizes import LONG_OUTPUT_BYTES
+from app.protocol.sizes import LONG_OUTPUT_BYTES, pieces
 from app.protocol.state import output_of, streamed_output
-from app.protocol.writing import Pace
+from app.protocol.writing import PIECE, Pace
+from runtail.errors import ToolError
 from runtail.texts import clean_text
 
 
@@ -19,7 +20,7 @@ class Ending:
 
     status: str
     output: Any = None
-    error: Mapping[str, str] | None = None
+    error: Mapping[str, Any] | None = None
     reason: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     """What else hooks have put into the payload of `run.completed`."""
@@ -37,6 +38,8 @@ class Ending:
     @classmethod
     def failed(cls, error: RuntailError) -> "Ending":
         """The run failed for the stated reason; the error's code and detail become public."""
+        if isinstance(error, ToolError):
+            return cls("failed", error=error.public())
         return cls("failed", error={"code": error.code, "message": clean_text(error.detail)})
 
     @classmethod
@@ -78,22 +81,36 @@ def closing(
             yield "step.failed", {"step_id": step["id"], "error": error}
 
 
-def reconcile(state: Mapping[str, Any], output: Any) -> Any:
-    """The output of a run that returned `output` after streaming what `state` holds.
+def is_said(state: Mapping[str, Any], text: str, pace: Pace = iter) -> bool:
+    """Whether a text is what the run has said: its answer, or its assistant's messages joined, white space aside."""
+    if text == state["answer"]["text"]:
+        return True
+    said = (m["text"] for m in state["messages"] if m["role"] == "assistant" and m["status"] != "abandoned")
+    return _squeezed(said, pace) == _squeezed([text], pace)
 
-    A function that returned nothing gets its output built from what it streamed.
 
-    :raises ReconciliationFailed: a text was returned, and it is not the text of the answer.
+def _squeezed(texts: Iterable[str], pace: Pace) -> str:
+    """The texts as one, without white space."""
+    parts = pace(piece for text in texts for piece in pieces(text, PIECE))
+    return "".join("".join(part.split()) for part in parts)
+
+
+def check_strict(state: Mapping[str, Any], text: str) -> None:
+    """For an agent that is declared with `strict_output`.
+
+    :raises ReconciliationFailed: the text that it returned is not the text of the answer.
     """
     answer = state["answer"]["text"]
-    if output is None:
-        return streamed_output(state)
-    if isinstance(output, str) and output != answer:
+    if text != answer:
         raise ReconciliationFailed(
-            f"The agent returned {len(output)} characters, which are not its answer: that is the last message that it"
+            f"The agent returned {len(text)} characters, which are not its answer: that is the last message that it"
             f" streamed, of {len(answer)} characters."
         )
-    return output
+
+
+def given_output(state: Mapping[str, Any], output: Any) -> Any:
+    """The output of a run that returned this; one that returned nothing gets it built from what it has said."""
+    return streamed_output(state) if output is None else output
 
 
 def said_output(state: Mapping[str, Any], output: Any, pace: Pace = iter) -> dict[str, Any]:

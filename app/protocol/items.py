@@ -110,6 +110,14 @@ class IndexedState:
         if _answers(message) and not (before and _answers(before)):
             heapq.heappush(self._answers, -at)
 
+    def abandon_answers(self) -> None:
+        """Abandon every message that may be the answer."""
+        for at in self._answers:
+            message = self.state["messages"][-at]
+            if _answers(message):
+                self.messages.set(message, status="abandoned")
+        self._answers.clear()
+
     def follow_answer(self) -> None:
         """Give the answer the text of the last assistant message that is not abandoned."""
         messages, candidates = self.state["messages"], self._answers

@@ -120,7 +120,11 @@ _FIELDS: dict[str, dict[str, fields.Field[Any]]] = {
     "step.progress": {"step_id": TEXT, "fraction": FRACTION, "label": MAY_TEXT},
     "step.completed": {"step_id": TEXT, "duration_ms": COUNT},
     "step.failed": {"step_id": TEXT, "error": ERROR},
-    "message.started": {"message_id": TEXT, "role": _one_of("assistant", "system", "tool", "user")},
+    "message.started": {
+        "message_id": TEXT,
+        "role": _one_of("assistant", "system", "tool", "user"),
+        "replaces": StrictBoolean(),
+    },
     "message.delta": {"message_id": TEXT, "text": TEXT},
     "message.completed": {"message_id": TEXT, "chars": COUNT},
     "tool.started": {

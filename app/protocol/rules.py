@@ -120,6 +120,8 @@ def _step_failed(run: IndexedState, payload: Item) -> None:
 
 def _message_started(run: IndexedState, payload: Item) -> None:
     message = {"id": payload["message_id"], "role": payload["role"], "text": "", "status": "open"}
+    if payload.get("replaces"):
+        run.abandon_answers()
     run.put_message(message)
     run.follow_answer()
 

@@ -14,7 +14,6 @@ from app.errors import (
     InvalidEvent,
     InvalidJson,
     InvalidOutput,
-    ReconciliationFailed,
     Refused,
     StoreUnavailable,
     TooDeep,
@@ -23,7 +22,7 @@ from app.errors import (
 from app.hooks import text_of
 from app.identifiers import no_run
 from app.pace import paced
-from app.protocol.ending import Ending, reconcile, said_output
+from app.protocol.ending import Ending, given_output, is_said, said_output
 from app.protocol.reducer import ENDED
 from app.protocol.state import output_of
 from app.storage.log_writer import LogWriter
@@ -106,26 +105,28 @@ class Ends:
             return Ending("failed", error=wanted["error"])
         try:
             return self._conclude(writer, output_of(writer.state, wanted))
-        except (HookFailed, ReconciliationFailed) as error:
+        except HookFailed as error:
             return Ending.failed(error)
         except (InvalidJson, TooDeep, InvalidEvent) as error:
             return Ending.failed(InvalidOutput(f"The output is not valid: {error.detail}"))
 
     def _conclude(self, writer: LogWriter, output: Any) -> Ending:
-        """How the run ends with this output. A text that was not streamed is streamed now: so there is one answer."""
+        """How the run ends with this output. A text that it has not said is said now, in place of what it has said."""
         state, hooks = writer.state, self.services.hooks
-        if isinstance(output, str) and output and not _answered(state):
+        if isinstance(output, str):
+            output = self._as_streamed(state, output)
+        if isinstance(output, str) and not is_said(state, output, paced):
             about = {"message_id": f"msg_{writer.epoch}"}
-            started = hooks("message.started", {**about, "role": "assistant"})
+            replaces = {"replaces": True} if _answered(state) else {}
+            started = hooks("message.started", {**about, "role": "assistant", **replaces})
             deltas = hooks.deltas(about["message_id"], output)
             output = text_of(deltas)
             writer.add("message.started", started)
             for delta in deltas:
-                writer.add("message.delta", delta)
+                if delta["text"]:
+                    writer.add("message.delta", delta)
             writer.add("message.completed", hooks.fact("message.completed", {**about, "chars": len(output)}))
-        elif isinstance(output, str):
-            output = self._as_streamed(state, output)
-        payload = {**said_output(state, reconcile(state, output), paced), "usage": state["usage"], "digest": ""}
+        payload = {**said_output(state, given_output(state, output), paced), "usage": state["usage"], "digest": ""}
         return Ending.of(state, hooks("run.completed", payload))
 
     def _as_streamed(self, state: Any, text: str) -> str:

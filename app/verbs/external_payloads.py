@@ -125,16 +125,21 @@ def _output(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"output": None, "output_is": "answer"}
 
 
-def _error(error: Any) -> dict[str, str]:
+def _error(error: Any) -> dict[str, Any]:
     given = {} if error is None else error
-    if not isinstance(given, dict) or set(given) - {"code", "message"}:
-        raise InvalidRequest("error: {code, message}.")
+    if not isinstance(given, dict) or set(given) - {"code", "message", "retryable", "retry_after_ms"}:
+        raise InvalidRequest("error: {code, message, retryable?, retry_after_ms?}.")
     code, message = given.get("code", ExternalFailed.code), given.get("message", ExternalFailed.title)
     if not isinstance(code, str) or not _ERROR_CODE.fullmatch(code):
         raise InvalidRequest("error.code: 1 to 64 of a-z 0-9 _")
     if not isinstance(message, str) or len(message) > MESSAGE_MAX_CHARS:
         raise InvalidRequest(f"error.message: a text of at most {MESSAGE_MAX_CHARS} characters.")
-    return {"code": code, "message": message}
+    more = {name: given[name] for name in ("retryable", "retry_after_ms") if name in given}
+    if not isinstance(more.get("retryable", False), bool):
+        raise InvalidRequest("error.retryable: true or false.")
+    if (after := more.get("retry_after_ms", 0)) is True or not isinstance(after, int) or after < 0:
+        raise InvalidRequest("error.retry_after_ms: a whole number from 0.")
+    return {"code": code, "message": message, **more}
 
 
 def _outbound(number: int, event: Any, hooks: Hooks) -> tuple[str, Outbound]:

@@ -129,6 +129,15 @@ def _broken(stage: Stage) -> Iterator[str]:
     raise ConnectionError("the provider is gone")
 
 
+@agent("another_text", input=AnyInput)
+def another_text(run: Run) -> object:
+    """Returns another text than it has streamed, held in the middle of saying it by whoever takes the run away."""
+    stage = Stage(run)
+    run.stream(["first, ", "second"])
+    run.tool("last", stage.effect, "last")
+    return "x" * run.input["chars"]
+
+
 # What waits.
 
 

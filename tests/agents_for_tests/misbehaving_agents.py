@@ -125,6 +125,23 @@ def other_text(run: Run) -> object:
     return "what was returned"
 
 
+def two_texts(run: Run) -> object:
+    return run.stream(["one ", "text, "]) + run.stream(["another"])
+
+
+def header_and_text(run: Run) -> object:
+    return "Report: " + run.stream(["the text"])
+
+
+def stripped_text(run: Run) -> object:
+    return run.stream([" the text\n"]).strip()
+
+
+def no_text(run: Run) -> object:
+    run.stream(["something"])
+    return ""
+
+
 def long_text(run: Run) -> object:
     return run.stream("some words é " * 1_000 for _ in range(200))
 
@@ -303,6 +320,12 @@ WAYS: dict[str, Callable[[Run], object]] = {
 @agent("misbehave", input=WayInput)
 def misbehave(run: Run) -> object:
     return WAYS[run.input["way"]](run)
+
+
+@agent("strict", input=AnyInput, strict_output=True)
+def strict(run: Run) -> object:
+    run.stream(["what was ", "streamed"])
+    return run.input["text"]
 
 
 @agent("showcase", input=AnyInput)

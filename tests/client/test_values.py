@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from runtail.client.outbox import BATCH_BYTES, BATCH_EVENTS, DELTA_CHARS, DELTA_SECONDS, EVENT_BYTES, Outbox, event_line
+from runtail.client.outbox import BATCH_BYTES, BATCH_EVENTS, EVENT_BYTES, Outbox, event_line
+from runtail.deltas import DELTA_CHARS, DELTA_SECONDS
 from runtail.errors import InvalidEvent
 from runtail.external import cleaned
 from runtail.redaction import shown
@@ -69,6 +70,8 @@ def test_text_waits_for_more_only_when_some_has_just_gone() -> None:
 
 def test_an_event_goes_after_the_text_before_it() -> None:
     outbox = Outbox()
+    assert outbox.write("left", "first") is True
+    assert b'"left","text":"first"' in outbox.take()
     outbox.write("left", "a")
     outbox.write("right", "b")
     outbox.write("left", "c")

@@ -19,7 +19,7 @@ from app.protocol.ending import Ending
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Recorded, RunRecord
 from app.wiring import Services
-from runtail import Run
+from runtail import Run, ToolError
 from runtail.agent import FAIL, RESTART, Agent
 from runtail.interrupts import Interrupted, Suspended, TimedOut
 from runtail.journal import Journal
@@ -202,7 +202,7 @@ class Invocations:
             context = Run(calls, input)
             with context.active():
                 output = call_named(run.id, lambda: agent.function(context))
-                return conclude(context, calls, outlet, hooks, output)
+                return conclude(context, calls, outlet, hooks, output, strict=agent.strict_output)
         except BaseException as error:  # SystemExit among them: an agent must not end its worker
             outcome = self._raised(active, error)
             _let_go(error)
@@ -274,5 +274,6 @@ _PUBLIC = (
     errors.NeedsIsolation,
     errors.NondeterministicAgent,
     errors.ReconciliationFailed,
+    ToolError,
 )
 """Anything else is an agent_error."""

@@ -6,7 +6,7 @@ Responsible for when an event is made and how long the agent waits. Moving event
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import gevent
 from gevent.event import Event as Flag
@@ -16,6 +16,7 @@ from app.protocol.events import Outbound
 from app.protocol.reducer import still
 from app.storage.log_writer import LogWriter
 from app.storage.run_store import Checkpoint, NewApproval, OpRecord
+from runtail.deltas import Deltas
 from runtail.interrupts import Interrupted, TimedOut
 from workers.execution.branches import in_greenlets
 from workers.execution.interrupts import Lost
@@ -23,10 +24,6 @@ from workers.execution.retry import Backoff
 
 T = TypeVar("T")
 
-DELTA_SECONDS = 0.040
-"""Deltas that follow one another faster than this leave together."""
-DELTA_CHARS = 2_048
-"""… unless they come to this much."""
 UNAPPENDED_BYTES = 262_144
 """A run whose events that are not in Redis come to more blocks its agent until some are."""
 UNARCHIVED_BYTES = 8_388_608
@@ -68,10 +65,7 @@ class Outbox:
         self.inputs: dict[int, str] = {}
         """What the user has sent, by number, as it was sent: the log has it as it went out."""
         self._mover = mover
-        self._delta: list[str] = []
-        self._delta_of: tuple[dict[str, Any], str] = ({}, "")
-        self._delta_chars = 0
-        self._delta_sent = 0.0
+        self._deltas = Deltas()
         self._slice_end = time.monotonic() + SLICE_SECONDS
         self._ops: list[OpRecord] = []
         self._approvals: list[NewApproval] = []
@@ -86,6 +80,8 @@ class Outbox:
         """Add an event; it is on its way to Redis when this returns. Blocks while too much is in memory only."""
         self._must_be_open()
         self.settle()
+        if type == "message.started":
+            self._deltas.begin(payload["message_id"])
         self.writer.add(type, payload, op=op)
         self._mover.append_soon(self)
         self.give_way()
@@ -144,28 +140,22 @@ class Outbox:
         :param payload: of a `message.delta`.
         """
         self._must_be_open()
-        about = {key: value for key, value in payload.items() if key != "text"}
-        if self._delta_of != (about, op):
+        message_id, about = payload["message_id"], {key: payload[key] for key in payload if key != "text"}
+        if self._deltas.has_other(message_id, (about, op)):
             self.settle()
-            self._delta_of = (about, op)
-        self._delta.append(payload["text"])
-        self._delta_chars += len(payload["text"])
-        due = self._delta_sent + DELTA_SECONDS
-        if self._delta_chars >= DELTA_CHARS or time.monotonic() >= due:
+        if self._deltas.write(message_id, payload["text"], (about, op)):
             self.settle()
             self._mover.append_soon(self)
         elif self.delta_due is None:
-            self.delta_due = due
+            self.delta_due = self._deltas.due_at
             self._mover.append_soon(self)
         self.give_way()
 
     def settle(self) -> None:
         """Make an event of the text that was held back."""
         self.delta_due = None
-        if self._delta:
-            about, op = self._delta_of
-            self.writer.add("message.delta", Outbound({**about, "text": "".join(self._delta)}), op=op)
-            self._delta, self._delta_chars, self._delta_sent = [], 0, time.monotonic()
+        for _, text, (about, op) in self._deltas.take() if self._deltas else ():
+            self.writer.add("message.delta", Outbound({**about, "text": text}), op=op)
 
     def checkpoint(self) -> Checkpoint:
         """What is not archived yet, with the state where that is due."""

@@ -4,6 +4,7 @@ from runtail.agent import Agent, agent
 from runtail.current import current_run, emit
 from runtail.errors import (
     Cancelled,
+    InvalidCall,
     InvalidEvent,
     Refused,
     RunEnded,
@@ -20,6 +21,7 @@ __all__ = [
     "Agent",
     "Approval",
     "Cancelled",
+    "InvalidCall",
     "InvalidEvent",
     "Message",
     "Refused",

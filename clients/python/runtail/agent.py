@@ -27,6 +27,7 @@ class Agent:
     version: str
     isolation: str = GEVENT
     on_version_change: str = RESUME
+    strict_output: bool = False
 
     def __call__(self, run: Run) -> object:
         """Call the function itself, as one agent does that builds on another. No run is started."""
@@ -40,6 +41,7 @@ def agent(
     version: str = "1",
     isolation: str = GEVENT,
     on_version_change: str = RESUME,
+    strict_output: bool = False,
 ) -> Callable[[Callable[[Run], object]], Agent]:
     """Declare a function as the agent `name`.
 
@@ -49,6 +51,8 @@ def agent(
     :param on_version_change: what becomes of a run that another version began: `resume` goes on with its recorded
         calls, which the new code must repeat; `restart` begins again from the top, calling every tool anew; `fail`
         ends it as `agent_changed`.
+    :param strict_output: a text that is returned has to be the text of the run's answer, or the run fails, as
+        `reconciliation_failed`. Otherwise what was not said yet is said at the end, in place of what was.
     """
     if isolation not in (GEVENT, PROCESS) or on_version_change not in (RESUME, RESTART, FAIL):
         raise ValueError(f"The agent {name!r} has no valid isolation or on_version_change.")
@@ -56,6 +60,6 @@ def agent(
         raise ValueError(f"{name!r} is the agent of runs that no worker executes; give yours another name.")
 
     def declare(function: Callable[[Run], object]) -> Agent:
-        return Agent(name, function, input, version, isolation, on_version_change)
+        return Agent(name, function, input, version, isolation, on_version_change, strict_output)
 
     return declare

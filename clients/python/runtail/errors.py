@@ -9,6 +9,7 @@ DETAIL_CHARS = 1_000
 """Of most details: one may quote what somebody has given, and goes into answers, rows and logs."""
 CODE_CHARS = 100
 """Of a ToolError's code."""
+RETRY_AFTER_MS_MAX = 2**53 - 1
 UNFORESEEN = "tool_error"
 """Code of a failure that the tool has not foreseen with a ToolError of its own."""
 
@@ -99,16 +100,20 @@ class ToolError(RuntailError):
 
     :param code: a short stable word.
     :param retryable: the same call may succeed later.
+    :param retry_after_ms: after so many milliseconds, where that is known.
     """
 
     title = detail = "The tool failed."
     detail_chars = 10_000
     retryable = False
+    retry_after_ms: int | None = None
 
-    def __init__(self, code: str, detail: str, *, retryable: bool = False) -> None:
+    def __init__(self, code: str, detail: str, *, retryable: bool = False, retry_after_ms: int | None = None) -> None:
         super().__init__(clean_text(_text_of(detail)))
         self.code = clean_text(_text_of(code))[:CODE_CHARS]
         self.retryable = bool(retryable)
+        if isinstance(retry_after_ms, int) and 0 <= retry_after_ms <= RETRY_AFTER_MS_MAX:
+            self.retry_after_ms = int(retry_after_ms)
 
     @property
     def worth_another_try(self) -> bool:
@@ -116,14 +121,16 @@ class ToolError(RuntailError):
         return self.retryable or self.code == UNFORESEEN
 
     def public(self) -> dict[str, Any]:
-        """{code, message, retryable}, as it is shown and recorded, whatever a subclass has made of them."""
-        fit = ToolError(self.code, self.detail, retryable=self.retryable)
-        return {"code": fit.code, "message": fit.detail, "retryable": fit.retryable}
+        """{code, message, retryable, retry_after_ms?}, as shown and recorded, whatever a subclass has made of them."""
+        fit = ToolError(self.code, self.detail, retryable=self.retryable, retry_after_ms=self.retry_after_ms)
+        more = {} if fit.retry_after_ms is None else {"retry_after_ms": fit.retry_after_ms}
+        return {"code": fit.code, "message": fit.detail, "retryable": fit.retryable, **more}
 
     @classmethod
     def of(cls, public: Mapping[str, Any]) -> "ToolError":
         """The error that `public` was made of."""
-        return cls(public["code"], public["message"], retryable=public["retryable"])
+        about = {"retryable": public["retryable"], "retry_after_ms": public.get("retry_after_ms")}
+        return cls(public["code"], public["message"], **about)
 
 
 def _text_of(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from runtail.branches import in_threads
 from runtail.errors import InvalidCall, InvalidEvent, InvalidJson, NondeterministicAgent, RuntailError, TooDeep
-from runtail.handles import Approval, Question
+from runtail.handles import Approval, Question, begun
 from runtail.interrupts import Suspended, TimedOut
 from runtail.records import OpRecord
 from runtail.sinks import Sink
@@ -123,9 +123,9 @@ class External:
         """The id of a message."""
         return f"msg_{op}"
 
-    def begin_message(self, message_id: str, role: str, op: str) -> None:
+    def begin_message(self, message_id: str, role: str, op: str, *, replaces: bool = False) -> None:
         """Add its start."""
-        self._sink.add("message.started", {"message_id": message_id, "role": role})
+        self._sink.add("message.started", begun(message_id, role, replaces))
 
     def delta(self, message_id: str, text: str, op: str) -> str:
         """Add a piece of text."""

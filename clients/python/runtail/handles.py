@@ -96,6 +96,11 @@ class Message:
         return written
 
 
+def begun(message_id: str, role: str, replaces: bool) -> dict[str, Any]:
+    """The payload of `message.started`."""
+    return {"message_id": message_id, "role": role, **({"replaces": True} if replaces else {})}
+
+
 def progressed(fraction: object, label: object, call: str) -> dict[str, Any]:
     """{fraction, label?}: the fraction, or the nearer of 0 and 1."""
     clamped = min(1.0, max(0.0, checks.number(fraction, f"{call}: fraction")))

@@ -100,6 +100,10 @@ class Journal:
         """How many events of this type of call `op` the log holds that this invocation has not emitted yet."""
         return self._emitted.get((op, type), 0)
 
+    def is_known(self, op: str) -> bool:
+        """Whether an earlier invocation has recorded call `op`, or emitted an event of it."""
+        return op in self._records or op in self._types
+
     def passed(self, op: str) -> bool:
         """Whether an earlier invocation went further than call `op` in its branch."""
         prefix, n = _split(op)

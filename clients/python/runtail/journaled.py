@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from runtail.errors import InvalidEvent, InvalidJson, RuntailError, TooDeep
-from runtail.handles import Approval, Question
+from runtail.handles import Approval, Question, begun
 from runtail.interrupts import Interrupted, Suspended, Wait
 from runtail.journal import Journal, fingerprint, stored_arguments
 from runtail.ports import Log
@@ -39,6 +39,11 @@ class Journaled:
         self._prefix = journal.root if prefix is None else prefix
         self._made = 0
         self._suspended: Suspended | None = None
+
+    @property
+    def upcoming(self) -> str:
+        """The number of the next call."""
+        return f"{self._prefix}{self._made + 1}"
 
     @property
     def run_id(self) -> str:
@@ -121,11 +126,11 @@ class Journaled:
         earlier = self.journal.count(op, "message.started")
         return f"msg_{op}.{earlier + 1}" if earlier else f"msg_{op}"
 
-    def begin_message(self, message_id: str, role: str, op: str) -> None:
+    def begin_message(self, message_id: str, role: str, op: str, *, replaces: bool = False) -> None:
         """Emit its start, whatever an earlier invocation did."""
         self.check()
         with _at("message.started", op):
-            self._log.emit("message.started", {"message_id": message_id, "role": role}, op)
+            self._log.emit("message.started", begun(message_id, role, replaces), op)
 
     def delta(self, message_id: str, text: str, op: str) -> str:
         """Write a piece of clean text, of any length; returns it as it went out."""

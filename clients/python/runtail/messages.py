@@ -41,15 +41,18 @@ class Messages:
             calls.broken(f"The message of call {op} had another text before.")
         self._note(role, message)
 
-    def stream(self, calls: Calls, texts: Iterable[str]) -> str:
-        """See `Run.stream`."""
+    def stream(self, calls: Calls, texts: Iterable[str], *, replaces: bool = False) -> str:
+        """See `Run.stream`.
+
+        :param replaces: the message takes the place of all that the assistant has written; it begins at once.
+        """
         op = calls.next("msg", "message.", records="message")
         try:
             record = calls.recorded(op, "message", "assistant")
             if record is not None:
                 return self._streamed_before(calls, record)
             failing = foreseen("stream_error", "The stream failed.")
-            with self._new(calls, op, "assistant") as message, failing, calls.within(op):
+            with self._new(calls, op, "assistant", replaces=replaces) as message, failing, calls.within(op):
                 for text in texts:
                     message.write(text)
             return message.text
@@ -58,8 +61,10 @@ class Messages:
                 texts.close()  # a provider's stream ends with the run, not when somebody collects the garbage
 
     @contextmanager
-    def _new(self, calls: Calls, op: str, role: str) -> Iterator[Message]:
-        message_id, begun = calls.new_message(op), False
+    def _new(self, calls: Calls, op: str, role: str, *, replaces: bool = False) -> Iterator[Message]:
+        message_id, begun = calls.new_message(op), replaces
+        if replaces:
+            calls.begin_message(message_id, role, op, replaces=True)
 
         def send(text: str) -> str:
             nonlocal begun

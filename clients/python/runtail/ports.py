@@ -166,8 +166,8 @@ class Calls(Protocol):
     def new_message(self, op: str) -> str:
         """The id of a message that call `op` is about to begin."""
 
-    def begin_message(self, message_id: str, role: str, op: str) -> None:
-        """Emit its start, whatever was emitted before."""
+    def begin_message(self, message_id: str, role: str, op: str, *, replaces: bool = False) -> None:
+        """Emit its start, whatever was emitted before. `replaces`: the assistant's messages before it are abandoned."""
 
     def delta(self, message_id: str, text: str, op: str) -> str:
         """Write a piece of clean text, of any length; returns it as it went out."""

@@ -373,6 +373,10 @@ class Run:
 
     # For whoever executes the run.
 
+    def replace_answer(self, text: str) -> str:
+        """Write a text that takes the place of all that the assistant has written; returns it as it went out."""
+        return self._shared.messages.stream(self._calls, [text], replaces=True)
+
     def active(self) -> AbstractContextManager[None]:
         """Make this the current run: see `current_run`."""
         return bound(current, self)

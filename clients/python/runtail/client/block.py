@@ -87,4 +87,4 @@ class RunBlock:
         elif self._retried(error):
             self._sender.leave(seconds)
         else:
-            self._run.fail("agent_error", "The agent failed.", seconds=seconds)
+            self._run.fail_by(error, seconds)

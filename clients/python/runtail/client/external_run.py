@@ -4,12 +4,12 @@ import re
 from typing import Any
 
 from runtail import checks
-from runtail.errors import InvalidCall, InvalidEvent, RunFailed
+from runtail.errors import UNFORESEEN, InvalidCall, InvalidEvent, RunFailed, ToolError
 from runtail.external import External, cleaned
 from runtail.run import Run
 from runtail.sinks import Sink
 from runtail.texts import clean_text
-from runtail.values import dumps
+from runtail.values import dumps, given
 
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 MESSAGE_CHARS = 500
@@ -71,14 +71,32 @@ class ExternalRun(Run):
         is_answer = answer is not None and answer.text == output
         return {**self._ending, "output": None, "output_is": "answer"} if is_answer else self._ending
 
-    def fail(self, code: str, message: str, *, seconds: float | None = None) -> dict[str, Any]:
+    def fail_by(self, error: BaseException, seconds: float | None = None) -> dict[str, Any]:
+        """Fail the run by what its code has raised: of a ToolError that is public, of anything else nothing is."""
+        if not isinstance(error, ToolError):
+            return self.fail("agent_error", "The agent failed.", seconds=seconds)
+        public = error.public()
+        code, message = public.pop("code"), public.pop("message")
+        return self.fail(code if _ERROR_CODE.fullmatch(code) else UNFORESEEN, message, **public, seconds=seconds)
+
+    def fail(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        retry_after_ms: int | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
         """Fail the run now; returns it as it ended.
 
         :param code: 1 to 64 of [a-z0-9_].
         :param message: fit to be shown; what is beyond 500 characters is cut off.
+        :param retryable: the same may succeed later, after `retry_after_ms` where that is known.
         :param seconds: how long that may take; None: as long as the client's `finish_seconds` say.
         """
         if not _ERROR_CODE.fullmatch(checks.text(code, "run.fail: code")):
             raise InvalidCall(f"run.fail: code is 1 to 64 of [a-z0-9_], not {code!r}.")
-        error = {"code": code, "message": clean_text(message)[:MESSAGE_CHARS]}
+        about = given(retryable=retryable, retry_after_ms=retry_after_ms)
+        error = {"code": code, "message": clean_text(message)[:MESSAGE_CHARS], **about}
         return self._sink.finish({"status": "failed", "error": error}, seconds)

@@ -1,15 +1,12 @@
-"""The events that a writer has made and not yet sent: coalesces text, cuts batches. No threads, no sockets."""
+"""The events that a writer has made and not yet sent, in batches. No threads, no sockets."""
 
 import time
 from collections import deque
 
+from runtail.deltas import Deltas
 from runtail.errors import InvalidEvent
 from runtail.values import dumps
 
-DELTA_SECONDS = 0.040
-"""Text that follows faster than this leaves together."""
-DELTA_CHARS = 2_048
-"""… unless it comes to this much."""
 BATCH_EVENTS = 500
 BATCH_BYTES = 256_000
 EVENT_BYTES = 900_000
@@ -24,46 +21,40 @@ class Outbox:
         """Of the lines."""
         self._batch_bytes = BATCH_BYTES
         self._lines: deque[bytes] = deque()
-        self._texts: dict[str, list[str]] = {}
-        self._chars = 0
-        self._settled_at = 0.0
+        self._deltas = Deltas()
 
     def __bool__(self) -> bool:
-        return bool(self._lines or self._texts)
+        return bool(self._lines or self._deltas)
+
+    def begin(self, message_id: str) -> None:
+        """A message has been started."""
+        self._deltas.begin(message_id)
 
     def add(self, line: bytes) -> None:
         """Add an event; the text that came before it goes before it."""
-        if self._texts:
+        if self._deltas:
             self.settle()
         self._add(line)
 
     def write(self, message_id: str, text: str) -> bool:
         """Add text to a message. Returns whether that makes something due which was not."""
-        first = not self._texts
-        texts = self._texts.get(message_id)
-        if texts is None:
-            texts = self._texts[message_id] = []
-        texts.append(text)
-        self._chars += len(text)
-        if self._chars >= DELTA_CHARS:
+        first = not self._deltas
+        if self._deltas.write(message_id, text):
             self.settle()
             return True
         return first
 
     def settle(self) -> None:
         """Make events of the text that waits."""
-        for message_id, texts in self._texts.items():
-            self._add(event_line("message.delta", {"message_id": message_id, "text": "".join(texts)}))
-        self._texts.clear()
-        self._chars = 0
-        self._settled_at = time.monotonic()
+        for message_id, text, _ in self._deltas.take():
+            self._add(event_line("message.delta", {"message_id": message_id, "text": text}))
 
     def due_in(self) -> float | None:
         """Seconds until there is something to send; None: there is nothing."""
         if self._lines:
             return 0.0
-        if self._texts:
-            return max(0.0, self._settled_at + DELTA_SECONDS - time.monotonic())
+        if self._deltas:
+            return max(0.0, self._deltas.due_at - time.monotonic())
         return None
 
     def take(self) -> bytes:
@@ -91,8 +82,8 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything."""
         self._lines.clear()
-        self._texts.clear()
-        self.bytes = self._chars = 0
+        self._deltas.clear()
+        self.bytes = 0
 
     def _add(self, line: bytes) -> None:
         self._lines.append(line)

@@ -142,6 +142,8 @@ class Sender:
             elif self._lost or self._refused or self._ending:
                 return
             self._outbox.add(line)
+            if type == "message.started":
+                self._outbox.begin(payload["message_id"])
             self._changed.notify_all()
 
     def write(self, message_id: str, text: str) -> None:
