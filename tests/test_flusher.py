@@ -164,9 +164,8 @@ def test_any_other_event_flushes_the_text_before_it(opened: Open) -> None:
         ("custom.tick", None),
         ("message.delta", "c"),
         ("custom.fact", None),
-        ("message.delta", "d"),
+        ("message.delta", "de"),
         ("message.delta", "other"),
-        ("message.delta", "e"),
         ("message.completed", None),
         ("run.completed", None),
     ]

@@ -89,7 +89,9 @@ class TestAnAgentThatFails:
         }
         message = f"The agent raised {exits[way]}." if way in exits else "The agent failed unexpectedly"
         assert run["status"] == "failed"
-        assert run["error"] == {"code": "agent_error", "message": message}
+        error = {"code": "agent_error", "message": message}
+        in_a_tool = {"code": "tool_error", "message": "The tool failed.", "retryable": False}
+        assert run["error"] == (in_a_tool if way == "raises_in_tool" else error)
         assert SECRET not in str(events) + str(run)
         eventually(lambda: run["run_id"] in worker.log.read_text())
         log = worker.log.read_text()
