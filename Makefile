@@ -94,6 +94,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 clients/python/runtail
 	$(BIN)/lint-imports
 
 format: $(DEV_STAMP)

@@ -6,7 +6,7 @@ The server keeps what is emitted; a writer that starts over does everything agai
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, NoReturn, TypeVar
 
 from runtail.branches import in_threads
@@ -145,7 +145,7 @@ class External:
     def approve(self, question: Question, id: str | None) -> Approval:
         """Ask, and wait for the decision: this thread waits, and the process has to live until then."""
         approval_id, seconds = id or f"apr_{self.next('apr')}", question.seconds
-        expires_at = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        expires_at = None if seconds is None else datetime.now(timezone.utc) + timedelta(seconds=seconds)
         payload = given(**question.payload(approval_id, expires_at))
         self.emit("approval.required", payload, "")
         decision = self._sink.decision(approval_id, None if seconds is None else seconds + EXPIRY_GRACE_SECONDS)
@@ -159,7 +159,7 @@ class External:
 
     def now(self) -> datetime:
         """The time by this machine's clock."""
-        return datetime.now(UTC)
+        return datetime.now(timezone.utc)
 
     def random(self) -> float:
         """A random number."""

@@ -7,7 +7,7 @@ events and records go is the log's.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, NoReturn
 
 from runtail.errors import InvalidEvent, InvalidJson, RuntailError, TooDeep
@@ -222,7 +222,7 @@ class Journaled:
             self.record(op, "sleep", "", end, arguments=given)
         left = end - now
         if left >= LONG_SLEEP_SECONDS:
-            self._suspend(Wait("time", op, datetime.fromtimestamp(end, UTC)))
+            self._suspend(Wait("time", op, datetime.fromtimestamp(end, timezone.utc)))
         if not self.journal.passed(op):
             self._log.sleep(max(0.0, left))
 
@@ -277,7 +277,7 @@ class Journaled:
     def now(self) -> datetime:
         """The time by the journal's clock, as it was when this call was first made."""
         seconds: float = self._value("now", lambda: self.journal.time().timestamp())
-        return datetime.fromtimestamp(seconds, UTC)
+        return datetime.fromtimestamp(seconds, timezone.utc)
 
     def random(self) -> float:
         """A random number, the same whenever this call is made again."""

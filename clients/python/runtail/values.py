@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -133,7 +133,7 @@ def timestamp(moment: datetime | None = None) -> str:
         return f"{_second(seconds)}.{ms:03d}Z"
     if moment.tzinfo is None:
         raise ValueError("the moment has no time zone")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 @lru_cache(maxsize=4)  # thousands of events share a second, and formatting it is a third of `encode`

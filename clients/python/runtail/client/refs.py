@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
 KEY_MAX_CHARS = 255
@@ -20,12 +20,12 @@ class Ref:
     body: Mapping[str, Any]
 
     @classmethod
-    def new(cls, user: str | None, body: Mapping[str, Any], key: str | None) -> Self:
+    def new(cls, user: str | None, body: Mapping[str, Any], key: str | None) -> "Ref":
         """:param key: None: a run of its own."""
         return cls(key or uuid4().hex, user, body)
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Ref":
         """Of the text that `str` gives."""
         about = json.loads(text)
         return cls(about["key"], about["user"], about["body"])
@@ -33,7 +33,7 @@ class Ref:
     def __str__(self) -> str:
         return json.dumps({"key": self.key, "user": self.user, "body": self.body})
 
-    def followed_by(self, end: str) -> Self:
+    def followed_by(self, end: str) -> "Ref":
         """Another run, that is asked for in the same way; with an empty end this one."""
         if not end:
             return self

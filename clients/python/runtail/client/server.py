@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -93,7 +93,7 @@ class Runtail:
         """Close the connections; a later call opens new ones."""
         self._connection.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Runtail":
         return self
 
     def __exit__(self, *_: object) -> None:
