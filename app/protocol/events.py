@@ -10,9 +10,10 @@ from datetime import datetime
 from json.encoder import encode_basestring as _quoted
 from typing import Any, NamedTuple, NewType
 
-from app.protocol.payloads import CONTROL_SCHEMAS, CUSTOM_TYPE, SCHEMAS, json_schema, schema_json, validate
+from app.protocol.payloads import CONTROL_SCHEMAS, SCHEMAS, json_schema, schema_json, validate
 from app.protocol.sizes import PART_CHARS, pieces
 from app.protocol.writing import Pace, bits
+from runtail.checks import CUSTOM_TYPE
 from runtail.texts import clean_text
 from runtail.values import MAX_DEPTH, MAX_INT, Json, clean, dumps, timestamp
 

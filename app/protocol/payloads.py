@@ -5,7 +5,6 @@ for the envelope's text (`events`). Types and fields are added here and in docs/
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import Length, OneOf, Range
 
+from runtail.checks import CUSTOM_TYPE
 from runtail.errors import InvalidEvent
 from runtail.redaction import PREVIEW_MAX_BYTES, SUMMARY_MAX_CHARS
 
@@ -22,8 +22,6 @@ PLAN_STEPS_MAX = 1_000
 
 COST_MAX = 1e12
 """Costs are summed up over a run, and the sum must stay a finite number."""
-
-CUSTOM_TYPE = re.compile(r"custom\.[a-z0-9_.-]{1,100}")
 
 
 class StrictNumber(fields.Float):

@@ -1,23 +1,34 @@
-"""What an agent gives to its calls, checked where it is given: texts, numbers, times. Pure.
+"""What is given to the verbs of a run, checked where it is given: the table is at the end. Pure.
 
 `what` names the call and its argument, as in `run.sleep: seconds`. Each raises InvalidCall with a sentence that begins
 like that.
 """
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from numbers import Real
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, TypeAlias
 
 from runtail.errors import InvalidCall
 from runtail.texts import clean_text
+from runtail.values import MAX_INT
 
+Rule: TypeAlias = Callable[[object, str], Any]
+"""Takes a value and what it is; returns it as it is used, or raises InvalidCall."""
+
+CUSTOM_TYPE = re.compile(r"custom\.[a-z0-9_.-]{1,100}")
+"""Of an event of somebody's own."""
+TEXT_MAX_CHARS = 100_000
+"""Of a title, a label, a note; what a message says may be of any length."""
 SECONDS_MAX = 100 * 365 * 86_400
 """A hundred years: no wait is longer."""
 TIMES_MAX = 1_000_000
+AMOUNT_MAX = 10**12
 
 
 def raw_text(value: object, what: str) -> str:
@@ -28,13 +39,35 @@ def raw_text(value: object, what: str) -> str:
 
 
 def text(value: object, what: str) -> str:
-    """A text, without NUL and lone surrogates."""
-    return clean_text(raw_text(value, what))
+    """A text of at most TEXT_MAX_CHARS, without NUL and lone surrogates."""
+    found = raw_text(value, what)
+    if len(found) > TEXT_MAX_CHARS:
+        raise InvalidCall(f"{what} has {len(found):,} characters; it may have {TEXT_MAX_CHARS:,}.")
+    return clean_text(found)
 
 
-def may_text(value: object, what: str) -> str | None:
-    """As `text`; or None."""
-    return None if value is None else text(value, what)
+def optional(rule: Rule) -> Rule:
+    """The rule for what may be None, too."""
+
+    def check(value: object, what: str) -> Any:
+        return None if value is None else rule(value, what)
+
+    return check
+
+
+may_text = optional(text)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of these texts."""
+
+    def check(value: object, what: str) -> str:
+        found = text(value, what)
+        if found not in choices:
+            raise InvalidCall(f"{what} is {', '.join(choices[:-1])} or {choices[-1]}, not {found[:40]!r}.")
+        return found
+
+    return check
 
 
 def texts(value: object, what: str) -> list[str]:
@@ -65,9 +98,39 @@ def seconds(value: object, what: str) -> float:
     return max(0.0, found)
 
 
-def may_seconds(value: object, what: str) -> float | None:
-    """As `seconds`; or None."""
-    return None if value is None else seconds(value, what)
+def fraction(value: object, what: str) -> float:
+    """A number, or the nearer of 0 and 1."""
+    return min(1.0, max(0.0, number(value, what)))
+
+
+def amount(value: object, what: str) -> int | float:
+    """A finite number, as it is; at most AMOUNT_MAX to either side."""
+    found = number(value, what)
+    if abs(found) > AMOUNT_MAX:
+        raise InvalidCall(f"{what} is beyond ±{AMOUNT_MAX:,}.")
+    return int(value) if isinstance(value, int) else found
+
+
+def cost(value: object, what: str) -> int | float:
+    """As `amount`, from 0 on."""
+    found = amount(value, what)
+    if found < 0:
+        raise InvalidCall(f"{what} is a number from 0.")
+    return found
+
+
+def count(value: object, what: str) -> int:
+    """A whole number from 0 to 2^53-1."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_INT:
+        raise InvalidCall(f"{what} is a whole number from 0 to 2^53-1.")
+    return int(value)
+
+
+def flag(value: object, what: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InvalidCall(f"{what} is True or False, not {_kind(value)}.")
+    return value
 
 
 def times(value: object, what: str) -> int:
@@ -84,10 +147,11 @@ def function(value: object, what: str) -> Callable[..., Any]:
     return value
 
 
-def iterable(value: object, what: str) -> None:
+def iterable(value: object, what: str) -> Iterable[Any]:
     """Something that a loop can go through."""
     if not isinstance(value, Iterable):
         raise InvalidCall(f"{what} is something that yields texts, not {_kind(value)}.")
+    return value
 
 
 def program(argv: object, what: str) -> Sequence[Any]:
@@ -106,6 +170,10 @@ def for_system(value: object, what: str) -> str:
         raise InvalidCall(f"{what}: a text is wanted, not {_kind(value)}.")
     if "\0" in found:
         raise InvalidCall(f"{what}: a text holds NUL, which no program can be given.")
+    try:
+        os.fsencode(found)
+    except UnicodeEncodeError:
+        raise InvalidCall(f"{what}: a text holds half of a surrogate pair, which no program can be given.") from None
     return found
 
 
@@ -116,11 +184,67 @@ def mapping(value: object, what: str) -> Mapping[str, Any]:
     return value
 
 
-def environment(value: object, what: str) -> None:
+def environment(value: object, what: str) -> Mapping[str, Any]:
     """The environment of a program."""
-    for pair in mapping(value, what).items():
+    found = mapping(value, what)
+    for pair in found.items():
         for part in pair:
             for_system(part, what)
+    return found
+
+
+VERBS: Mapping[str, Mapping[str, Rule]] = {
+    "plan": {"titles": texts},
+    "step": {"title": text, "id": may_text, "timeout_s": optional(seconds)},
+    "progress": {"fraction": fraction, "label": may_text},
+    "tool": {
+        "name": text,
+        "function": function,
+        "label": may_text,
+        "summary": optional(mapping),
+        "retries": times,
+        "backoff": seconds,
+    },
+    "exec": {
+        "argv": program,
+        "input": optional(raw_text),
+        "timeout_s": optional(seconds),
+        "cwd": optional(for_system),
+        "env": optional(environment),
+        "label": may_text,
+    },
+    "message": {"role": one_of("assistant", "system", "tool", "user")},
+    "stream": {"texts": iterable},
+    "source": {"title": text, "url": may_text, "snippet": may_text},
+    "check": {"name": text, "passed": flag, "score": optional(amount), "note": may_text},
+    "usage": {
+        "input_tokens": optional(count),
+        "output_tokens": optional(count),
+        "cost": optional(cost),
+        "budget_used_pct": optional(amount),
+    },
+    "emit": {"type": text, "payload": mapping},
+    "approve": {
+        "label": text,
+        "tool_call_id": may_text,
+        "expires_in": optional(seconds),
+        "requires": one_of("owner", "operator"),
+        "id": may_text,
+    },
+    "inputs": {"wait": flag},
+    "sleep": {"seconds": seconds},
+}
+"""What each argument of each verb may be."""
+
+
+def arguments(verb: str, of: str = "", /, **values: object) -> dict[str, Any]:
+    """The arguments of a verb as they are used, by name.
+
+    :param of: which call of the verb, for the sentence.
+    :raises InvalidCall: one of them cannot be used; the sentence names verb and argument.
+    """
+    rules = VERBS[verb]
+    return {name: rules[name](value, f"run.{verb}{of}: {name}") for name, value in values.items()}
 
 
 def _kind(value: object) -> str:

@@ -58,7 +58,7 @@ class Step:
 
     def progress(self, fraction: float, label: str | None = None) -> None:
         """:param fraction: 0 to 1; what lies outside is taken as the nearer of the two."""
-        self._emit("step.progress", lambda: {"step_id": self.id, **progressed(fraction, label, "step.progress")})
+        self._emit("step.progress", lambda: {"step_id": self.id, **progressed(fraction, label)})
 
 
 class Message:
@@ -101,7 +101,6 @@ def begun(message_id: str, role: str, replaces: bool) -> dict[str, Any]:
     return {"message_id": message_id, "role": role, **({"replaces": True} if replaces else {})}
 
 
-def progressed(fraction: object, label: object, call: str) -> dict[str, Any]:
+def progressed(fraction: object, label: object) -> dict[str, Any]:
     """{fraction, label?}: the fraction, or the nearer of 0 and 1."""
-    clamped = min(1.0, max(0.0, checks.number(fraction, f"{call}: fraction")))
-    return {"fraction": clamped, **given(label=checks.may_text(label, f"{call}: label"))}
+    return given(**checks.arguments("progress", fraction=fraction, label=label))

@@ -5,14 +5,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from runtail import checks
 from runtail.errors import InvalidCall, ToolError
 from runtail.handles import Message
 from runtail.ports import Calls
 from runtail.records import OpRecord
 from runtail.tools import foreseen
-
-ROLES = ("assistant", "system", "tool", "user")
 
 
 class Messages:
@@ -103,14 +100,3 @@ class Messages:
     def _note(self, role: str, message: Message) -> None:
         if role == "assistant" and message.text:
             self.answer = message
-
-
-def role_of(value: object) -> str:
-    """The role of a message.
-
-    :raises InvalidCall: it is none.
-    """
-    role = checks.text(value, "run.message: role")
-    if role not in ROLES:
-        raise InvalidCall(f"run.message: role is one of {', '.join(ROLES)}, not {role!r}.")
-    return role

@@ -84,9 +84,18 @@ def preview(value: object) -> dict[str, Any]:
     whole = len(dumps(cleaned).encode())
     shown = redact_all(cleaned if whole <= READ_CHARS else _beginning(cleaned, [READ_CHARS]))
     text = dumps(shown).encode()
-    if whole <= READ_CHARS and len(text) <= PREVIEW_MAX_BYTES:
+    if whole <= READ_CHARS and len(text) <= PREVIEW_MAX_BYTES and _is_shallow(shown, MAX_DEPTH - 1):
         return {"preview": shown, "truncated": False, "bytes": len(text)}
     return {"preview": text[:CUT_BYTES].decode(errors="ignore"), "truncated": True, "bytes": whole}
+
+
+def _is_shallow(value: Json, most: int) -> bool:
+    """Whether a value has so many levels at most: a payload, in which it stands, is one more."""
+    if not isinstance(value, dict | list):
+        return True
+    return most > 0 and all(
+        _is_shallow(item, most - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _beginning(value: Json, room: list[int]) -> Json:

@@ -18,9 +18,10 @@ from runtail import checks
 from runtail.errors import InvalidCall, InvalidEvent, RuntailError, ToolError
 from runtail.handles import Approval, Message, Question, Step, progressed
 from runtail.interrupts import Suspended, TimedOut
-from runtail.messages import Messages, role_of
+from runtail.messages import Messages
 from runtail.ports import Calls
 from runtail.redaction import REDACTED, shown, without_secrets
+from runtail.texts import clean_text
 from runtail.tools import Retries, Tool, call_tool, ms_since
 from runtail.values import given
 from runtail.within import CALL, STEP, Place, bound, carried, current, innermost, inside
@@ -73,7 +74,7 @@ class Run:
 
         :param seconds: up to a hundred years; less than 0 is 0.
         """
-        self._calls.sleep(checks.seconds(seconds, "run.sleep: seconds"), seconds)
+        self._calls.sleep(**checks.arguments("sleep", seconds=seconds), given=seconds)
 
     # Progress.
 
@@ -83,7 +84,7 @@ class Run:
         Said again, it changes the plan: a title that stays keeps its id, and so its status. Of a title that stands
         there twice the first keeps the first one's.
         """
-        titles, planned = checks.texts(titles, "run.plan: titles"), self._shared.planned
+        titles, planned = checks.arguments("plan", titles=titles)["titles"], self._shared.planned
         op, type = self._calls.next("step", "plan."), "plan.updated" if planned else "plan.created"
         known: dict[str, list[str]] = {}
         for step in planned:
@@ -100,8 +101,7 @@ class Run:
         :param timeout_s: a step that takes longer fails the run, as `timeout`. Waiting costs no time, and after a
             crash or a wait it begins again. In a worker only.
         """
-        title, id = checks.text(title, "run.step: title"), checks.may_text(id, "run.step: id")
-        timeout_s = checks.may_seconds(timeout_s, "run.step: timeout_s")
+        title, id, timeout_s = checks.arguments("step", title=title, id=id, timeout_s=timeout_s).values()
         op, planned = self._calls.next("step", "step."), self._shared.planned
         known = (step["id"] for step in planned if step["title"] == title)
         step = Step(id or next(known, f"step_{op}"), partial(self._said, op))
@@ -138,7 +138,7 @@ class Run:
         type = "tool.progress" if place and place.kind == CALL else "step.progress"
         about = {place.kind: place.id} if place else {}
         with self._refused():
-            payload = {**about, **progressed(fraction, label, "run.progress")}
+            payload = {**about, **progressed(fraction, label)}
             if place:
                 self._calls.emit(type, payload, op)
 
@@ -164,15 +164,14 @@ class Run:
         :param backoff: seconds before the first of them; each pause is twice the one before.
         :raises ToolError: the tool raised; what it has not foreseen is a `tool_error`.
         """
-        name = checks.text(name, "run.tool: name")
-        call = f"run.tool({name!r})"
-        checks.function(function, f"{call}: function")
-        label = checks.may_text(label, f"{call}: label") or name
-        about = {"label": label, "summary": shown(checks.mapping(summary or {}, f"{call}: summary")), **self._in_step()}
+        name = checks.arguments("tool", name=name)["name"]
+        policy = {"retries": retries, "backoff": backoff}
+        said = checks.arguments("tool", f"({name!r})", function=function, label=label, summary=summary, **policy)
+        about = {"label": said["label"] or name, "summary": shown(said["summary"] or {}), **self._in_step()}
         arguments = {"args": args, "kwargs": kwargs}
         kept = {"args": without_secrets(_parameters(function), args), "kwargs": kwargs}
         tool = Tool(name, partial(function, *args, **kwargs), arguments, kept, about)
-        result: T = call_tool(self._calls, self._shared, tool, Retries.of(retries, backoff, call), self.sleep)
+        result: T = call_tool(self._calls, self._shared, tool, Retries(said["retries"], said["backoff"]), self.sleep)
         return result
 
     @property
@@ -213,12 +212,9 @@ class Run:
         :param env: its whole environment; None: what is harmless of this process', see `programs.INHERITED`.
         :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
         """
-        name = checks.text(basename(checks.program(argv, "run.exec: argv")[0]), "run.exec: argv")
-        timeout_s = checks.may_seconds(timeout_s, "run.exec: timeout_s")
-        checks.may_text(input, "run.exec: input")
-        checks.environment(env or {}, "run.exec: env")
-        if cwd is not None:
-            checks.for_system(cwd, "run.exec: cwd")
+        given = {"argv": argv, "input": input, "cwd": cwd, "env": env}
+        said = checks.arguments("exec", **given, timeout_s=timeout_s, label=label)
+        name, timeout_s = clean_text(basename(argv[0])), said["timeout_s"]
 
         def run() -> dict[str, object]:
             try:
@@ -226,10 +222,9 @@ class Run:
             except OSError as error:
                 raise ToolError("not_started", f"{name} cannot be started.") from error
 
-        about = {"label": checks.may_text(label, "run.exec: label") or f"Running {name}", **self._in_step()}
-        arguments = {"argv": argv, "input": input, "cwd": cwd, "env": env}
-        kept = {**arguments, "env": None if env is None else dict.fromkeys(env, REDACTED)}
-        tool = Tool(name, run, arguments, kept, about)
+        about = {"label": said["label"] or f"Running {name}", **self._in_step()}
+        kept = {**given, "env": None if env is None else dict.fromkeys(env, REDACTED)}
+        tool = Tool(name, run, given, kept, about)
         result: dict[str, Any] = call_tool(self._calls, self._shared, tool, Retries(), self.sleep)
         return result
 
@@ -265,7 +260,7 @@ class Run:
 
         :param role: assistant, system, tool or user.
         """
-        return self._shared.messages.message(self._calls, role_of(role))
+        return self._shared.messages.message(self._calls, **checks.arguments("message", role=role))
 
     def stream(self, texts: Iterable[str]) -> str:
         """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again.
@@ -275,18 +270,18 @@ class Run:
 
         :raises ToolError: `texts` raised; what it has not foreseen is a `stream_error`.
         """
-        checks.iterable(texts, "run.stream: texts")
+        checks.arguments("stream", texts=texts)
         return self._shared.messages.stream(self._calls, texts)
 
     # Evidence.
 
     def source(self, title: str, url: str | None = None, snippet: str | None = None) -> None:
         """Something that the answer rests on."""
-        self._say("source.added", lambda: {"title": title, **given(url=url, snippet=snippet)})
+        self._say("source.added", "source", title=title, url=url, snippet=snippet)
 
     def check(self, name: str, passed: bool, score: float | None = None, note: str | None = None) -> None:
         """The outcome of a quality check."""
-        self._say("quality.checked", lambda: {"name": name, "passed": passed, **given(score=score, note=note)})
+        self._say("quality.checked", "check", name=name, passed=passed, score=score, note=note)
 
     def usage(
         self,
@@ -297,8 +292,8 @@ class Run:
         budget_used_pct: float | None = None,
     ) -> None:
         """What a model turn has used; the run's usage is the sum."""
-        used = given(input_tokens=input_tokens, output_tokens=output_tokens, cost=cost, budget_used_pct=budget_used_pct)
-        self._say("context.usage", lambda: used)
+        tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+        self._say("context.usage", "usage", **tokens, cost=cost, budget_used_pct=budget_used_pct)
 
     def emit(self, type: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of your own, `custom.<name>`, the name being of [a-z0-9_.-].
@@ -307,12 +302,15 @@ class Run:
         :raises InvalidJson, TooDeep: the payload is not JSON.
         """
         with self._refused():
-            if not checks.text(type, "run.emit: type").startswith("custom."):
-                raise InvalidEvent(f"An agent's own events are named custom.<name>, not {type!r}.")
-            self._say(type, lambda: payload)
+            said = checks.arguments("emit", type=type, payload=payload)
+            if not checks.CUSTOM_TYPE.fullmatch(said["type"]):
+                named = "Events of your own are named custom.<name>, the name being 1 to 100 of [a-z0-9_.-]"
+                raise InvalidEvent(f"{named}, not {said['type'][:100]!r}.")
+            self._said(self._calls.next("", said["type"]), said["type"], lambda: payload)
 
-    def _say(self, type: str, payload: Callable[[], Mapping[str, Any]]) -> None:
-        self._said(self._calls.next("", type), type, payload)
+    def _say(self, type: str, verb: str, **arguments: object) -> None:
+        op = self._calls.next("", type)
+        self._said(op, type, lambda: given(**checks.arguments(verb, **arguments)))
 
     def _said(self, op: str, type: str, payload: Callable[[], Mapping[str, Any]]) -> None:
         with self._refused():
@@ -346,22 +344,16 @@ class Run:
         :param id: a name of your own, of [A-Za-z0-9_.-]. A job that starts over and asks the same under the same name
             gets the decision that was made before; without one it asks anew. In a worker the call's number says that.
         """
-        if requires not in ("owner", "operator"):
-            raise InvalidCall("run.approve: requires is owner or operator.")
-        question = Question(
-            checks.text(label, "run.approve: label"),
-            requires,
-            checks.may_text(tool_call_id, "run.approve: tool_call_id"),
-            checks.may_seconds(expires_in, "run.approve: expires_in"),
-        )
-        return self._calls.approve(question, checks.may_text(id, "run.approve: id"))
+        about = {"label": label, "requires": requires, "tool_call_id": tool_call_id, "expires_in": expires_in}
+        *question, id = checks.arguments("approve", **about, id=id).values()
+        return self._calls.approve(Question(*question), id)
 
     def inputs(self, *, wait: bool = False) -> list[str]:
         """What the user has sent since the last call, in order.
 
         :param wait: if there is nothing, wait for it: in a worker that costs nothing; elsewhere this thread waits.
         """
-        return self._calls.inputs(wait)
+        return self._calls.inputs(**checks.arguments("inputs", wait=wait))
 
     def now(self) -> datetime:
         """The time in UTC. In a worker as it was when this call was first made, by Postgres' clock."""

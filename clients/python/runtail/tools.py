@@ -58,14 +58,6 @@ class Retries:
     times: int = 0
     backoff: float = 1.0
 
-    @classmethod
-    def of(cls, times: object, backoff: object, call: str) -> "Retries":
-        """As an agent gave them.
-
-        :raises InvalidCall: they are none.
-        """
-        return cls(checks.times(times, f"{call}: retries"), checks.seconds(backoff, f"{call}: backoff"))
-
     def pause(self, attempt: int) -> float:
         """Seconds after the attempt, from 0."""
         pause: float = self.backoff * 2 ** min(attempt, PAUSE_MAX_DOUBLINGS)

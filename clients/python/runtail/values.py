@@ -100,7 +100,7 @@ def _deeper(depth: int) -> int:
 
 def _clean_mapping(value: Mapping[object, object], depth: int, turn: Turn) -> dict[str, Json]:
     cleaned: dict[str, Json] = {}
-    for key, item in value.items():
+    for key, item in value.items() if type(value) is dict else _items_of(value):
         if not isinstance(key, str):
             raise _Unfit(InvalidJson, f"a key that is not text ({type(key).__name__})")
         try:
@@ -109,6 +109,13 @@ def _clean_mapping(value: Mapping[object, object], depth: int, turn: Turn) -> di
             unfit.keys.append(f".{clean_text(key)[:40]}")
             raise
     return cleaned
+
+
+def _items_of(value: Mapping[object, object]) -> list[tuple[object, object]]:
+    try:
+        return list(value.items())
+    except Exception as error:  # somebody's own mapping, which may do anything
+        raise _Unfit(InvalidJson, f"a {type(value).__name__} whose items cannot be read") from error
 
 
 def _clean_items(value: list[object] | tuple[object, ...], depth: int, turn: Turn) -> list[Json]:
