@@ -1,8 +1,8 @@
-/* flusher: the least server there can be. It sends the same stamped event to every window, one after the other.
+/* emitter: the least server there can be. It sends the same stamped event to every window, one after the other.
  *
  * Responsible for showing what the load client itself costs and adds. Not responsible for being a server.
  *
- *   flusher PORT WINDOWS EVENTS EVENTS_PER_SECOND PAYLOAD_BYTES
+ *   emitter PORT WINDOWS EVENTS EVENTS_PER_SECOND PAYLOAD_BYTES
  *
  * It begins when all windows are open, and ends each with the chunked terminator. On stdout: {"cpu_s", "sent"}.
  */
@@ -33,7 +33,7 @@ static int listen_on(int port) {
   at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   if (bind(fd, (void *)&at, sizeof at) || listen(fd, 4096)) {
-    perror("flusher");
+    perror("emitter");
     exit(1);
   }
   return fd;
@@ -43,7 +43,7 @@ static int accept_window(int listener) {
   char request[16384];
   int one = 1, fd = accept(listener, NULL, NULL);
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  if (read(fd, request, sizeof request) <= 0 || write(fd, HEAD, sizeof HEAD - 1) < 0) perror("flusher");
+  if (read(fd, request, sizeof request) <= 0 || write(fd, HEAD, sizeof HEAD - 1) < 0) perror("emitter");
   return fd;
 }
 

@@ -645,22 +645,13 @@ def test_quantiles_are_values_that_were_measured() -> None:
 
 def test_the_command_prints_a_table_and_writes_json(compiler: None, tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
-    command = [
-        sys.executable,
-        "-m",
-        "app.cli",
-        "bench",
-        "load-client",
-        "--windows=5",
-        "--rate=50",
-        "--seconds=0.2",
-    ]
+    command = [sys.executable, "-m", "app.cli", "bench", "load-client", "--windows=5", "--rate=50", "--seconds=0.2"]
     done = subprocess.run([*command, f"--json={target}"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "client_cpu_share" in done.stdout
     written = json.loads(target.read_text())
     assert (written["scenario"], written["parameters"]["windows"]) == ("load-client", 5)
-    assert (written["figures"]["flusher"]["frames"], written["figures"]["flusher"]["gaps"]) == (50, 0)
+    assert (written["figures"]["emitter"]["frames"], written["figures"]["emitter"]["gaps"]) == (50, 0)
 
 
 def test_an_installation_without_checkout_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,10 +205,10 @@ def test_a_function_that_is_named_like_a_run_is_none() -> None:
 import faulthandler, sys
 from workers.execution.named import call_named
 
-def run_forever(_):
+def run_forever():
     faulthandler.dump_traceback(sys.stdout)
 
-call_named("run_" + "0" * 26, run_forever, None)
+call_named("run_" + "0" * 26, run_forever)
 """
     dump = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "in run_forever" in dump

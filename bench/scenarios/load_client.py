@@ -1,4 +1,4 @@
-"""`load-client`: the load client against the least server there can be (`flusher.c`), to know what it adds itself."""
+"""`load-client`: the load client against the least server there can be (`emitter.c`), to know what it adds itself."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from bench.processes import ROOT, Child
 from bench.report import Result
 from bench.stage import Stage
 
-EMITTER = ROOT / "bench" / "flusher.c"
+EMITTER = ROOT / "bench" / "emitter.c"
 GRACE_SECONDS = 15.0
 
 
@@ -29,12 +29,12 @@ class LoadClient:
         command = [str(build(EMITTER, stage.folder)), *map(str, numbers)]
         limit = self.seconds + GRACE_SECONDS
         windows = Windows(port, ["/"], self.windows, since=1, until_seq=1 + events, seconds=limit)
-        with Child("flusher", command, stage.folder) as flusher:
-            flusher.wait_heard("listening")
+        with Child("emitter", command, stage.folder) as emitter:
+            emitter.wait_heard("listening")
             with Load(windows, stage.folder, self.clients) as load:
                 load.wait_open()
                 found = load.result()
-            sent = flusher.result(limit)
+            sent = emitter.result(limit)
         figures = {
             "frames": found["frames"],
             "delivered": found["frames"] / (self.windows * events),
@@ -45,4 +45,4 @@ class LoadClient:
             "client_cpu_us_per_frame": found["measured_cpu_s"] / found["frames"] * 1e6 if found["frames"] else None,
             "client_cpu_share": found["measured_cpu_s"] / found["measured_s"],
         }
-        return Result({"flusher": figures})
+        return Result({"emitter": figures})
