@@ -68,8 +68,14 @@ def test_a_run_that_the_version_before_has_suspended_goes_on(played: Stack, name
     assert stored["run_events"][: len(before["run_events"])] == before["run_events"]
 
 
-def test_a_text_that_takes_the_place_of_another_is_said_once_wherever_its_worker_dies(played: Stack) -> None:
-    whole = Left.begin(played, "another_text", chars=5_000)
+@pytest.mark.parametrize(
+    ("agent", "chars", "text"),
+    [("another_text", 5_000, "x" * 5_000), ("says_sorry", 1, "sorry"), ("says_sorry", 0, "half a sen")],
+)
+def test_the_text_that_is_returned_is_said_once_wherever_its_worker_dies(
+    played: Stack, agent: str, chars: int, text: str
+) -> None:
+    whole = Left.begin(played, agent, chars=chars)
     for _ in whole.plays_on():
         pass
     stored = whole.stored()
@@ -80,7 +86,7 @@ def test_a_text_that_takes_the_place_of_another_is_said_once_wherever_its_worker
             pass
         run = row(played, left.run_id)
         said = [message["text"] for message in run.state["messages"] if message["status"] != "abandoned"]
-        assert said == [run.output] == ["x" * 5_000]
+        assert said == [run.output] == [text], upto
 
 
 def test_a_whole_journal_is_replayed_without_a_word(played: Stack) -> None:

@@ -156,6 +156,17 @@ class TestWhatAnAgentReturns:
         assert [m["status"] for m in run["state"]["messages"]] == ["abandoned", "completed"]
         assert events[-1]["payload"]["digest"] == run["digest"]
 
+    def test_threads_of_a_tool_know_where_they_are(self, server: Stack) -> None:
+        run, events = _misbehave(server, "in_threads")
+        assert len(set(run["output"]["keys"])) == 1
+        (started,), (progress,) = _of(events, "tool.started"), _of(events, "tool.progress")
+        assert started["tool_call_id"] == progress["tool_call_id"]
+
+    def test_steps_that_overlap_are_left_in_any_order(self, server: Stack) -> None:
+        run, _ = _misbehave(server, "overlapping_steps")
+        second = next(step["id"] for step in run["state"]["steps"] if step["title"] == "Second")
+        assert [call["step_id"] for call in run["state"]["tool_calls"]] == [second, None]
+
     def test_another_text_than_was_streamed_fails_a_strict_agent(self, server: Stack) -> None:
         run = server.ended(server.start("strict", {"text": "what was returned"}))
         assert run["error"]["code"] == "reconciliation_failed"
@@ -231,7 +242,7 @@ class TestWhatAnAgentEmits:
             ("bad_name", "InvalidEvent"),
             ("emitted_nan", "InvalidJson"),
             ("emitted_object", "InvalidJson"),
-            ("emitted_list", "InvalidEvent"),
+            ("emitted_list", "InvalidCall"),
             ("emitted_too_much", "InvalidEvent"),
         ],
     )

@@ -85,8 +85,8 @@ def is_said(state: Mapping[str, Any], text: str, pace: Pace = iter) -> bool:
     """Whether a text is what the run has said: its answer, or its assistant's messages joined, white space aside."""
     if text == state["answer"]["text"]:
         return True
-    said = (m["text"] for m in state["messages"] if m["role"] == "assistant" and m["status"] != "abandoned")
-    return _squeezed(said, pace) == _squeezed([text], pace)
+    said = [m["text"] for m in state["messages"] if m["role"] == "assistant" and m["status"] != "abandoned"]
+    return bool(said) and _squeezed(said, pace) == _squeezed([text], pace)
 
 
 def _squeezed(texts: Iterable[str], pace: Pace) -> str:

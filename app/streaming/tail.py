@@ -1,6 +1,6 @@
 """The end of one run's log as this process has it: what has arrived lately, framed once, and who is level with it.
 
-Pure memory. Not responsible for reading (`tail_hub`) or for what a window behind the tail gets (`window`).
+Pure memory. Not responsible for reading (`hub`) or for what a window behind the tail gets (`window`).
 """
 
 import time

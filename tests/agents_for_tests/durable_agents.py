@@ -138,6 +138,15 @@ def another_text(run: Run) -> object:
     return "x" * run.input["chars"]
 
 
+@agent("says_sorry", input=AnyInput)
+def says_sorry(run: Run) -> object:
+    """Catches what broke its stream, and returns another text, or what had come of it."""
+    stage = Stage(run)
+    with contextlib.suppress(ToolError):
+        run.stream(_broken(stage))
+    return "half a sen" if run.input["chars"] == 0 else "sorry"
+
+
 # What waits.
 
 

@@ -4,7 +4,8 @@ import ctypes
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gevent import monkey
@@ -123,6 +124,35 @@ def too_large(run: Run) -> object:
 def other_text(run: Run) -> object:
     run.stream(["what was ", "streamed"])
     return "what was returned"
+
+
+def in_threads(run: Run) -> object:
+    """A tool that does its work in threads, within a step."""
+
+    def work() -> list[str]:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(run.progress, [0.25]))
+            return list(pool.map(lambda _: run.idempotency_key, range(3)))
+
+    with run.step("Step"):
+        return {"keys": run.tool("work", work)}
+
+
+def overlapping_steps(run: Run) -> object:
+    """Steps of two generators, of which the first ends first."""
+
+    def step(title: str) -> Iterator[None]:
+        with run.step(title):
+            yield
+
+    first, second = step("First"), step("Second")
+    next(first)
+    next(second)
+    list(first)
+    run.tool("in_second", str)
+    list(second)
+    run.tool("outside", str)
+    return None
 
 
 def two_texts(run: Run) -> object:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runtail import InvalidCall, InvalidEvent, Run, current_run
+from runtail import InvalidCall, InvalidEvent, Run, current_run, redaction, values
 from runtail.checks import SECONDS_MAX, TEXT_MAX_CHARS, VERBS
 from runtail.client import Runtail
 from runtail.external import External, cleaned
@@ -39,7 +39,7 @@ NO_TEXT = [b"bytes", 1, datetime.now(UTC), Decimal(1), ["a"], "x" * (TEXT_MAX_CH
 NO_NUMBER = ["0.5", math.nan, math.inf, -math.inf, None, b"1", True, Decimal("NaN"), 10**400]
 NO_COUNT = ["3", -1, 1.0, True, 2**53, math.nan, Decimal(1)]
 NO_SECONDS = [*NO_NUMBER[:3], SECONDS_MAX + 1, timedelta(days=100_000), datetime.now(UTC)]
-NO_FLAG = [0, 1, "yes", None]
+NO_FLAG = ["yes", None, 1.0]
 NO_PROGRAM = ["ls", b"ls", [], [1], ["ls", "a\0"], ["ls", "\ud83d"], None]
 BAD: dict[str, dict[str, list[Any]]] = {
     "plan": {"titles": ["One", b"One", None, [1], {"a": 1}, *([text] for text in NO_TEXT)]},
@@ -136,6 +136,77 @@ def test_a_member_of_an_enum_is_the_text_that_it_is_made_of() -> None:
     texts = [sink.events[0][1]["title"], sink.events[1][1]["color"], sink.events[2][1]["label"]]
     assert [(type(text), text) for text in texts] == [(str, "red")] * 3
     assert sink.events[3][1]["preview"] == "red"
+
+
+class Translation:
+    """As Django's gettext_lazy: no text, but everything of one."""
+
+    def __str__(self) -> str:
+        return "translated"
+
+    def encode(self) -> bytes:
+        return b""
+
+    def casefold(self) -> str:
+        return ""
+
+
+def test_what_behaves_as_a_text_is_one() -> None:
+    sink = Kept()
+    with Run(External(sink)).step(Translation()):  # type: ignore[arg-type]
+        pass
+    assert sink.events[0][1]["title"] == "translated"
+
+
+def test_a_job_has_a_key_for_calls_that_it_makes_again_in_the_same_order() -> None:
+    def keys(run: Run) -> list[str]:
+        return [run.tool("pay", lambda: run.idempotency_key) for _ in range(2)]
+
+    class OfRun(Kept):
+        run_id = "run_1"
+
+    assert keys(Run(External(OfRun()))) == keys(Run(External(OfRun()))) == ["run_1:1", "run_1:2"]
+    run = Run(External(OfRun()))
+    with pytest.raises(InvalidCall, match="there is none without a run"):
+        run.parallel(lambda one: one.tool("pay", lambda: one.idempotency_key))
+    with pytest.raises(InvalidCall, match="there is none without a run"):
+        keys(current_run())
+
+
+def test_a_step_with_a_time_limit_says_that_it_needs_a_worker_before_it_begins() -> None:
+    sink = Kept()
+    with (
+        pytest.raises(InvalidCall, match="timeout_s needs a worker"),
+        Run(External(sink)).step("S", timeout_s=1),
+    ):
+        pass
+    assert sink.events == []
+
+
+def test_a_branch_is_in_the_step_that_it_was_begun_in() -> None:
+    sink = Kept()
+    run = Run(External(sink))
+    with run.step("Outer") as step:
+        run.parallel(lambda one: one.tool("left", str), lambda one: one.tool("right", str))
+    run.tool("outside", str)
+    started = [payload.get("step_id") for type, payload in sink.events if type == "tool.started"]
+    assert started == [step.id, step.id, None]
+
+
+class OutOfTime(Exception):
+    """As RQ throws it, once, wherever the job is."""
+
+
+def test_the_end_of_a_job_s_time_is_not_taken_for_a_bad_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Row(Lazy):
+        def __getitem__(self, key: str) -> int:
+            raise OutOfTime
+
+    for module in (values, redaction):
+        monkeypatch.setattr(module, "out_of_time", lambda error: isinstance(error, OutOfTime))
+    for use in (cleaned, preview, lambda row: redaction.shown({"row": row})):
+        with pytest.raises(OutOfTime):
+            use(Row())
 
 
 class Lazy(Mapping[str, int]):

@@ -190,7 +190,7 @@ class Invocations:
         active.leftovers.end_programs()
         if stop:
             stop()
-        # A greenlet that was killed before it began has the interruption for its value.
+        # One that was killed before it began has none.
         return greenlet.value if isinstance(greenlet.value, Ending | Suspended) else None
 
     def perform(self, active: ActiveRun, outlet: Outlet, journal: Journal) -> Ending | Suspended | None:

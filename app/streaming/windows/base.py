@@ -1,7 +1,7 @@
 """One window: what its client has, and what it gets next. Replay and live are the same cursor.
 
 Responsible for order, snapshots and gaps. Not responsible for connections (`socket_window`, `iterated_window`) or for
-when something is new (`tail_hub`). The caller has authorised the client; a window never changes the run.
+when something is new (`hub`). The caller has authorised the client; a window never changes the run.
 """
 
 import logging

@@ -23,8 +23,8 @@ Rule: TypeAlias = Callable[[object, str], Any]
 
 CUSTOM_TYPE = re.compile(r"custom\.[a-z0-9_.-]{1,100}")
 """Of an event of somebody's own."""
-TEXT_MAX_CHARS = 100_000
-"""Of a title, a label, a note; what a message says may be of any length."""
+TEXT_MAX_CHARS = 900_000
+"""Of a title, a label, a note: about what fits into an event. What a message says may be of any length."""
 SECONDS_MAX = 100 * 365 * 86_400
 """A hundred years: no wait is longer."""
 TIMES_MAX = 1_000_000
@@ -32,10 +32,15 @@ AMOUNT_MAX = 10**12
 
 
 def raw_text(value: object, what: str) -> str:
-    """A text as it is; one of a subclass, such as an Enum's member, is the text that it is made of."""
-    if not isinstance(value, str):
-        raise InvalidCall(f"{what} is a text, not {_kind(value)}.")
-    return str.__str__(value)
+    """A text as it is; one of a subclass, such as an Enum's member, is the text that it is made of.
+
+    What behaves as a text, such as a translation that is looked up when it is wanted, is the text that it gives.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if hasattr(type(value), "casefold") and hasattr(type(value), "encode"):
+        return str(value)
+    raise InvalidCall(f"{what} is a text, not {_kind(value)}.")
 
 
 def text(value: object, what: str) -> str:
@@ -127,10 +132,10 @@ def count(value: object, what: str) -> int:
 
 
 def flag(value: object, what: str) -> bool:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise InvalidCall(f"{what} is True or False, not {_kind(value)}.")
-    return value
+    """True or False, also as 1 or 0, and as numpy has them."""
+    if isinstance(value, int) or type(value).__name__ == "bool_":
+        return bool(value)
+    raise InvalidCall(f"{what} is True or False, not {_kind(value)}.")
 
 
 def times(value: object, what: str) -> int:

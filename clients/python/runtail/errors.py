@@ -198,7 +198,7 @@ class RunEnded(ServerError):
 
 
 class RunFailed(ServerError):
-    """The run was to be completed, and the server has failed it: its output is not the text that was streamed."""
+    """The run was to be completed, and the server has failed it: its output cannot be stored, or a hook refuses it."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)

@@ -4,6 +4,7 @@ The server keeps what is emitted; a writer that starts over does everything agai
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -16,6 +17,7 @@ from runtail.interrupts import Suspended, TimedOut
 from runtail.records import OpRecord
 from runtail.sinks import Sink
 from runtail.values import clean, draw, given
+from runtail.within import OfContext, carried
 
 T = TypeVar("T")
 
@@ -32,9 +34,24 @@ class External:
     keeps = False
 
     def __init__(self, sink: Sink) -> None:
-        self.host = self
+        self.places = OfContext()
         self._sink = sink
+        self._thread = threading.get_ident()
+        self._keys = itertools.count(1)
         self._numbers = {kind: itertools.count(1) for kind in ("step", "call", "msg", "apr")}
+
+    @property
+    def host(self) -> "External":
+        """Itself."""
+        return self
+
+    def key(self, op: str) -> str:
+        """The number of the call among those of the thread that the run was begun in: a job that is tried again makes
+        these in the same order. In other threads, and without a run, nobody could know a call again.
+        """
+        if not self.run_id or threading.get_ident() != self._thread:
+            return ""
+        return f"{self.run_id}:{next(self._keys)}"
 
     @property
     def run_id(self) -> str:
@@ -69,6 +86,7 @@ class External:
 
     def next(self, kind: str, *types: str, records: str | None = None) -> str:
         """The number of what has an id; empty for the rest."""
+        self._sink.check()
         if not kind:
             return ""
         number = next(self._numbers[kind])
@@ -159,10 +177,12 @@ class External:
 
     def now(self) -> datetime:
         """The time by this machine's clock."""
+        self._sink.check()
         return datetime.now(timezone.utc)
 
     def random(self) -> float:
         """A random number."""
+        self._sink.check()
         return draw()
 
     # As a host.
@@ -183,7 +203,7 @@ class External:
 
     def side_by_side(self, functions: Sequence[Callable[[], T]]) -> list[T]:
         """The results of the functions, in order, each called in a thread of its own."""
-        return in_threads(functions)
+        return in_threads([carried(function) for function in functions])
 
     def run_program(
         self,

@@ -17,6 +17,7 @@ from runtail.journal import Journal, fingerprint, stored_arguments
 from runtail.ports import Log
 from runtail.records import ApprovalRecord, NewApproval, OpRecord
 from runtail.values import draw
+from runtail.within import OfBranch
 
 LONG_SLEEP_SECONDS = 60.0
 """A sleep of at least so long suspends the run."""
@@ -30,8 +31,19 @@ class Journaled:
 
     keeps = True
 
-    def __init__(self, log: Log, check: Callable[[], None], journal: Journal, prefix: str | None = None) -> None:
-        """:param check: raises Interrupted once the run has been stopped."""
+    def __init__(
+        self,
+        log: Log,
+        check: Callable[[], None],
+        journal: Journal,
+        prefix: str | None = None,
+        outside: OfBranch | None = None,
+    ) -> None:
+        """
+        :param check: raises Interrupted once the run has been stopped.
+        :param prefix: of the numbers of a branch, which was begun `outside` of it.
+        """
+        self.places = OfBranch(outside)
         self.journal = journal
         self.host: Log = log
         self._log = log
@@ -61,7 +73,11 @@ class Journaled:
 
     def branch(self, op: str, n: int) -> "Journaled":
         """The n-th branch of call `op`."""
-        return Journaled(self._log, self._check, self.journal, f"{op}.{n}.")
+        return Journaled(self._log, self._check, self.journal, f"{op}.{n}.", self.places)
+
+    def key(self, op: str) -> str:
+        """Run and number: the same after a crash."""
+        return f"{self.run_id}:{op}"
 
     @contextmanager
     def within(self, op: str) -> Iterator[None]:

@@ -32,11 +32,13 @@ class Messages:
             return
         message_id = record.result["message_id"]
         message = Message(message_id, partial(calls.deltas, message_id))
-        yield message
-        message.close()
+        try:
+            yield message
+            message.close()
+        finally:
+            self._note(role, message)
         if message.text != calls.message_text(message_id):
             calls.broken(f"The message of call {op} had another text before.")
-        self._note(role, message)
 
     def stream(self, calls: Calls, texts: Iterable[str], *, replaces: bool = False) -> str:
         """See `Run.stream`.
@@ -48,7 +50,7 @@ class Messages:
             record = calls.recorded(op, "message", "assistant")
             if record is not None:
                 return self._streamed_before(calls, record)
-            failing = foreseen("stream_error", "The stream failed.")
+            failing = foreseen(calls, "stream_error", "The stream failed.")
             with self._new(calls, op, "assistant", replaces=replaces) as message, failing, calls.within(op):
                 for text in texts:
                     message.write(text)
@@ -66,8 +68,8 @@ class Messages:
         def send(text: str) -> str:
             nonlocal begun
             if not begun:
-                begun = True
                 calls.begin_message(message_id, role, op)
+                begun = True
             return calls.delta(message_id, text, op)
 
         message = Message(message_id, send)
@@ -89,12 +91,12 @@ class Messages:
 
     def _streamed_before(self, calls: Calls, record: OpRecord) -> str:
         error, message_id = record.result["error"], record.result["message_id"]
-        if error is not None:
-            raise InvalidCall(error["message"]) if error["code"] == InvalidCall.code else ToolError.of(error)
         text = calls.message_text(message_id)
         message = Message(message_id, lambda piece: piece)
         message.write(text)
         self._note("assistant", message)
+        if error is not None:
+            raise InvalidCall(error["message"]) if error["code"] == InvalidCall.code else ToolError.of(error)
         return text
 
     def _note(self, role: str, message: Message) -> None:

@@ -9,6 +9,7 @@ from runtail.errors import RuntailError
 from runtail.handles import Approval, Question
 from runtail.interrupts import Suspended, TimedOut
 from runtail.records import NewApproval, OpRecord
+from runtail.within import Places
 
 T = TypeVar("T")
 
@@ -92,6 +93,13 @@ class Calls(Protocol):
     @property
     def host(self) -> Host:
         """The process around them."""
+
+    @property
+    def places(self) -> Places:
+        """The steps and tool calls that the calling code is in."""
+
+    def key(self, op: str) -> str:
+        """What is the same whenever tool call `op` is made again; empty: nobody could know it again."""
 
     @property
     def keeps(self) -> bool:

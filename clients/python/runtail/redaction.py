@@ -10,6 +10,7 @@ from typing import Any
 
 from runtail.secret_names import is_secret
 from runtail.texts import clean_text
+from runtail.time_limits import out_of_time
 from runtail.values import MAX_DEPTH, Json, Turn, clean, dumps, no_turn
 
 SUMMARY_MAX_CHARS = 200
@@ -79,7 +80,9 @@ def preview(value: object) -> dict[str, Any]:
     """
     try:
         cleaned = clean(value)
-    except Exception:  # InvalidJson, TooDeep, or what the items of a lazy mapping raise
+    except Exception as error:  # InvalidJson, TooDeep, or what the items of a lazy mapping raise
+        if out_of_time(error):
+            raise
         cleaned = f"<{value.__class__.__name__}>"
     whole = len(dumps(cleaned).encode())
     shown = redact_all(cleaned if whole <= READ_CHARS else _beginning(cleaned, [READ_CHARS]))
@@ -137,7 +140,9 @@ def _as_text(name: str, value: Any) -> str:
         return REDACTED
     try:
         return str(_visible(value, [READ_CHARS]))[:READ_CHARS]
-    except Exception:  # what the items of a lazy mapping raise, or a `__str__`
+    except Exception as error:  # what the items of a lazy mapping raise, or a `__str__`
+        if out_of_time(error):
+            raise
         return f"<{type(value).__name__}>"
 
 

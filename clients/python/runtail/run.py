@@ -24,13 +24,13 @@ from runtail.redaction import REDACTED, shown, without_secrets
 from runtail.texts import clean_text
 from runtail.tools import Retries, Tool, call_tool, ms_since
 from runtail.values import given
-from runtail.within import CALL, STEP, Place, bound, carried, current, innermost, inside
+from runtail.within import CALL, STEP, Place, bound, current, inside
 
 T = TypeVar("T")
 
 
 class _Shared:
-    """What the branches of a run have in common. Its identity says whose places some code is in."""
+    """What the branches of a run have in common."""
 
     def __init__(self) -> None:
         self.planned: list[dict[str, str]] = []
@@ -102,6 +102,8 @@ class Run:
             crash or a wait it begins again. In a worker only.
         """
         title, id, timeout_s = checks.arguments("step", title=title, id=id, timeout_s=timeout_s).values()
+        if timeout_s is not None and not self._calls.keeps:
+            raise InvalidCall("run.step: timeout_s needs a worker of Runtail, which can stop the code of a step.")
         op, planned = self._calls.next("step", "step."), self._shared.planned
         known = (step["id"] for step in planned if step["title"] == title)
         step = Step(id or next(known, f"step_{op}"), partial(self._said, op))
@@ -109,7 +111,7 @@ class Run:
         self._calls.emit("step.started", {"step_id": step.id, "title": title, "index": index}, op)
         started = time.monotonic()
         try:
-            with inside(Place(self._shared, STEP, step.id)), self._limited(f"The step {title!r}", timeout_s):
+            with inside(self._calls.places, Place(STEP, step.id)), self._limited(f"The step {title!r}", timeout_s):
                 yield step
         except Exception as failure:
             error = {"code": "step_failed", "message": "The step failed."}
@@ -133,14 +135,12 @@ class Run:
 
     def progress(self, fraction: float, label: str | None = None) -> None:
         """How far the running tool is, or outside a tool the running step. Outside both this does nothing."""
-        op = self._calls.next("", "tool.progress", "step.progress")
-        place = innermost(self._shared, CALL) or innermost(self._shared, STEP)
-        type = "tool.progress" if place and place.kind == CALL else "step.progress"
-        about = {place.kind: place.id} if place else {}
         with self._refused():
-            payload = {**about, **progressed(fraction, label)}
-            if place:
-                self._calls.emit(type, payload, op)
+            about = progressed(fraction, label)
+            op, places = self._calls.next("", "tool.progress", "step.progress"), self._calls.places
+            if place := places.innermost(CALL) or places.innermost(STEP):
+                type = "tool.progress" if place.kind == CALL else "step.progress"
+                self._calls.emit(type, {place.kind: place.id, **about}, op)
 
     # Tools.
 
@@ -171,7 +171,7 @@ class Run:
         arguments = {"args": args, "kwargs": kwargs}
         kept = {"args": without_secrets(_parameters(function), args), "kwargs": kwargs}
         tool = Tool(name, partial(function, *args, **kwargs), arguments, kept, about)
-        result: T = call_tool(self._calls, self._shared, tool, Retries(said["retries"], said["backoff"]), self.sleep)
+        result: T = call_tool(self._calls, tool, Retries(said["retries"], said["backoff"]), self.sleep)
         return result
 
     @property
@@ -183,18 +183,24 @@ class Run:
     def idempotency_key(self) -> str:
         """Within a tool: a key that is the same when the call is made again, after a crash or by its retry policy.
 
-        Give it to whoever has the effect: a call may have had it although its result was not recorded.
+        Give it to whoever has the effect: a call may have had it although its result was not recorded. In a job it is
+        the same when the job is tried again, for calls of the thread that the job was begun in.
+
+        :raises InvalidCall: nobody could know the call again: it is made in another thread of a job, or without a run.
         """
-        return self._call("idempotency_key").idempotency_key
+        key = self._call("idempotency_key").idempotency_key
+        if not key:
+            raise InvalidCall("run.idempotency_key: there is none without a run, nor in another thread of a job.")
+        return key
 
     def _call(self, what: str) -> Place:
-        place = innermost(self._shared, CALL)
+        place = self._calls.places.innermost(CALL)
         if place is None:
             raise InvalidCall(f"run.{what}: there is none outside a tool.")
         return place
 
     def _in_step(self) -> dict[str, str]:
-        place = innermost(self._shared, STEP)
+        place = self._calls.places.innermost(STEP)
         return {STEP: place.id} if place else {}
 
     def exec(
@@ -207,7 +213,7 @@ class Run:
         env: Mapping[str, str] | None = None,
         label: str | None = None,
     ) -> dict[str, Any]:
-        """Run a program as a tool: {returncode, stdout, stderr, truncated}. It ends when the run is stopped.
+        """Run a program as a tool: {returncode, stdout, stderr, truncated}. In a worker it ends with the run.
 
         :param env: its whole environment; None: what is harmless of this process', see `programs.INHERITED`.
         :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
@@ -225,7 +231,7 @@ class Run:
         about = {"label": said["label"] or f"Running {name}", **self._in_step()}
         kept = {**given, "env": None if env is None else dict.fromkeys(env, REDACTED)}
         tool = Tool(name, run, given, kept, about)
-        result: dict[str, Any] = call_tool(self._calls, self._shared, tool, Retries(), self.sleep)
+        result: dict[str, Any] = call_tool(self._calls, tool, Retries(), self.sleep)
         return result
 
     def parallel(self, *functions: "Callable[[Run], T]") -> list[T]:
@@ -243,7 +249,7 @@ class Run:
             with run.active():
                 return function(run)
 
-        branches = [carried(partial(call, n, function)) for n, function in enumerate(functions, 1)]
+        branches = [partial(call, n, function) for n, function in enumerate(functions, 1)]
         try:
             return self._calls.host.side_by_side(branches)
         except Suspended as suspended:
@@ -298,15 +304,19 @@ class Run:
     def emit(self, type: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of your own, `custom.<name>`, the name being of [a-z0-9_.-].
 
-        :raises InvalidEvent: another type, or a payload that is not an object or too large.
+        :raises InvalidCall: the payload is no mapping with texts for its keys.
+        :raises InvalidEvent: another type, or a payload that is too large.
         :raises InvalidJson, TooDeep: the payload is not JSON.
         """
         with self._refused():
-            said = checks.arguments("emit", type=type, payload=payload)
-            if not checks.CUSTOM_TYPE.fullmatch(said["type"]):
-                named = "Events of your own are named custom.<name>, the name being 1 to 100 of [a-z0-9_.-]"
-                raise InvalidEvent(f"{named}, not {said['type'][:100]!r}.")
-            self._said(self._calls.next("", said["type"]), said["type"], lambda: payload)
+            type = checks.arguments("emit", type=type)["type"]
+            named = f"An event of your own is custom.<name>, the name 1 to 100 of [a-z0-9_.-], not {type[:100]!r}."
+            if not type.startswith("custom."):
+                raise InvalidEvent(named)
+            op = self._calls.next("", type)
+            if not checks.CUSTOM_TYPE.fullmatch(type):
+                raise InvalidEvent(named)
+            self._calls.emit(type, checks.arguments("emit", payload=payload)["payload"], op)
 
     def _say(self, type: str, verb: str, **arguments: object) -> None:
         op = self._calls.next("", type)
@@ -338,7 +348,7 @@ class Run:
         """Ask for a decision and wait for it. In a worker that costs nothing; elsewhere this thread waits.
 
         :param label: what is to be decided, a sentence for humans.
-        :param tool_call_id: the call that waits for it; None: the tool call that asks, if one does.
+        :param tool_call_id: the tool call that waits for it; None: it is said of none.
         :param expires_in: seconds, or a timedelta, after which nobody can decide any more; None: never.
         :param requires: who decides: the run's `owner`, or an `operator`, who is an admin of the tenant.
         :param id: a name of your own, of [A-Za-z0-9_.-]. A job that starts over and asks the same under the same name

@@ -33,20 +33,21 @@ ABOUT_THE_AGENT = (InvalidCall, InvalidOutput, NondeterministicAgent)
 
 
 @contextmanager
-def foreseen(code: str, message: str) -> Iterator[None]:
+def foreseen(calls: Calls, code: str, message: str) -> Iterator[None]:
     """Make a ToolError of whatever else is raised: an agent meets the same error when it runs again.
 
     :raises InvalidCall, InvalidOutput, NondeterministicAgent: which say something about the agent.
-    :raises WriterLost: the run is somebody else's. And what a queue throws into a job whose time is over.
+    :raises WriterLost: in a process of the caller's own: the run is somebody else's. And what a queue throws into a
+        job whose time is over.
     """
     try:
         yield
-    except (*ABOUT_THE_AGENT, ToolError, WriterLost):
+    except (*ABOUT_THE_AGENT, ToolError):
         raise
     except NeedsIsolation as error:
         raise ToolError(error.code, error.detail) from error
     except Exception as error:
-        if out_of_time(error):
+        if not calls.keeps and (isinstance(error, WriterLost) or out_of_time(error)):
             raise
         raise ToolError(code, message) from error
 
@@ -78,19 +79,18 @@ class Tool:
     about: Mapping[str, Any]
 
 
-def call_tool(calls: Calls, owner: object, tool: Tool, retries: Retries, sleep: Callable[[float], None]) -> Any:
+def call_tool(calls: Calls, tool: Tool, retries: Retries, sleep: Callable[[float], None]) -> Any:
     """Call a tool. Returns its result, once that is recorded: as JSON, where results are kept.
 
-    :param owner: whose places its calls are.
     :param sleep: as a call of the agent.
     :raises ToolError: the tool raised, and the policy has come to its end.
     :raises InvalidOutput: its result is to be kept, and is not JSON, or too large.
     """
-    first = ""
+    key: str | None = None
     for attempt in range(retries.times + 1):
         op = calls.next("call", "tool.", records="tool")
-        first = first or op
-        place = Place(owner, CALL, f"call_{op}", f"{calls.run_id}:{first}")
+        key = calls.key(op) if key is None else key
+        place = Place(CALL, f"call_{op}", key)
         try:
             return _once(calls, tool, op, place)
         except ToolError as error:
@@ -119,7 +119,7 @@ def _make(calls: Calls, tool: Tool, op: str, place: Place) -> Any:
         calls.record(op, "tool", tool.name, result, **about, failed=failed, event=event)
 
     try:
-        with inside(place), calls.within(op), foreseen(UNFORESEEN, "The tool failed."):
+        with inside(calls.places, place), calls.within(op), foreseen(calls, UNFORESEEN, "The tool failed."):
             result = tool.function()
             if calls.keeps:
                 result = as_result(result, f"the tool {tool.name!r}")

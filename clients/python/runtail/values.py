@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from runtail.errors import InvalidJson, TooDeep
 from runtail.texts import clean_text
+from runtail.time_limits import out_of_time
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -115,6 +116,8 @@ def _items_of(value: Mapping[object, object]) -> list[tuple[object, object]]:
     try:
         return list(value.items())
     except Exception as error:  # somebody's own mapping, which may do anything
+        if out_of_time(error):
+            raise
         raise _Unfit(InvalidJson, f"a {type(value).__name__} whose items cannot be read") from error
 
 

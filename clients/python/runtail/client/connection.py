@@ -28,7 +28,7 @@ _ours: ContextVar[bool] = ContextVar("runtail_ours", default=False)
 
 
 class _Unlogged(httpx.Client):
-    """httpx logs each request: of a stream of tokens that is a line every 40 ms, and its URL may hold a watch token."""
+    """httpx logs each request: of a stream of tokens that is a line every 50 ms, and its URL may hold a watch token."""
 
     def send(self, *args: Any, **kwargs: Any) -> httpx.Response:
         token = _ours.set(True)

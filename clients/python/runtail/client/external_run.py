@@ -35,9 +35,8 @@ class ExternalRun(Run):
     def output(self) -> Any:
         """What the run is to be completed with at the end of its block; None where nothing was set.
 
-        Without one, the server makes it of the answer, the sources and the checks. A text has to be the one that
-        was streamed; one that was not streamed at all the server streams. Set to what has no JSON form it raises
-        InvalidEvent.
+        Without one, the server makes it of the answer, the sources and the checks. A text that was not said yet is said
+        at the end, in place of what was. Set to what has no JSON form it raises InvalidEvent.
         """
         return self._ending.get("output")
 
@@ -51,7 +50,7 @@ class ExternalRun(Run):
     def complete(self, *output: object) -> dict[str, Any]:
         """Complete the run now, with this output or the one that was set; returns it as it ended.
 
-        :raises RunFailed: the output is not the text that was streamed.
+        :raises RunFailed: the server has failed it: the output cannot be stored.
         """
         if output:
             (self.output,) = output
@@ -61,15 +60,16 @@ class ExternalRun(Run):
         return ended
 
     def _end(self) -> dict[str, Any]:
-        """The end as it is sent: a long text that was streamed is named, one that was not is streamed first."""
+        """The end as it is sent: a long text is named, after it was written where it is not the answer yet."""
         output = self._ending.get("output")
         if not isinstance(output, str) or len(dumps(output).encode()) <= LONG_OUTPUT_BYTES:
             return self._ending
-        if not self.answered:
-            self.stream([output])
         answer = self._shared.messages.answer
-        is_answer = answer is not None and answer.text == output
-        return {**self._ending, "output": None, "output_is": "answer"} if is_answer else self._ending
+        if answer is None:
+            self.stream([output])
+        elif answer.text != output:
+            self.replace_answer(output)
+        return {**self._ending, "output": None, "output_is": "answer"}
 
     def fail_by(self, error: BaseException, seconds: float | None = None) -> dict[str, Any]:
         """Fail the run by what its code has raised: of a ToolError that is public, of anything else nothing is."""
