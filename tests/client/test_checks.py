@@ -236,6 +236,27 @@ def test_a_result_of_as_many_levels_as_may_be_is_shown_in_its_event(levels: int)
     assert (shown["preview"] == result) == (levels < MAX_DEPTH)
 
 
+def test_a_job_does_its_work_whatever_it_says_of_it(live: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    bad: Any = b"bytes"
+    with Runtail(live.url) as client:
+        runs: list[str] = []
+
+        @client.job
+        def report(run: Run) -> list[object]:
+            runs.append(run.id)
+            first, second = run.plan([bad, "x" * (TEXT_MAX_CHARS + 1)])
+            with run.step(bad, id=bad):
+                found = run.tool(bad, lambda: 1, label=bad, summary=bad, retries=bad, backoff=bad)
+            with run.message(bad) as message:
+                message.write("text")
+            echoed = run.exec(["/bin/echo", "a"], label=bad)["stdout"]
+            return [found, echoed, run.inputs(wait=bad) if first == second else []]
+
+        assert report() == [1, "a\n", []]
+    assert ended(live, runs[0]).output == [1, "a\n", []]
+    assert len([record for record in caplog.records if "cannot" in record.message or " is " in record.message]) >= 9
+
+
 def test_what_a_job_has_emitted_before_a_bad_value_is_kept(live: Stack) -> None:
     def bad(run: Run) -> list[Callable[[], None]]:
         return [

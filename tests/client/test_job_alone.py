@@ -402,7 +402,7 @@ def test_a_cancel_still_stops_a_job_of_which_an_event_was_refused(live: Stack) -
 
         @client.job
         def report(run: Run) -> None:
-            run.emit("custom.no" + "x" * 200, {})
+            run.plan([f"Step {n}" for n in range(1_001)])  # too many for the server
             eventually(lambda: "refused" if run._sink._sender.incomplete else "", what="the refusal")
             client.cancel(run.id)
             try:

@@ -242,14 +242,57 @@ VERBS: Mapping[str, Mapping[str, Rule]] = {
 """What each argument of each verb may be."""
 
 
-def arguments(verb: str, of: str = "", /, **values: object) -> dict[str, Any]:
+def _untitled(value: object) -> str:
+    return UNTITLED
+
+
+def _usable_titles(value: object) -> list[str]:
+    """As many titles as were given: whoever gets the ids of the steps may count on it."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return []
+    return [item if isinstance(item, str) and len(item) <= TEXT_MAX_CHARS else UNTITLED for item in value]
+
+
+UNTITLED = "…"
+USABLE: Mapping[tuple[str, str], Callable[[object], Any]] = {
+    ("plan", "titles"): _usable_titles,
+    ("step", "title"): _untitled,
+    ("step", "id"): lambda value: None,
+    ("tool", "name"): _untitled,
+    ("tool", "label"): lambda value: None,
+    ("tool", "summary"): lambda value: None,
+    ("tool", "retries"): lambda value: 0,
+    ("tool", "backoff"): lambda value: 1.0,
+    ("exec", "label"): lambda value: None,
+    ("message", "role"): lambda value: "assistant",
+    ("approve", "label"): _untitled,
+    ("approve", "tool_call_id"): lambda value: None,
+    ("approve", "id"): lambda value: None,
+    ("inputs", "wait"): bool,
+}
+"""What stands in for an argument that was refused without being raised, which is so in a job: it does its work whatever
+it says of it. Of the arguments that are not here the work itself depends."""
+
+
+def arguments(
+    verb: str, of: str = "", refuse: Callable[[InvalidCall], None] | None = None, /, **values: object
+) -> dict[str, Any]:
     """The arguments of a verb as they are used, by name.
 
     :param of: which call of the verb, for the sentence.
+    :param refuse: is told of one that cannot be used, and raises that, or has something stand in for it.
     :raises InvalidCall: one of them cannot be used; the sentence names verb and argument.
     """
-    rules = VERBS[verb]
-    return {name: rules[name](value, f"run.{verb}{of}: {name}") for name, value in values.items()}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            found[name] = VERBS[verb][name](value, f"run.{verb}{of}: {name}")
+        except InvalidCall as error:
+            if refuse is None or (verb, name) not in USABLE:
+                raise
+            refuse(error)
+            found[name] = USABLE[verb, name](value)
+    return found
 
 
 def _kind(value: object) -> str:

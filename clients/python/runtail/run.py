@@ -84,7 +84,10 @@ class Run:
         Said again, it changes the plan: a title that stays keeps its id, and so its status. Of a title that stands
         there twice the first keeps the first one's.
         """
-        titles, planned = checks.arguments("plan", titles=titles)["titles"], self._shared.planned
+        titles, planned = (
+            self._given("plan", titles=titles)["titles"],
+            self._shared.planned,
+        )
         op, type = self._calls.next("step", "plan."), "plan.updated" if planned else "plan.created"
         known: dict[str, list[str]] = {}
         for step in planned:
@@ -101,7 +104,9 @@ class Run:
         :param timeout_s: a step that takes longer fails the run, as `timeout`. Waiting costs no time, and after a
             crash or a wait it begins again. In a worker only.
         """
-        title, id, timeout_s = checks.arguments("step", title=title, id=id, timeout_s=timeout_s).values()
+        title, id, timeout_s = checks.arguments(
+            "step", "", self._calls.refuse, title=title, id=id, timeout_s=timeout_s
+        ).values()
         if timeout_s is not None and not self._calls.keeps:
             raise InvalidCall("run.step: timeout_s needs a worker of Runtail, which can stop the code of a step.")
         op, planned = self._calls.next("step", "step."), self._shared.planned
@@ -164,9 +169,11 @@ class Run:
         :param backoff: seconds before the first of them; each pause is twice the one before.
         :raises ToolError: the tool raised; what it has not foreseen is a `tool_error`.
         """
-        name = checks.arguments("tool", name=name)["name"]
+        name = self._given("tool", name=name)["name"]
         policy = {"retries": retries, "backoff": backoff}
-        said = checks.arguments("tool", f"({name!r})", function=function, label=label, summary=summary, **policy)
+        said = checks.arguments(
+            "tool", f"({name!r})", self._calls.refuse, function=function, label=label, summary=summary, **policy
+        )
         about = {"label": said["label"] or name, "summary": shown(said["summary"] or {}), **self._in_step()}
         arguments = {"args": args, "kwargs": kwargs}
         kept = {"args": without_secrets(_parameters(function), args), "kwargs": kwargs}
@@ -219,7 +226,7 @@ class Run:
         :raises ToolError: it cannot be started (`not_started`), or took too long (`timeout`, retryable).
         """
         given = {"argv": argv, "input": input, "cwd": cwd, "env": env}
-        said = checks.arguments("exec", **given, timeout_s=timeout_s, label=label)
+        said = self._given("exec", **given, timeout_s=timeout_s, label=label)
         name, timeout_s = clean_text(basename(argv[0])), said["timeout_s"]
 
         def run() -> dict[str, object]:
@@ -266,7 +273,7 @@ class Run:
 
         :param role: assistant, system, tool or user.
         """
-        return self._shared.messages.message(self._calls, **checks.arguments("message", role=role))
+        return self._shared.messages.message(self._calls, **self._given("message", role=role))
 
     def stream(self, texts: Iterable[str]) -> str:
         """Write each text as it comes, as one message. Returns the whole; once recorded, `texts` is not asked again.
@@ -326,6 +333,10 @@ class Run:
         with self._refused():
             self._calls.emit(type, payload(), op)
 
+    def _given(self, verb: str, of: str = "", /, **values: object) -> dict[str, Any]:
+        """The arguments as they are used; one that is refused and not raised, as in a job, has something stand in."""
+        return checks.arguments(verb, of, self._calls.refuse, **values)
+
     @contextmanager
     def _refused(self) -> Iterator[None]:
         """What cannot be emitted is the backend's to raise, or to say."""
@@ -355,7 +366,7 @@ class Run:
             gets the decision that was made before; without one it asks anew. In a worker the call's number says that.
         """
         about = {"label": label, "requires": requires, "tool_call_id": tool_call_id, "expires_in": expires_in}
-        *question, id = checks.arguments("approve", **about, id=id).values()
+        *question, id = self._given("approve", **about, id=id).values()
         return self._calls.approve(Question(*question), id)
 
     def inputs(self, *, wait: bool = False) -> list[str]:
@@ -363,7 +374,7 @@ class Run:
 
         :param wait: if there is nothing, wait for it: in a worker that costs nothing; elsewhere this thread waits.
         """
-        return self._calls.inputs(**checks.arguments("inputs", wait=wait))
+        return self._calls.inputs(**self._given("inputs", wait=wait))
 
     def now(self) -> datetime:
         """The time in UTC. In a worker as it was when this call was first made, by Postgres' clock."""
