@@ -1,6 +1,6 @@
 """What schemathesis is told of Runtail beyond the document; it loads this file by the name in SCHEMATHESIS_HOOKS.
 
-Three of its own checks are switched off in `schemathesis.toml` for those below, which know more and except less.
+Some of its own checks are switched off in `schemathesis.toml` for those below, which know more and except less.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import schemathesis
 from hypothesis import strategies
-from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+from schemathesis.specs.openapi.checks import ignored_auth, negative_data_rejection, positive_data_acceptance
 
 EVENTS, SEVERAL, SOCKET = "GET /runs/{run_id}/events", "GET /events", "GET /runs/{run_id}/ws"
 APPEND = "POST /runs/{run_id}/events"
@@ -172,6 +172,17 @@ def invalid_data_is_refused(ctx: Any, response: Any, case: Any) -> None:
     ignored = sum(name in sent for name in CURSORS) > 1 or UNKNOWN in (case.headers or {})
     if not ignored and _code(response) != "upgrade_required":
         negative_data_rejection(ctx, response, case)
+
+
+@schemathesis.check
+def a_key_is_asked_for(ctx: Any, response: Any, case: Any) -> None:
+    """`ignored_auth`, but for a call with a watch token, which is a credential too: for a wrong one there is no run.
+
+    The phases before the stateful one try every operation; there it would take two requests more for each call.
+    """
+    is_stateful = ctx.phase is not None and ctx.phase.value == "stateful"
+    if not is_stateful and "watch_token" not in (case.query or {}):
+        ignored_auth(ctx, response, case)
 
 
 @schemathesis.check
