@@ -67,7 +67,7 @@ def answers(url: str) -> bool:
 def test_it_has_what_is_locked_and_nothing_else_on_the_base_that_is_named(image: Image, tmp_path: Path) -> None:
     found = json.loads(image.run(tmp_path / "log", {}, "python", "-c", PACKAGES))
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    assert set(found["names"]) - {"pip"} == (locked - {"async-timeout"}) | {"runtail-server"}
+    assert set(found["names"]) - {"pip"} == (locked - {"async-timeout"}) | {"runtail", "runtail-server"}
     assert (".".join(map(str, found["python"])), found["system"]) == (base().python, base().suite)
 
 
