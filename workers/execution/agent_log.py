@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from app.hooks import Hooks, text_of
 from runtail.interrupts import TimedOut
-from runtail.programs import run_program
 from runtail.records import NewApproval, OpRecord
 from workers.execution.named import call_named
 from workers.execution.runner import Outlet
@@ -90,14 +89,3 @@ class AgentLog:
     def side_by_side(self, functions: Sequence[Callable[[], T]]) -> list[T]:
         """The results of the functions, in order."""
         return self._outlet.side_by_side([partial(call_named, self.run_id, function) for function in functions])
-
-    def run_program(
-        self,
-        argv: Sequence[str],
-        input: str | None,
-        timeout_s: float | None,
-        cwd: str | None,
-        env: Mapping[str, str] | None,
-    ) -> dict[str, object]:
-        """Run a program to its end."""
-        return run_program(argv, input, timeout_s, cwd, env)

@@ -205,19 +205,6 @@ class External:
         """The results of the functions, in order, each called in a thread of its own."""
         return in_threads([carried(function) for function in functions])
 
-    def run_program(
-        self,
-        argv: Sequence[str],
-        input: str | None,
-        timeout_s: float | None,
-        cwd: str | None,
-        env: Mapping[str, str] | None,
-    ) -> dict[str, object]:
-        """As `runtail.programs.run_program`, which is loaded here: few runs need what it needs."""
-        from runtail.programs import run_program
-
-        return run_program(argv, input, timeout_s, cwd, env)
-
 
 def cleaned(payload: object) -> Any:
     """A copy of a payload as plain JSON.

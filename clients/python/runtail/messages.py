@@ -15,11 +15,11 @@ from runtail.tools import foreseen
 class Messages:
     """The messages of one run, whose branches share it.
 
-    :ivar answer: the assistant's last message that has a text.
+    :ivar answer: the text of the assistant's last message that has one.
     """
 
     def __init__(self) -> None:
-        self.answer: Message | None = None
+        self.answer: str | None = None
 
     @contextmanager
     def message(self, calls: Calls, role: str) -> Iterator[Message]:
@@ -36,7 +36,7 @@ class Messages:
             yield message
             message.close()
         finally:
-            self._note(role, message)
+            self._note(role, message.text)
         if message.text != calls.message_text(message_id):
             calls.broken(f"The message of call {op} had another text before.")
 
@@ -84,21 +84,18 @@ class Messages:
             result["error"] = ToolError(error.code, error.detail).public()
             raise
         finally:
-            self._note(role, message)
+            self._note(role, message.text)
             completed = ("message.completed", {"message_id": message_id, "chars": len(message.text)})
             event = completed if begun else None
             calls.quietly(lambda: calls.record(op, "message", role, result, event=event))
 
     def _streamed_before(self, calls: Calls, record: OpRecord) -> str:
-        error, message_id = record.result["error"], record.result["message_id"]
-        text = calls.message_text(message_id)
-        message = Message(message_id, lambda piece: piece)
-        message.write(text)
-        self._note("assistant", message)
+        error, text = record.result["error"], calls.message_text(record.result["message_id"])
+        self._note("assistant", text)
         if error is not None:
             raise InvalidCall(error["message"]) if error["code"] == InvalidCall.code else ToolError.of(error)
         return text
 
-    def _note(self, role: str, message: Message) -> None:
-        if role == "assistant" and message.text:
-            self.answer = message
+    def _note(self, role: str, text: str) -> None:
+        if role == "assistant" and text:
+            self.answer = text

@@ -33,16 +33,6 @@ class Host(Protocol):
         :raises Exception: what the first in order that failed has raised.
         """
 
-    def run_program(
-        self,
-        argv: Sequence[str],
-        input: str | None,
-        timeout_s: float | None,
-        cwd: str | None,
-        env: Mapping[str, str] | None,
-    ) -> dict[str, object]:
-        """As `runtail.programs.run_program`."""
-
 
 class Log(Host, Protocol):
     """A host that keeps the log and the journal of its run: what `Journaled` stands on.

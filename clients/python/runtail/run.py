@@ -230,8 +230,10 @@ class Run:
         name, timeout_s = clean_text(basename(argv[0])), said["timeout_s"]
 
         def run() -> dict[str, object]:
+            from runtail.programs import run_program  # what it needs, few runs need
+
             try:
-                return self._calls.host.run_program(argv, input, timeout_s, cwd, env)
+                return run_program(argv, input, timeout_s, cwd, env)
             except OSError as error:
                 raise ToolError("not_started", f"{name} cannot be started.") from error
 

@@ -67,7 +67,7 @@ class ExternalRun(Run):
         answer = self._shared.messages.answer
         if answer is None:
             self.stream([output])
-        elif answer.text != output:
+        elif answer != output:
             self.replace_answer(output)
         return {**self._ending, "output": None, "output_is": "answer"}
 
